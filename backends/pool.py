@@ -1,0 +1,191 @@
+"""What is a vLLM pool, and how is each of its replicas doing right now?
+
+Values only: the specification of a pool as its YAML file states it, and frozen snapshots of live
+replicas. No I/O, no processes, no prices beyond USD as the file states them (decimal, per GPU-hour and
+per million tokens); the gateway turns rates into integers in `gateway.pricing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+FlagValue = str | int | float | bool | list[str | int | float]
+"""What a pass-through vLLM flag may carry; `True` alone renders as a bare flag, `False` as `--no-…`."""
+
+
+def _plain_name(value: str) -> str:
+    if not value or not all(char.isalnum() or char in "-_" for char in value):
+        message = "a pool's name may hold letters, digits, '-' and '_' only"
+        raise ValueError(message)
+    return value
+
+
+class _Strict(BaseModel):
+    """Unknown keys are errors: a misspelt flag must never be silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RateCard(_Strict):
+    """What a tenant is charged on this pool, USD per million tokens and per meter (five disjoint meters)."""
+
+    input: Decimal = Field(ge=0, description="fresh input tokens")
+    cached_input: Decimal = Field(ge=0, description="input tokens found in the prefix cache")
+    cache_write: Decimal = Field(default=Decimal(0), ge=0, description="input tokens written to a billed cache")
+    output: Decimal = Field(ge=0, description="generated tokens")
+    reasoning: Decimal | None = Field(default=None, ge=0, description="reasoning tokens; as output if left out")
+
+    @model_validator(mode="after")
+    def _not_free(self) -> Self:
+        if self.input == 0 or self.output == 0:
+            message = "input and output rates must be above 0: a pool that charges nothing cannot be budgeted"
+            raise ValueError(message)
+        return self
+
+
+class ModelSpec(_Strict):
+    """Which weights the pool serves, under which name."""
+
+    path: str | None = Field(
+        default=None,
+        description="folder or repository of the weights; a relative path is relative to the pool file",
+    )
+    served_name: str = Field(min_length=1, description="the name vLLM is asked for")
+    max_model_len: int = Field(gt=0, description="context, tokens of input and output together")
+    quantization: str | None = Field(default=None, description="left out: read from the checkpoint")
+    dtype: str = "auto"
+
+
+class SpeculationSpec(_Strict):
+    """Speculative decoding (vLLM's --speculative-config)."""
+
+    method: Literal["draft_model", "ngram", "ngram_gpu", "suffix", "eagle", "eagle3", "mtp", "medusa"]
+    model: str | None = Field(default=None, description="draft weights; relative to the pool file")
+    num_speculative_tokens: int = Field(gt=0)
+    prompt_lookup_min: int | None = Field(default=None, gt=0)
+    prompt_lookup_max: int | None = Field(default=None, gt=0)
+
+
+class BatchingSpec(_Strict):
+    """How much the engine works on at once; spelled out, never vLLM's per-hardware default."""
+
+    max_num_seqs: int = Field(gt=0, description="requests decoded together")
+    max_num_batched_tokens: int = Field(gt=0, description="tokens per engine step")
+    enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            message = "max_num_batched_tokens must be at least max_num_seqs: every running request needs a token"
+            raise ValueError(message)
+        return self
+
+
+class HardwareSpec(_Strict):
+    """What one replica occupies, and what that costs the company."""
+
+    gpu: str = Field(description="'cpu', or the GPU's name such as 'H100'")
+    gpus_per_replica: int = Field(default=0, ge=0)
+    usd_per_hour: Decimal = Field(gt=0, description="of one replica's hardware")
+
+
+class PoolSpec(_Strict):
+    """One pool file: interchangeable replicas of one model."""
+
+    name: Annotated[str, AfterValidator(_plain_name)]
+    description: str = ""
+    driver: Literal["process", "external"]
+    model: ModelSpec
+    speculation: SpeculationSpec | None = None
+    batching: BatchingSpec
+    hardware: HardwareSpec
+    rates: RateCard
+    replicas: int = Field(default=1, ge=1, le=64)
+    urls: tuple[str, ...] = Field(default=(), description="driver external: the replicas' base URLs, without /v1")
+    engine_args: dict[str, FlagValue] = Field(default_factory=dict, description="other vLLM flags, without dashes")
+    env: dict[str, str] = Field(default_factory=dict, description="environment of the replicas")
+
+    @model_validator(mode="after")
+    def _driver_has_what_it_needs(self) -> Self:
+        if self.driver == "external" and not self.urls:
+            message = "driver 'external' needs 'urls': the base URLs of the replicas that someone else runs"
+            raise ValueError(message)
+        if self.driver == "process" and self.urls:
+            message = "'urls' is for driver 'external'; driver 'process' chooses its own ports"
+            raise ValueError(message)
+        if self.driver == "process" and self.model.path is None:
+            message = "driver 'process' needs model.path: the folder of the weights it shall serve"
+            raise ValueError(message)
+        return self
+
+
+class ReplicaState(StrEnum):
+    """A replica's life; only READY ones get requests."""
+
+    STARTING = "starting"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLoad:
+    """What /metrics of one replica said; counters are totals of the replica's process lifetime."""
+
+    requests_running: int
+    requests_waiting: int
+    kv_cache_usage_ratio: float
+    prompt_tokens_total: int
+    generation_tokens_total: int
+    prefix_cache_query_tokens_total: int
+    prefix_cache_hit_tokens_total: int
+    draft_steps_total: int | None
+    """None: the engine does not speculate (not the same as an acceptance of zero)."""
+    draft_tokens_total: int | None
+    accepted_tokens_total: int | None
+    scraped_at_s: float
+    """time.monotonic() of the scrape."""
+
+    @property
+    def mean_acceptance_length(self) -> float | None:
+        """Tokens per target step over the process lifetime, the bonus token included; None without data."""
+        if not self.draft_steps_total or self.accepted_tokens_total is None:
+            return None
+        return 1 + self.accepted_tokens_total / self.draft_steps_total
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSnapshot:
+    """One replica at one moment."""
+
+    pool: str
+    replica: str
+    """Unique over all pools, such as `speculative-0`."""
+    url: str
+    """Base URL without /v1 and without a trailing slash."""
+    state: ReplicaState
+    in_flight: int
+    """Requests that this gateway process has under way there."""
+    load: ReplicaLoad | None
+    consecutive_failures: int
+    detail: str = ""
+    """Why it is not ready, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """One pool at one moment."""
+
+    spec: PoolSpec
+    replicas: tuple[ReplicaSnapshot, ...] = field(default=())
+
+    @property
+    def ready_count(self) -> int:
+        """Replicas that can take a request now."""
+        return sum(1 for replica in self.replicas if replica.state is ReplicaState.READY)
