@@ -36,9 +36,9 @@ class RateCard(_Strict):
 
     input: Decimal = Field(ge=0, description="fresh input tokens")
     cached_input: Decimal = Field(ge=0, description="input tokens found in the prefix cache")
-    cache_write: Decimal = Field(default=Decimal(0), ge=0, description="input tokens written to a billed cache")
+    cache_write: Decimal = Field(default=Decimal(0), ge=0, description="tokens written to a billed cache")
     output: Decimal = Field(ge=0, description="generated tokens")
-    reasoning: Decimal | None = Field(default=None, ge=0, description="reasoning tokens; as output if left out")
+    reasoning: Decimal | None = Field(default=None, ge=0, description="left out: the output rate")
 
     @model_validator(mode="after")
     def _not_free(self) -> Self:
@@ -82,7 +82,7 @@ class BatchingSpec(_Strict):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.max_num_batched_tokens < self.max_num_seqs:
-            message = "max_num_batched_tokens must be at least max_num_seqs: every running request needs a token"
+            message = "max_num_batched_tokens must be at least max_num_seqs: each request needs a token"
             raise ValueError(message)
         return self
 
@@ -107,8 +107,8 @@ class PoolSpec(_Strict):
     hardware: HardwareSpec
     rates: RateCard
     replicas: int = Field(default=1, ge=1, le=64)
-    urls: tuple[str, ...] = Field(default=(), description="driver external: the replicas' base URLs, without /v1")
-    engine_args: dict[str, FlagValue] = Field(default_factory=dict, description="other vLLM flags, without dashes")
+    urls: tuple[str, ...] = Field(default=(), description="external: base URLs, without /v1")
+    engine_args: dict[str, FlagValue] = Field(default_factory=dict, description="other vLLM flags, no dashes")
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replicas")
 
     @model_validator(mode="after")
