@@ -11,11 +11,39 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 FlagValue = str | int | float | bool | list[str | int | float]
 """What a pass-through vLLM flag may carry; `True` alone renders as a bare flag, `False` as `--no-…`."""
+
+OWN_FLAGS = frozenset(
+    {
+        "model",
+        "host",
+        "port",
+        "served-model-name",
+        "max-model-len",
+        "quantization",
+        "dtype",
+        "max-num-seqs",
+        "max-num-batched-tokens",
+        "enable-chunked-prefill",
+        "enable-prefix-caching",
+        "speculative-config",
+        "enable-per-request-metrics",
+        "per-request-spec-decode-metrics",
+        "enable-prompt-tokens-details",
+        "disable-uvicorn-access-log",
+    }
+)
+"""Flags that the typed part of a pool file decides, so that `engine_args` cannot contradict it."""
+
+
+def flag_name(key: str) -> str:
+    """`max_num_seqs`, as YAML likes it, in the spelling of the command line: `max-num-seqs`."""
+    return key.replace("_", "-")
 
 
 def _plain_name(value: str) -> str:
@@ -23,6 +51,27 @@ def _plain_name(value: str) -> str:
         message = "a pool's name may hold letters, digits, '-' and '_' only"
         raise ValueError(message)
     return value
+
+
+def _base_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        message = "expected a base URL such as http://10.0.0.7:8000"
+        raise ValueError(message)
+    if parts.query or parts.fragment or parts.path.rstrip("/").endswith("/v1"):
+        message = "expected a base URL without /v1, query or fragment: the gateway adds the path of each call"
+        raise ValueError(message)
+    return value.rstrip("/")
+
+
+def _pass_through_flag(key: str) -> str:
+    if key.startswith("-"):
+        message = f"write the flag without leading dashes: '{key.lstrip('-')}'"
+        raise ValueError(message)
+    if flag_name(key) in OWN_FLAGS:
+        message = "this flag follows from another key of the pool file and cannot be set twice"
+        raise ValueError(message)
+    return key
 
 
 class _Strict(BaseModel):
@@ -70,6 +119,19 @@ class SpeculationSpec(_Strict):
     prompt_lookup_min: int | None = Field(default=None, gt=0)
     prompt_lookup_max: int | None = Field(default=None, gt=0)
 
+    @model_validator(mode="after")
+    def _has_the_draft_it_needs(self) -> Self:
+        if self.method in _DRAFTED and self.model is None:
+            message = f"method '{self.method}' needs 'model': the folder or repository of the draft weights"
+            raise ValueError(message)
+        if self.method not in _DRAFTED and self.model is not None:
+            message = f"method '{self.method}' takes no 'model': it proposes tokens without draft weights"
+            raise ValueError(message)
+        return self
+
+
+_DRAFTED = frozenset({"draft_model", "eagle", "eagle3", "medusa"})
+
 
 class BatchingSpec(_Strict):
     """How much the engine works on at once; spelled out, never vLLM's per-hardware default."""
@@ -107,8 +169,12 @@ class PoolSpec(_Strict):
     hardware: HardwareSpec
     rates: RateCard
     replicas: int = Field(default=1, ge=1, le=64)
-    urls: tuple[str, ...] = Field(default=(), description="external: base URLs, without /v1")
-    engine_args: dict[str, FlagValue] = Field(default_factory=dict, description="other vLLM flags, no dashes")
+    urls: tuple[Annotated[str, AfterValidator(_base_url)], ...] = Field(
+        default=(), description="external: base URLs, without /v1"
+    )
+    engine_args: dict[Annotated[str, AfterValidator(_pass_through_flag)], FlagValue] = Field(
+        default_factory=dict, description="other vLLM flags, no leading dashes"
+    )
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replicas")
 
     @model_validator(mode="after")
