@@ -1,0 +1,1 @@
+"""Programs and helpers that tests start or call: the mock vLLM and the recorder of its golden exchanges."""

@@ -1,0 +1,125 @@
+"""What does the mock say, in which tokens, and in which steps?
+
+Pure and deterministic: the same prompt gives the same answer, cut into the same engine steps. A token is a
+short piece of text; a step is what one engine iteration puts out: one token, or several when drafts were
+accepted.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+WORDS: Final = (
+    "The",
+    " ledger",
+    " closes",
+    " each",
+    " day",
+    " at",
+    " noon",
+    ",",
+    " and",
+    " the",
+    " café",
+    " beside",
+    " it",
+    " sells",
+    " tea",
+    " for",
+    " 3",
+    " €",
+    ".",
+    " Two",
+    " clerks",
+    " count",
+    " 東京",
+    " coins",
+    " →",
+    " slowly",
+    ";",
+    " nobody",
+    " hurries",
+    " 🙂",
+    "!",
+    "\n",
+)
+_JSON_TOKEN_CHARS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One answer, step by step."""
+
+    steps: tuple[tuple[str, ...], ...]
+    """Tokens by engine step; the first step is the prefill and yields one token."""
+    accepted: tuple[int, ...]
+    """Accepted draft tokens of each verify step (every step but the first); empty without speculation."""
+    is_cut: bool
+    """The text had more to say than there was room for."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return sum(map(len, self.steps))
+
+    @property
+    def text(self) -> str:
+        """The whole answer."""
+        return "".join(token for step in self.steps for token in step)
+
+
+@lru_cache(maxsize=4096)
+def script(seed: int, tokens: int, *, draft_tokens: int, acceptance: float) -> Script:
+    """Canned prose of `tokens` tokens."""
+    start = seed % len(WORDS)
+    words = [WORDS[(start + i) % len(WORDS)] for i in range(tokens)]
+    return _in_steps(words, seed, draft_tokens, acceptance, is_cut=False)
+
+
+def script_of_text(text: str, limit: int, seed: int, *, draft_tokens: int, acceptance: float) -> Script:
+    """A given text, at most `limit` tokens of it."""
+    pieces = [text[i : i + _JSON_TOKEN_CHARS] for i in range(0, len(text), _JSON_TOKEN_CHARS)]
+    return _in_steps(pieces[:limit], seed, draft_tokens, acceptance, is_cut=len(pieces) > limit)
+
+
+def _in_steps(words: list[str], seed: int, draft_tokens: int, acceptance: float, *, is_cut: bool) -> Script:
+    if not draft_tokens or not words:
+        return Script(tuple((word,) for word in words), (), is_cut)
+    chance = random.Random(seed)
+    steps: list[tuple[str, ...]] = [(words[0],)]
+    accepted: list[int] = []
+    position = 1
+    while position < len(words):
+        kept = 0
+        while kept < draft_tokens and chance.random() < acceptance:
+            kept += 1
+        kept = min(kept, len(words) - position - 1)
+        steps.append(tuple(words[position : position + kept + 1]))
+        accepted.append(kept)
+        position += kept + 1
+    return Script(tuple(steps), tuple(accepted), is_cut)
+
+
+def sample_json(schema: Any) -> str:
+    """A small document that satisfies the usual parts of a JSON schema; {"answer": …} without one."""
+    if not isinstance(schema, dict) or not schema:
+        return '{"answer": "yes", "confidence": 0.9}'
+    return json.dumps(_sample(schema), ensure_ascii=False)
+
+
+def _sample(schema: dict[str, Any]) -> object:
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    if isinstance(kind, list):
+        kind = kind[0]
+    if kind == "object":
+        return {name: _sample(part) for name, part in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [_sample(schema.get("items", {"type": "string"}))]
+    plain: dict[str, object] = {"integer": 7, "number": 0.5, "boolean": True, "null": None}
+    return plain.get(kind, "word")
