@@ -1,0 +1,154 @@
+"""What `make test` runs once everything is installed: linters, types, contracts, every test, coverage floors.
+
+A failing check does not keep the tests from running: one run tells all that is wrong. Tests that only need
+processors run two at a time; those that start whole programs and real vLLM run one after another, because on a
+small machine they would starve each other. The last lines are pytest's own closing lines and their sum.
+
+Usage: python scripts/run_tests.py [--only checks|parallel|serial] [--workers 2] [--total 90]
+"""
+# ruff: noqa: INP001, T201, S603
+# INP001: scripts are not a package. T201: reporting is their job. S603: the commands are the ones below.
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+CHECKS = {
+    "ruff": ["ruff", "check", "."],
+    "format": ["ruff", "format", "--check", "."],
+    "types": ["mypy"],
+    "types of scripts": ["mypy", "scripts"],
+    "import contracts": ["lint-imports"],
+}
+PARALLEL = ["tests/unit", "tests/integration", "tests/test_architecture.py"]
+SERIAL = ["tests/e2e", "tests/load", "tests/gpu", "tests/vllm"]
+CLOSING = re.compile(r"^=+ (?P<counts>.*?) in (?P<seconds>[\d.]+)s(?: \([\d:]+\))? =+$")
+COUNT = re.compile(r"(\d+) ([a-z]+)")
+NO_TESTS = 5
+"""pytest's exit status when it found none."""
+
+
+@dataclass
+class Outcome:
+    """How the run went."""
+
+    failures: list[str] = field(default_factory=list)
+    closings: list[tuple[str, str]] = field(default_factory=list)
+
+
+def run(command: list[str]) -> int:
+    """Run a program of the environment, its output going where ours goes."""
+    print(f"\n$ {' '.join(command)}", flush=True)
+    return subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, check=False).returncode
+
+
+def tee(command: list[str]) -> tuple[int, str]:
+    """Run a program, pass its output on byte by byte as it comes (progress dots too) and return it."""
+    print(f"\n$ {' '.join(command)}", flush=True)
+    seen = bytearray()
+    with subprocess.Popen([BIN / command[0], *command[1:]], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None  # noqa: S101 - Popen's type cannot say that PIPE gives one
+        while chunk := os.read(process.stdout.fileno(), 65536):
+            seen += chunk
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+    return process.returncode, seen.decode(errors="replace")
+
+
+def closing_line(output: str) -> str:
+    """Pytest's last line, or what stands for it when pytest did not get that far."""
+    lines = [line for line in output.splitlines() if CLOSING.match(line)]
+    return lines[-1] if lines else "no closing line: pytest was cut short"
+
+
+def combined(closings: list[str]) -> str:
+    """One closing line in pytest's form for several runs."""
+    counts: Counter[str] = Counter()
+    seconds = 0.0
+    for line in closings:
+        match = CLOSING.match(line)
+        if match is None:
+            counts["errors"] += 1
+            continue
+        seconds += float(match["seconds"])
+        for number, word in COUNT.findall(match["counts"]):
+            counts[{"error": "errors", "warning": "warnings"}.get(word, word)] += int(number)
+    text = ", ".join(f"{number} {word}" for word, number in counts.items()) or "no tests ran"
+    return f" {text} in {seconds:.2f}s ".center(100, "=")
+
+
+def existing(paths: list[str]) -> list[str]:
+    """The paths that have tests: pytest treats a missing one as a wrong call."""
+    return [path for path in paths if (ROOT / path).is_file() or any((ROOT / path).rglob("test_*.py"))]
+
+
+def phase(name: str, paths: list[str], options: list[str], outcome: Outcome) -> None:
+    """Run one group of tests under coverage."""
+    found = existing(paths)
+    if not found:
+        print(f"\n{name}: no tests in {', '.join(paths)} yet", flush=True)
+        return
+    status, output = tee(["python", "-m", "coverage", "run", "-m", "pytest", *options, *found])
+    if status != 0:
+        reason = "found no tests" if status == NO_TESTS else f"ended with status {status}"
+        outcome.failures.append(f"{name} tests: pytest {reason}")
+    outcome.closings.append((name, closing_line(output)))
+
+
+def coverage(total: float, outcome: Outcome) -> None:
+    """Join what all processes measured and compare it with the floors."""
+    # No data is a failure of its own, which the next command reports.
+    run(["python", "-m", "coverage", "combine", "--quiet"])
+    run(["python", "-m", "coverage", "report"])
+    report = ROOT / ".tollgate" / "coverage.json"
+    report.parent.mkdir(exist_ok=True)
+    run(["python", "-m", "coverage", "json", "--quiet", "-o", str(report)])
+    if run(["python", "scripts/coverage_floors.py", str(report), "--total", str(total)]) != 0:
+        outcome.failures.append("coverage is below its floors")
+
+
+def main() -> int:
+    """Run what the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Run Tollgate's checks and tests.")
+    parser.add_argument(
+        "--only", choices=["checks", "parallel", "serial"], help="one part, without coverage floors"
+    )
+    parser.add_argument("--workers", default="2", help="processes for the parallel part")
+    parser.add_argument(
+        "--total", type=float, default=90.0, help="floor for the coverage of everything, percent"
+    )
+    options = parser.parse_args()
+    outcome = Outcome()
+    began = time.monotonic()
+    if options.only in {None, "checks"}:
+        outcome.failures += [name for name, command in CHECKS.items() if run(command) != 0]
+    if options.only != "checks":
+        run(["python", "-m", "coverage", "erase"])
+    if options.only in {None, "parallel"}:
+        phase("parallel", PARALLEL, ["-n", options.workers], outcome)
+    if options.only in {None, "serial"}:
+        phase("serial", SERIAL, [], outcome)
+    if options.only is None:
+        coverage(options.total, outcome)
+    print(f"\n{time.monotonic() - began:.0f} s in all")
+    for failure in outcome.failures:
+        print(f"FAILED: {failure}")
+    for name, line in outcome.closings:
+        print(f"{name:>8}: {line}")
+    if outcome.closings:
+        print(combined([line for _, line in outcome.closings]))
+    return 1 if outcome.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
