@@ -1,0 +1,110 @@
+"""How do we reach the database, and which columns do our tables share?
+
+One engine, one session factory. SQLite runs in WAL mode with foreign keys on, so that the command line can
+read while the gateway writes. `changes` is the channel by which every process learns that keys, tenants or
+policies changed: a counter per topic, raised in the transaction that changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Dialect, MetaData, String, event, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+NAMING = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+SQLModel.metadata.naming_convention = NAMING
+metadata: MetaData = SQLModel.metadata
+
+SessionFactory = async_sessionmaker[AsyncSession]
+
+
+class EpochMs(TypeDecorator[int]):
+    """An instant as integer milliseconds since 1970 UTC: exact, sortable, the same on every database."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:
+        """Refuse anything but an integer: a float would lose its meaning silently."""
+        del dialect
+        if value is not None and not isinstance(value, int):
+            raise TypeError(f"an instant must be integer milliseconds, not {value!r}")
+        return value
+
+
+class Change(SQLModel, table=True):
+    """One topic's revision; see the module's docstring."""
+
+    __tablename__ = "changes"
+
+    topic: str = Field(sa_column=Column(String(64), primary_key=True, comment="what changed, such as 'keys'"))
+    revision: int = Field(
+        sa_column=Column(BigInteger, nullable=False, comment="grows by one with every change")
+    )
+
+
+def create_engine(url: str) -> AsyncEngine:
+    """An engine for `url`, set up for its database."""
+    engine = create_async_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    if url.startswith("sqlite"):
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    del record
+    cursor = connection.cursor()
+    # A writer waits for the other instead of failing at once; WAL lets readers go on meanwhile.
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def session_factory(engine: AsyncEngine) -> SessionFactory:
+    """Sessions that keep their objects readable after a commit."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+async def insert_ignoring_duplicates(
+    session: AsyncSession, table: type[SQLModel], rows: Sequence[dict[str, Any]]
+) -> int:
+    """Insert rows whose primary key is not there yet; returns how many were new."""
+    if not rows:
+        return 0
+    dialect = session.get_bind().dialect.name
+    insert = postgresql_insert if dialect == "postgresql" else sqlite_insert
+    statement = insert(table).values(list(rows)).on_conflict_do_nothing()
+    result = await session.execute(statement)
+    return int(getattr(result, "rowcount", 0))
+
+
+async def note_change(session: AsyncSession, topic: str) -> None:
+    """Raise the topic's revision within the caller's transaction."""
+    dialect = session.get_bind().dialect.name
+    insert = postgresql_insert if dialect == "postgresql" else sqlite_insert
+    statement = insert(Change).values(topic=topic, revision=1)
+    revision = metadata.tables["changes"].c.revision
+    await session.execute(
+        statement.on_conflict_do_update(index_elements=["topic"], set_={"revision": revision + 1})
+    )
+
+
+async def read_changes(session: AsyncSession) -> dict[str, int]:
+    """Every topic's revision."""
+    table = metadata.tables["changes"]
+    rows = await session.execute(select(table.c.topic, table.c.revision))
+    return dict(rows.tuples().all())

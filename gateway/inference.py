@@ -1,0 +1,220 @@
+"""The nouns of one inference call: what was asked, of whom, and what it used.
+
+Frozen values without behaviour; every room speaks in them. A request's body is kept as the client's own
+bytes per top-level field (`msgspec.Raw`), so that what we do not decide on reaches the engine unchanged.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+
+
+class Endpoint(StrEnum):
+    """The path below /v1, the same at the gateway and at vLLM."""
+
+    CHAT_COMPLETIONS = "chat/completions"
+    COMPLETIONS = "completions"
+
+
+class Nature(StrEnum):
+    """Does the output follow a pattern that a draft can guess?"""
+
+    PREDICTABLE = "predictable"
+    CREATIVE = "creative"
+
+
+class TaskType(StrEnum):
+    """Class of work."""
+
+    EXTRACTION = "extraction"
+    CLASSIFICATION = "classification"
+    STRUCTURED = "structured"
+    CODE = "code"
+    SUMMARIZATION = "summarization"
+    TRANSLATION = "translation"
+    REWRITING = "rewriting"
+    QA = "qa"
+    MATH = "math"
+    CREATIVE = "creative"
+    BRAINSTORMING = "brainstorming"
+    CHAT = "chat"
+
+
+CREATIVE_TASKS = frozenset({TaskType.CREATIVE, TaskType.BRAINSTORMING, TaskType.CHAT})
+"""Their usual nature is creative, that of all others predictable; a policy may say otherwise."""
+
+
+class TaskSource(StrEnum):
+    """Who said which task it is; earlier beats later."""
+
+    DECLARED = "declared"
+    SIGNAL = "signal"
+    CLASSIFIER = "classifier"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The task of one call, and how sure we are."""
+
+    type: TaskType
+    source: TaskSource
+    confidence: float
+    """0 to 1; 1 when declared."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """What the request shows about its task and about which engines can serve it."""
+
+    instruction: str = ""
+    """The last user turn, or the prompt; at most a few thousand characters."""
+    system: str = ""
+    has_schema: bool = False
+    """A JSON schema, a grammar, a regex or a choice constrains the output."""
+    has_json_mode: bool = False
+    has_tools: bool = False
+    has_prediction: bool = False
+    temperature: float | None = None
+    needs_full_sampling: bool = False
+    """`min_p` or `logit_bias`: speculative engines refuse them (vLLM 0.32, sampling_params.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request of a client, checked and ready to be routed."""
+
+    endpoint: Endpoint
+    model_alias: str
+    fields: dict[str, msgspec.Raw]
+    """The body for the engine by top-level field, without what only the gateway reads."""
+    is_streaming: bool
+    wants_usage: bool
+    """A streaming client asked for the usage chunk."""
+    wants_continuous_usage: bool
+    max_tokens: int | None
+    """As the client said; None: the policy's default is used."""
+    choices: int
+    """Answers that the request asks for: `n` times the number of prompts."""
+    facts: CallFacts
+    declared_task: TaskType | None
+    tags: dict[str, str]
+    end_user: str | None
+    service_tier: str | None
+    affinity_key: str | None
+    dropped: tuple[str, ...]
+    """Fields and headers that tenants may not set and that were removed."""
+    client_request_id: str | None
+    body_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens by meter. The five meters are disjoint: each token is in exactly one."""
+
+    input: int = 0
+    cached_input: int = 0
+    cache_write: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+    @property
+    def total(self) -> int:
+        """All tokens."""
+        return self.input + self.cached_input + self.cache_write + self.output + self.reasoning
+
+
+class UsageSource(StrEnum):
+    """Where an attempt's token counts come from."""
+
+    MEASURED = "measured"
+    ESTIMATED = "estimated"
+    NONE = "none"
+    """The attempt never reached an engine."""
+
+
+class AttemptState(StrEnum):
+    """How one try at one target ended."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    """The client left."""
+    INTERRUPTED = "interrupted"
+    """The engine died after the first content, or the gateway itself did."""
+
+
+class Payer(StrEnum):
+    """Whose account an attempt goes to (decision 2.3)."""
+
+    TENANT = "tenant"
+    PLATFORM = "platform"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A pool that can serve a call."""
+
+    pool: str
+    upstream_model: str
+    """The name that the pool's engine answers to."""
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A target that was taken out, and why."""
+
+    pool: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteDecision:
+    """Where a call goes, in which order, and why."""
+
+    targets: tuple[Target, ...]
+    nature: Nature
+    reason: str
+    drops: tuple[Drop, ...]
+    policy_version: str
+    max_tokens_default: int
+    """Put into a request that states no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptTiming:
+    """Durations of one attempt in milliseconds; None where it did not get that far."""
+
+    ttft_ms: int | None = None
+    total_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetrics:
+    """vLLM's own per-request figures (`metrics` of its answer, 0.32); None where it did not say."""
+
+    queue_ms: float | None = None
+    generation_ms: float | None = None
+    draft_steps: int | None = None
+    draft_tokens: int | None = None
+    accepted_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer as the client shall see it, and what it used."""
+
+    body: bytes
+    usage: TokenUsage
+    usage_source: UsageSource
+    engine: EngineMetrics = field(default_factory=EngineMetrics)
+
+
+def new_id(prefix: str, epoch_ms: int) -> str:
+    """A unique id that sorts by time: prefix, 12 hex digits of milliseconds, 20 random hex digits."""
+    return f"{prefix}{epoch_ms:012x}{secrets.token_hex(10)}"

@@ -1,0 +1,27 @@
+"""How are price versions kept? All SQL of the noun; flushes, never commits."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gateway.db import insert_ignoring_duplicates
+from gateway.pricing.catalog import PriceBook
+from gateway.pricing.tables import PriceVersion
+
+
+async def remember_versions(session: AsyncSession, book: PriceBook, *, now_ms: int) -> int:
+    """Write down the versions in force that were never seen before; returns how many."""
+    rows = [
+        {
+            "version": price.version,
+            "target": target,
+            "input": price.rates.input,
+            "cached_input": price.rates.cached_input,
+            "cache_write": price.rates.cache_write,
+            "output": price.rates.output,
+            "reasoning": price.rates.reasoning,
+            "first_seen_at_ms": now_ms,
+        }
+        for target, price in book.prices.items()
+    ]
+    return await insert_ignoring_duplicates(session, PriceVersion, rows)

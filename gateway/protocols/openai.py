@@ -1,0 +1,445 @@
+"""What does an OpenAI request ask for, and what did an OpenAI answer use?
+
+Requests (chat completions, completions) become a `Call`; answers and stream events of an engine that
+speaks OpenAI's format give `TokenUsage`. Formats: OpenAI API reference as of 2026-11; vLLM 0.32
+`entrypoints/openai/*/protocol.py` for its additions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from gateway.errors import InvalidRequest
+from gateway.inference import Call, CallFacts, Endpoint, EngineMetrics, TaskType, TokenUsage
+from gateway.protocols.json_body import decode_object, raw
+
+INSTRUCTION_CHARS = 4_000
+"""Of a long turn the first and last halves of this are looked at for the task."""
+
+GATEWAY_ONLY = frozenset(
+    {
+        "metadata",
+        "user",
+        "safety_identifier",
+        "service_tier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "store",
+    }
+)
+"""Read here and never sent to an engine."""
+
+FORBIDDEN_FIELDS = frozenset(
+    {
+        "priority",  # the scheduler's order is the operator's
+        "cache_salt",  # tenant isolation in the prefix cache; the gateway sets it
+        "kv_transfer_params",
+        "ec_transfer_params",
+        "vllm_xargs",
+        "request_id",  # ids are ours
+        "session_id",
+        "prompt_embeds",  # raw tensors into the engine
+        "chat_template",  # code that the engine would run
+        "mm_processor_kwargs",
+    }
+)
+"""The published list of what tenants may not set: removed, and named in `x-tollgate-dropped`."""
+
+FORBIDDEN_HEADERS = (
+    "x-data-parallel-rank",
+    "x-vllm-priority",
+    "x-session-id",
+    "endpoint-load-metrics-format",
+)
+"""Headers that would steer an engine; no client header reaches one, these are named as dropped."""
+
+GUIDED = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+"""vLLM removed these and ignores them silently with status 200; they are carried over to their successor."""
+
+TAGS_MAX = 16
+TAG_NAME_CHARS = 64
+TAG_VALUE_CHARS = 512
+SERVICE_TIERS = ("auto", "default", "flex", "priority")
+
+
+class _Part(msgspec.Struct):
+    type: str = "text"
+    text: str | None = None
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str | list[_Part] | None = None
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class _TypeOnly(msgspec.Struct):
+    type: str = ""
+
+
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
+    "model": msgspec.json.Decoder(str),
+    "stream": msgspec.json.Decoder(bool | None),
+    "stream_options": msgspec.json.Decoder(_StreamOptions | None),
+    "messages": msgspec.json.Decoder(list[_Message]),
+    "prompt": msgspec.json.Decoder(str | list[str] | list[int] | list[list[int]] | None),
+    "max_tokens": msgspec.json.Decoder(int | None),
+    "max_completion_tokens": msgspec.json.Decoder(int | None),
+    "n": msgspec.json.Decoder(int | None),
+    "temperature": msgspec.json.Decoder(float | None),
+    "min_p": msgspec.json.Decoder(float | None),
+    "logit_bias": msgspec.json.Decoder(dict[str, float] | None),
+    "response_format": msgspec.json.Decoder(_TypeOnly | None),
+    "tools": msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | None),
+    "functions": msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | None),
+    "prediction": msgspec.json.Decoder(dict[str, msgspec.Raw] | None),
+    "structured_outputs": msgspec.json.Decoder(dict[str, msgspec.Raw] | None),
+    "metadata": msgspec.json.Decoder(dict[str, str] | None),
+    "user": msgspec.json.Decoder(str | None),
+    "safety_identifier": msgspec.json.Decoder(str | None),
+    "service_tier": msgspec.json.Decoder(str | None),
+    "prompt_cache_key": msgspec.json.Decoder(str | None),
+}
+
+
+class ParseLimits(msgspec.Struct, frozen=True):
+    """How much one request may ask for."""
+
+    messages_max: int
+    choices_max: int
+
+
+def parse_call(
+    endpoint: Endpoint,
+    body: bytes,
+    headers: Mapping[str, str],
+    limits: ParseLimits,
+) -> Call:
+    """The call that a request body makes.
+
+    Args:
+        endpoint: which of the two bodies it is.
+        body: the whole body.
+        headers: lower-case names; only `x-tollgate-task`, `x-request-id` and the forbidden ones are read.
+        limits: bounds on messages and choices.
+
+    Raises:
+        InvalidRequest: malformed, of a wrong type, empty, or with an unknown task name; says what to do.
+    """
+    fields = decode_object(body)
+    model = _required(fields, "model", 'a model alias such as "auto"')
+    if not model:
+        raise InvalidRequest('`model` is empty: name a model alias, or "auto".', param="model")
+    dropped = _drop_forbidden(fields, headers)
+    _carry_over_guided(fields)
+    is_streaming = bool(_optional(fields, "stream"))
+    stream_options = _optional(fields, "stream_options")
+    if stream_options is not None and not is_streaming:
+        raise InvalidRequest("`stream_options` is only allowed with `stream: true`.", param="stream_options")
+    if endpoint is Endpoint.CHAT_COMPLETIONS:
+        instruction, system = _read_messages(fields, limits)
+        prompts = 1
+    else:
+        instruction, prompts = _read_prompt(fields)
+        system = ""
+    choices = prompts * _positive(fields, "n", default=1)
+    if choices > limits.choices_max:
+        raise InvalidRequest(
+            f"{choices} answers in one request; at most {limits.choices_max} are allowed.", param="n"
+        )
+    tags = _read_tags(fields)
+    call = Call(
+        endpoint=endpoint,
+        model_alias=model,
+        fields=fields,
+        is_streaming=is_streaming,
+        wants_usage=bool(stream_options and stream_options.include_usage),
+        wants_continuous_usage=bool(stream_options and stream_options.continuous_usage_stats),
+        max_tokens=_max_tokens(fields),
+        choices=choices,
+        facts=_facts(fields, instruction, system),
+        declared_task=_declared_task(headers.get("x-tollgate-task"), tags),
+        tags=tags,
+        end_user=_optional(fields, "safety_identifier") or _optional(fields, "user"),
+        service_tier=_service_tier(fields),
+        affinity_key=_optional(fields, "prompt_cache_key"),
+        dropped=dropped,
+        client_request_id=headers.get("x-request-id"),
+        body_bytes=len(body),
+    )
+    for name in GATEWAY_ONLY:
+        fields.pop(name, None)
+    return call
+
+
+def _read(name: str, value: msgspec.Raw) -> Any:
+    try:
+        return _DECODERS[name].decode(value)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(
+            f"`{name}` has the wrong type: {_plain(str(error), name)}.", param=name
+        ) from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"`{name}` cannot be read: {error}.", param=name) from None
+
+
+def _optional(fields: Mapping[str, msgspec.Raw], name: str) -> Any:
+    value = fields.get(name)
+    return None if value is None else _read(name, value)
+
+
+def _required(fields: Mapping[str, msgspec.Raw], name: str, what: str) -> Any:
+    value = fields.get(name)
+    if value is None:
+        raise InvalidRequest(f"`{name}` is missing: send {what}.", param=name)
+    return _read(name, value)
+
+
+def _plain(message: str, name: str) -> str:
+    """The decoder's sentence with our field's name put into its path."""
+    text = message.replace("`$", f"`{name}")
+    return text[:1].lower() + text[1:]
+
+
+def _positive(fields: Mapping[str, msgspec.Raw], name: str, *, default: int) -> int:
+    value: int | None = _optional(fields, name)
+    if value is None:
+        return default
+    if value < 1:
+        raise InvalidRequest(f"`{name}` must be at least 1, not {value}.", param=name)
+    return value
+
+
+def _max_tokens(fields: Mapping[str, msgspec.Raw]) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        if _optional(fields, name) is not None:
+            return _positive(fields, name, default=1)
+    return None
+
+
+def _read_messages(fields: Mapping[str, msgspec.Raw], limits: ParseLimits) -> tuple[str, str]:
+    messages: list[_Message] = _required(
+        fields, "messages", 'a list such as [{"role": "user", "content": "Hi"}]'
+    )
+    if not messages:
+        raise InvalidRequest(
+            '`messages` is empty: send at least one, such as {"role": "user", "content": "Hi"}.',
+            param="messages",
+        )
+    if len(messages) > limits.messages_max:
+        raise InvalidRequest(
+            f"{len(messages)} messages in one request; at most {limits.messages_max} are allowed.",
+            param="messages",
+        )
+    instruction = next((_text(m) for m in reversed(messages) if m.role == "user"), _text(messages[-1]))
+    system = next((_text(m) for m in messages if m.role in {"system", "developer"}), "")
+    return _ends(instruction), _ends(system)
+
+
+def _text(message: _Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content or () if part.text)
+
+
+def _ends(text: str) -> str:
+    if len(text) <= INSTRUCTION_CHARS:
+        return text
+    half = INSTRUCTION_CHARS // 2
+    return f"{text[:half]}\n{text[-half:]}"
+
+
+def _read_prompt(fields: Mapping[str, msgspec.Raw]) -> tuple[str, int]:
+    prompt = _required(fields, "prompt", 'a string such as "Once upon a time"')
+    if isinstance(prompt, str):
+        if not prompt:
+            raise InvalidRequest("`prompt` is empty: send some text.", param="prompt")
+        return _ends(prompt), 1
+    if not prompt:
+        raise InvalidRequest(
+            "`prompt` is empty: send a string, or a list with at least one prompt.", param="prompt"
+        )
+    first = prompt[0]
+    if isinstance(first, int):
+        return "", 1
+    return (_ends(first) if isinstance(first, str) else ""), len(prompt)
+
+
+def _facts(fields: Mapping[str, msgspec.Raw], instruction: str, system: str) -> CallFacts:
+    response_format = _optional(fields, "response_format")
+    temperature: float | None = _optional(fields, "temperature")
+    if temperature is not None and not math.isfinite(temperature):
+        raise InvalidRequest("`temperature` must be a finite number.", param="temperature")
+    format_type = response_format.type if response_format is not None else ""
+    return CallFacts(
+        instruction=instruction,
+        system=system,
+        has_schema=format_type in {"json_schema", "structural_tag"}
+        or bool(_optional(fields, "structured_outputs")),
+        has_json_mode=format_type == "json_object",
+        has_tools=bool(_optional(fields, "tools")) or bool(_optional(fields, "functions")),
+        has_prediction=bool(_optional(fields, "prediction")),
+        temperature=temperature,
+        needs_full_sampling=bool(_optional(fields, "min_p")) or bool(_optional(fields, "logit_bias")),
+    )
+
+
+def _drop_forbidden(fields: dict[str, msgspec.Raw], headers: Mapping[str, str]) -> tuple[str, ...]:
+    found = [name for name in fields if name in FORBIDDEN_FIELDS]
+    for name in found:
+        del fields[name]
+    found.extend(name for name in FORBIDDEN_HEADERS if name in headers)
+    return tuple(found)
+
+
+def _carry_over_guided(fields: dict[str, msgspec.Raw]) -> None:
+    found = [name for name in GUIDED if name in fields]
+    if not found:
+        return
+    if len(found) > 1 or "structured_outputs" in fields:
+        raise InvalidRequest(
+            f"`{found[0]}` together with another constraint on the output: send one, as"
+            ' {"structured_outputs": {"' + GUIDED[found[0]] + '": …}}.',
+            param=found[0],
+        )
+    fields["structured_outputs"] = raw({GUIDED[found[0]]: fields.pop(found[0])})
+
+
+def _read_tags(fields: Mapping[str, msgspec.Raw]) -> dict[str, str]:
+    tags: dict[str, str] = _optional(fields, "metadata") or {}
+    if len(tags) > TAGS_MAX:
+        raise InvalidRequest(
+            f"`metadata` has {len(tags)} pairs; at most {TAGS_MAX} are allowed.", param="metadata"
+        )
+    for name, value in tags.items():
+        if not name or len(name) > TAG_NAME_CHARS or len(value) > TAG_VALUE_CHARS:
+            raise InvalidRequest(
+                f"`metadata.{name[:TAG_NAME_CHARS]}`: names have 1 to {TAG_NAME_CHARS} characters,"
+                f" values at most {TAG_VALUE_CHARS}.",
+                param="metadata",
+            )
+    return tags
+
+
+def _declared_task(header: str | None, tags: Mapping[str, str]) -> TaskType | None:
+    name = header if header is not None else tags.get("task")
+    if name is None:
+        return None
+    try:
+        return TaskType(name.strip().lower())
+    except ValueError:
+        known = ", ".join(TaskType)
+        close = difflib.get_close_matches(name.lower(), list(TaskType), n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        where = "x-tollgate-task" if header is not None else "metadata.task"
+        raise InvalidRequest(
+            f"Unknown task {name[:64]!r} in {where}.{hint} Known tasks: {known}.", param=where
+        ) from None
+
+
+def _service_tier(fields: Mapping[str, msgspec.Raw]) -> str | None:
+    tier: str | None = _optional(fields, "service_tier")
+    if tier is not None and tier not in SERVICE_TIERS:
+        raise InvalidRequest(
+            f"Unknown `service_tier` {tier[:64]!r}: use one of {', '.join(SERVICE_TIERS)}.",
+            param="service_tier",
+        )
+    return tier
+
+
+# ------------------------------------------------------------------------------------------- answers
+
+
+class _InputDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+    created_cache_tokens: int | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class WireUsage(msgspec.Struct):
+    """OpenAI's `usage`: its input count includes cached tokens, its output count reasoning tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int | None = 0
+    prompt_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+
+
+class _SpeculativeMetrics(msgspec.Struct):
+    num_spec_steps: int | None = None
+    num_accepted_draft_tokens: int | None = None
+    num_draft_tokens: int | None = None
+
+
+class _WireMetrics(msgspec.Struct):
+    queue_time_ms: float | None = None
+    generation_time_ms: float | None = None
+    speculative_decoding: _SpeculativeMetrics | None = None
+
+
+_usage = msgspec.json.Decoder(WireUsage | None)
+_metrics = msgspec.json.Decoder(_WireMetrics | None)
+
+
+def read_usage(value: msgspec.Raw | None) -> TokenUsage | None:
+    """Disjoint meters of a `usage` object; None where there is none.
+
+    Counts that contradict each other (more cached than input, more reasoning than output) are bounded, so
+    that the parts never exceed the whole that the engine reported.
+
+    Raises:
+        msgspec.DecodeError: not a usage object.
+    """
+    wire = None if value is None else _usage.decode(value)
+    if wire is None:
+        return None
+    input_total = max(wire.prompt_tokens, 0)
+    output_total = max(wire.completion_tokens or 0, 0)
+    cached = written = reasoning = 0
+    if wire.prompt_tokens_details is not None:
+        cached = min(max(wire.prompt_tokens_details.cached_tokens or 0, 0), input_total)
+    if wire.completion_tokens_details is not None:
+        reasoning = min(max(wire.completion_tokens_details.reasoning_tokens or 0, 0), output_total)
+    return TokenUsage(
+        input=input_total - cached - written,
+        cached_input=cached,
+        cache_write=written,
+        output=output_total - reasoning,
+        reasoning=reasoning,
+    )
+
+
+def read_engine_metrics(value: msgspec.Raw | None) -> EngineMetrics:
+    """The `metrics` object of vLLM (0.32, --enable-per-request-metrics), empty where there is none.
+
+    Raises:
+        msgspec.DecodeError: not a metrics object.
+    """
+    wire = None if value is None else _metrics.decode(value)
+    if wire is None:
+        return EngineMetrics()
+    speculative = wire.speculative_decoding or _SpeculativeMetrics()
+    return EngineMetrics(
+        queue_ms=wire.queue_time_ms,
+        generation_ms=wire.generation_time_ms,
+        draft_steps=speculative.num_spec_steps,
+        draft_tokens=speculative.num_draft_tokens,
+        accepted_tokens=speculative.num_accepted_draft_tokens,
+    )

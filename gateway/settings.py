@@ -1,0 +1,196 @@
+"""Which settings are in force? Read once, from the environment, then `tollgate.toml`, then defaults.
+
+Environment names start with `TOLLGATE_`; nested groups are joined by `__` (`TOLLGATE_TIMEOUTS__CONNECT_S`).
+Unknown keys are errors, in the file and in the environment alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from gateway.errors import ConfigurationError
+
+SETTINGS_FILE = Path("tollgate.toml")
+PREFIX = "TOLLGATE_"
+
+
+class TimeoutSettings(BaseModel):
+    """The four limits on an engine's answer, seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    connect_s: float = Field(default=2.0, gt=0, description="until a connection to the replica stands")
+    first_token_s: float = Field(default=60.0, gt=0, description="until the first content of a stream")
+    between_tokens_s: float = Field(default=30.0, gt=0, description="between two pieces of a stream")
+    total_s: float = Field(default=600.0, gt=0, description="for a whole answer")
+
+
+class LimitSettings(BaseModel):
+    """Bounds on what one request or one process may hold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    body_bytes_max: int = Field(default=20_000_000, gt=0, description="size of a request body")
+    messages_max: int = Field(default=2_048, gt=0, description="messages in one chat request")
+    choices_max: int = Field(default=128, gt=0, description="n times the number of prompts")
+    attempts_max: int = Field(default=3, gt=0, description="targets tried for one request")
+    unshipped_records_max: int = Field(
+        default=200_000,
+        gt=0,
+        description="usage records that may wait for the database before requests are shed",
+    )
+
+
+class FreshnessSettings(BaseModel):
+    """How soon a change reaches a running gateway."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    poll_interval_s: float = Field(default=0.5, gt=0, le=2, description="between two looks for changes")
+    auth_stale_max_s: float = Field(
+        default=900, gt=0, description="how long known keys stay valid while the database is away"
+    )
+
+
+class SpoolSettings(BaseModel):
+    """How usage records reach the database."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fsync_interval_ms: int = Field(default=50, gt=0, description="group fsync, against power loss")
+    ship_interval_ms: int = Field(default=250, gt=0, description="between two batches to the database")
+    batch_records_max: int = Field(default=500, gt=0, description="records in one statement")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", toml_file=SETTINGS_FILE, extra="forbid"
+    )
+
+    database_url: str = Field(default="", description="default: an SQLite file in the state folder")
+    state_dir: Path = Field(default=Path(".tollgate"), description="database, spool, logs, demo keys")
+    pools: Path = Field(default=Path("backends/pools"), description="folder of pool files")
+    policy: Path = Field(
+        default=Path("policies/default.yaml"), description="policy that seeds a fresh install"
+    )
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 chooses a free one")
+    admin_key: SecretStr | None = Field(default=None, description="bootstrap administrator key")
+    secret_key: SecretStr | None = Field(default=None, description="root key; a comma list rotates")
+    secret_key_file: Path | None = Field(default=None, description="file that holds the root key")
+    migration_database_url: SecretStr | None = Field(default=None, description="owner role for migrations")
+    timeouts: TimeoutSettings = Field(default_factory=TimeoutSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    freshness: FreshnessSettings = Field(default_factory=FreshnessSettings)
+    spool: SpoolSettings = Field(default_factory=SpoolSettings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the file: no .env files, no secret folders."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database in use."""
+        if self.database_url:
+            return self.database_url
+        return f"sqlite+aiosqlite:///{(self.state_dir / 'tollgate.db').resolve()}"
+
+    @property
+    def is_embedded(self) -> bool:
+        """SQLite in the state folder: one machine, one process, generated secrets allowed."""
+        return self.effective_database_url.startswith("sqlite")
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """The effective settings.
+
+    Args:
+        environment: None for the process's own (used to look for unknown names; values are read by pydantic).
+
+    Raises:
+        ConfigurationError: an unknown key, or a value out of range; names the key and the nearest known one.
+    """
+    names = os.environ if environment is None else environment  # noqa: TID251 - the one place that reads it
+    _refuse_unknown_names(names)
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigurationError(_readable(error)) from None
+    except ValueError as error:  # a TOML file that does not parse
+        raise ConfigurationError(f"{SETTINGS_FILE}: {error}") from None
+
+
+def _refuse_unknown_names(names: Mapping[str, str]) -> None:
+    known = {f"{PREFIX}{name.upper()}" for name in _known_keys()}
+    for name in names:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            raise ConfigurationError(
+                f"unknown setting {name} in the environment{_nearest(name.upper(), known)}"
+            )
+
+
+def _known_keys() -> set[str]:
+    keys: set[str] = set()
+    for name, field in Settings.model_fields.items():
+        keys.add(name)
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, BaseModel):
+            keys.update(f"{name}__{inner}" for inner in group.model_fields)
+    return keys
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {close[0]}?" if close else "; `tollgate config` lists the known ones"
+
+
+def _readable(error: ValidationError) -> str:
+    known = {key.replace("__", ".") for key in _known_keys()}
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {path!r} in {SETTINGS_FILE}{_nearest(path, known)}")
+        else:
+            lines.append(f"setting {path!r}: {problem['msg']} (got {problem['input']!r})")
+    return "; ".join(lines)
+
+
+def masked(settings: Settings) -> dict[str, Any]:
+    """The effective values as plain JSON, secrets and passwords in URLs replaced by asterisks."""
+    values = settings.model_dump(mode="json")
+    values["database_url"] = _without_password(settings.effective_database_url)
+    for name, field in Settings.model_fields.items():
+        if "SecretStr" in str(field.annotation) and values[name] is not None:
+            values[name] = "**********"
+    return values
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    credentials, at, address = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{separator}{user}{':**********' if colon else ''}{at}{address}" if at else url
