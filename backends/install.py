@@ -173,7 +173,9 @@ def pip_install(session: Session, arguments: list[str], *, expected: int = 0) ->
         NotOffered: the index lacks a version.
         InstallError: any other failure.
     """
-    command = [str(session.plan.python), "-m", "pip", "install", "--progress-bar", "off"]
+    # No byte code in advance: it takes longer than everything else, and Python writes what is used anyway.
+    options = ["--progress-bar", "off", "--no-compile"]
+    command = [str(session.plan.python), "-m", "pip", "install", *options]
     progress = PipProgress(expected=expected)
     tail: deque[str] = deque(maxlen=15)
     began = time.monotonic()
@@ -184,7 +186,14 @@ def pip_install(session: Session, arguments: list[str], *, expected: int = 0) ->
         if message:
             say(f"      {message}")
 
-    with heartbeat(lambda: f"{progress.summary()}, {duration(time.monotonic() - began)}"):
+    before = len(session.plan.installed())
+
+    def state() -> str:
+        placed = len(session.plan.installed()) - before
+        unpacked = f", {placed} in place" if progress.unpacking and placed > 0 else ""
+        return f"{progress.summary()}{unpacked}, {duration(time.monotonic() - began)}"
+
+    with heartbeat(state):
         status = stream(session, [*command, *arguments], on_line)
     session.downloaded += progress.downloaded_bytes
     if status == 0:

@@ -13,6 +13,7 @@ LARGE_BYTES = 10_000_000
 """Files from this size on are named as they are downloaded; the many small ones are only counted."""
 UNITS = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 TRANSFER = re.compile(r"^\s*(Downloading|Using cached) (\S+) \(([\d.]+) (bytes|kB|MB|GB)\)")
+LOCAL = re.compile(r"^Processing (.+\.whl)( \(from .*\))?$")
 KILLED = -9
 
 ADVICE = (
@@ -52,6 +53,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def packages(count: int) -> str:
+    """A number of packages for people."""
+    return f"{count} package" if count == 1 else f"{count} packages"
+
+
 def advice_for(output: str, status: int) -> str:
     """The next step after pip failed with `status` and these last lines."""
     if status == KILLED:
@@ -88,18 +94,19 @@ class PipProgress:
         if transfer:
             return self._count(*transfer.groups())
         text = line.strip()
-        if text.startswith("Processing ") and text.endswith(".whl"):
-            return self._local(Path(text.split(" ", 1)[1]))
+        local = LOCAL.match(text)
+        if local:
+            return self._local(Path(local[1]))
         if text.startswith(("Collecting ", "Requirement already satisfied: ")):
             self.found += 1
         elif text.startswith("Installing collected packages: "):
             self.unpacking = text.count(",") + 1
-            return f"{megabytes(self.downloaded_bytes)} downloaded; unpacking {self.unpacking} packages"
+            return f"{megabytes(self.downloaded_bytes)} downloaded; unpacking {packages(self.unpacking)}"
         elif text.startswith("Successfully installed "):
             self.installed = len(text.split()) - 2
             self.unpacking = 0
-        elif text.startswith("Building "):
-            return text.lower()
+        elif text.startswith("Building ") and text.endswith(": started"):
+            return f"building {text.removesuffix(': started').removeprefix('Building ')}"
         return None
 
     def _count(self, verb: str, name: str, number: str, unit: str) -> str | None:
@@ -126,9 +133,10 @@ class PipProgress:
     def summary(self) -> str:
         """Where pip stands."""
         if self.unpacking:
-            return f"unpacking {self.unpacking} packages"
+            return f"unpacking {packages(self.unpacking)}"
         of = f" of {self.expected}" if self.expected > 1 else ""
-        parts = [f"{self.found}{of} packages looked up", f"{megabytes(self.downloaded_bytes)} downloaded"]
+        parts = [f"{self.found}{of} looked up"] if self.found else []
+        parts.append(f"{megabytes(self.downloaded_bytes)} downloaded")
         if self.reused_bytes:
             parts.append(f"{megabytes(self.reused_bytes)} from local files")
         if self.installed:

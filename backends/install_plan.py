@@ -1,7 +1,7 @@
 """What does an environment consist of, and is it complete?
 
-Plans for the two environments, and the stamp that says that one of them was carried out. Reads and writes files,
-starts nothing. Standard library only: `backends.install` needs it before anything is installed.
+Plans for the two environments, and the stamp that says that one of them was carried out. Reads and writes
+files, starts nothing. Standard library only: `backends.install` needs it before anything is installed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ class Plan:
     def python(self) -> Path:
         """The environment's interpreter."""
         return self.folder / "bin" / "python"
+
+    def installed(self) -> list[Path]:
+        """The records of the packages in the environment."""
+        return list(self.folder.glob("lib/python3*/site-packages/*.dist-info"))
 
 
 def gateway_plan(root: Path, *, dev: bool) -> Plan:

@@ -1,7 +1,7 @@
 """Is every file, package and the whole covered as far as we promise?
 
-Floors: file 70 %, package 85 %, all 90 %; all branches where a mistake costs money or misroutes (EVERY_BRANCH).
-Reads the JSON report of coverage.py 7 (`coverage json`). Percentages count lines and branches together, as
+Floors: file 70 %, package 85 %, all 90 %; all lines and branches of EVERY_BRANCH, where a mistake
+costs money or misroutes. Reads the JSON report of coverage.py 7 (`coverage json`). Percentages count lines and branches together, as
 coverage's own figures do. A package is a folder of modules, not of their subfolders.
 
 Usage: python scripts/coverage_floors.py REPORT.json [--total 90]
@@ -21,12 +21,7 @@ from typing import Any
 FILE_FLOOR = 70.0
 PACKAGE_FLOOR = 85.0
 TOTAL_FLOOR = 90.0
-EVERY_BRANCH = (
-    "gateway/protocols/",
-    "gateway/pricing/rates.py",
-    "gateway/routing/decide.py",
-    "gateway/ledger/",
-)
+EVERY_BRANCH = ("gateway/protocols/", "gateway/pricing/rates.py", "gateway/routing/decide.py")
 
 
 def percentage(covered: int, possible: int) -> float:

@@ -1,8 +1,8 @@
 """What `make test` runs once everything is installed: linters, types, contracts, every test, coverage floors.
 
 A failing check does not keep the tests from running: one run tells all that is wrong. Tests that only need
-processors run two at a time; those that start whole programs and real vLLM run one after another, because on a
-small machine they would starve each other. The last lines are pytest's own closing lines and their sum.
+processors run two at a time; those that start whole programs and real vLLM run one after another, because on
+a small machine they would starve each other. The last lines are pytest's own closing lines and their sum.
 
 Usage: python scripts/run_tests.py [--only checks|parallel|serial] [--workers 2] [--total 90]
 """
