@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _FIRST_TOKEN_TIMEOUT_S = 60.0
 """The first request may compile kernels."""
 _PROGRESS_INTERVAL_S = 2.0
 _DETAIL_CHARS_MAX = 200
+_VLLM_LINE = re.compile(r"(\([^)]*\) )?[A-Z]+ \S+ \S+ \[[^]]*\] (?P<message>.+)")
 
 
 class FleetAlreadyRunning(LaunchError):
@@ -227,7 +229,7 @@ class ProcessFleet:
                 raise LaunchError(_obituary(replica, f"served nothing within {budget} ({problem})"))
             if now_s - told_at_s >= _PROGRESS_INTERVAL_S:
                 told_at_s = now_s
-                self._report(replica, ReplicaState.STARTING, (replica.log_tail(1) or ["starting"])[0])
+                self._report(replica, ReplicaState.STARTING, _last_words(replica.log_tail(20)))
 
     async def _keep_alive(self, replica: ReplicaProcess) -> None:
         failures = 0
@@ -329,6 +331,14 @@ def _obituary(replica: ReplicaProcess, what: str) -> str:
         f"replica '{replica.name}' of pool '{replica.spec.name}' {what}; "
         f"the end of its log {replica.log_path}:\n{tail}"
     )
+
+
+def _last_words(log_lines: list[str]) -> str:
+    """What the replica said last, without vLLM's prefix of process, level, time and source line."""
+    for line in reversed(log_lines):
+        if match := _VLLM_LINE.match(line):
+            return match.group("message")
+    return log_lines[-1] if log_lines else "loading libraries"
 
 
 def _inheritable(environment: Mapping[str, str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -141,8 +142,8 @@ class ReplicaProcess:
         if self.log_path.exists() and self.log_path.stat().st_size > _LOG_BYTES_MAX:
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
         descriptor = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        os.write(descriptor, f"--- starting: {shlex.join(argv)}\n".encode())
         self._log_start_bytes = os.fstat(descriptor).st_size
-        os.write(descriptor, f"--- starting: {' '.join(argv)}\n".encode())
         return descriptor
 
     def log_tail(self, lines_max: int = 20) -> list[str]:
