@@ -1,8 +1,8 @@
 """What shapes do the reference models have, and how do they compute in training?
 
-The Llama architecture (RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings), written out in
-plain torch with the parameter names of Hugging Face's `LlamaForCausalLM`, so that the state goes to safetensors as
-it is and vLLM serves it. Serving and sampling are vLLM's job and not here.
+The Llama architecture (RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings),
+written out in plain torch with the parameter names of Hugging Face's `LlamaForCausalLM`, so that the state
+goes to safetensors as it is and vLLM serves it. Serving and sampling are vLLM's job and not here.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """How is the 16-bit target made into a 4-bit AWQ checkpoint?
 
-Asymmetric 4-bit integers in groups of 64 input channels, rounded plainly: no activation-aware scaling, which at
-this size changes nothing measurable. Packing is AutoAWQ's `version: gemm`, as vLLM 0.32 reads it
-(`model_executor/layers/quantization/auto_awq.py`): eight nibbles per int32 along the output channels, in the order
-0 2 4 6 1 3 5 7. Embeddings and norms stay 16-bit.
+Asymmetric 4-bit integers in groups of 64 input channels, rounded plainly: no activation-aware scaling,
+which at this size changes nothing measurable. Packing is AutoAWQ's `version: gemm`, as vLLM 0.32 reads it
+(`model_executor/layers/quantization/auto_awq.py`): eight nibbles per int32 along the output channels, in
+the order 0 2 4 6 1 3 5 7. Embeddings and norms stay 16-bit.
 """
 
 from typing import Any, Final
@@ -43,14 +43,15 @@ def quantize_matrix(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         qweight `(inputs, outputs / 8) int32`, qzeros `(inputs / 64, outputs / 8) int32` and scales
-        `(inputs / 64, outputs) float16`, so that `weight.T = (q - zero) * scale`.
+        `(inputs / 64, outputs) bfloat16` (the type vLLM computes in: it would round float16 to it with a
+        warning), so that `weight.T = (q - zero) * scale`.
     """
     columns = weight.to(torch.float32).t().contiguous()
     inputs, outputs = columns.shape
     groups = columns.view(inputs // GROUP_SIZE, GROUP_SIZE, outputs)
     low = groups.amin(dim=1).clamp(max=0)
     high = groups.amax(dim=1).clamp(min=0)
-    scales = ((high - low) / _LEVELS).clamp(min=1e-6).to(torch.float16)
+    scales = ((high - low) / _LEVELS).clamp(min=1e-6).to(torch.bfloat16)
     wide = scales.to(torch.float32)
     zeros = (-low / wide).round().clamp(0, _LEVELS)
     levels = (groups / wide[:, None] + zeros[:, None]).round().clamp(0, _LEVELS).view(inputs, outputs)

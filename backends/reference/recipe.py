@@ -1,7 +1,8 @@
 """How are the three bundled models made, from nothing to files that vLLM serves?
 
-`python -m backends.reference.recipe --minutes 12 --seed 1 --out backends/reference/weights`: tokenizer, target (three
-quarters of the time), its AWQ form, draft (one quarter). `--minutes 0` writes untrained models of the right shapes.
+`python -m backends.reference.recipe --minutes 12 --seed 1 --out backends/reference/weights`: tokenizer,
+target (three quarters of the time), its AWQ form, draft (one quarter). `--minutes 0` writes untrained
+models of the right shapes.
 """
 
 import argparse
@@ -22,7 +23,9 @@ TARGET_SHARE = 0.75
 """Share of the minutes that goes to the target; the draft gets the rest."""
 
 
-def write_model(directory: Path, tokenizer: Tokenizer, shape: Shape, state: dict[str, Any], extra: dict[str, Any]) -> None:
+def write_model(
+    directory: Path, tokenizer: Tokenizer, shape: Shape, state: dict[str, Any], extra: dict[str, Any]
+) -> None:
     """Write weights, configuration and tokenizer as vLLM expects them in a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     end_id, pad_id = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
@@ -30,7 +33,7 @@ def write_model(directory: Path, tokenizer: Tokenizer, shape: Shape, state: dict
     save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
     config = config_of(shape, end_id=end_id, pad_id=pad_id) | extra
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    generation = {"eos_token_id": end_id, "pad_token_id": pad_id, "do_sample": True, "temperature": 1.0}
+    generation = {"eos_token_id": end_id, "pad_token_id": pad_id}
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     save_tokenizer(tokenizer, directory)
 
@@ -43,7 +46,8 @@ def make(*, minutes: float, seed: int, out: Path, resume: bool, threads: int) ->
     """Run the whole recipe and return the figures of the training runs.
 
     Args:
-        minutes: training time of both models together; the tokenizer and the files take half a minute more.
+        minutes: training time of both models together, as CPU time by thread; the tokenizer and
+            the files take half a minute more.
         seed: fixes the text and the first weights.
         out: gets `target`, `target-awq`, `draft`, and `work` with the checkpoints (delete it when done).
         resume: go on from the checkpoints in `work`.
@@ -72,7 +76,13 @@ def make(*, minutes: float, seed: int, out: Path, resume: bool, threads: int) ->
                 key: value.to(torch.bfloat16) if value.dtype == torch.float32 else value
                 for key, value in quantized.items()
             }
-            write_model(out / "target-awq", tokenizer, plan.shape, halves, {"quantization_config": QUANTIZATION_CONFIG})
+            write_model(
+                out / "target-awq",
+                tokenizer,
+                plan.shape,
+                halves,
+                {"quantization_config": QUANTIZATION_CONFIG},
+            )
         figures[name] = {
             "parameters": model.parameter_count(),
             "steps": progress.step,
@@ -89,9 +99,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m backends.reference.recipe",
         description="Make the bundled reference models: tokenizer, target, AWQ target, draft.",
-        epilog="Example: python -m backends.reference.recipe --minutes 12 --seed 1 --out backends/reference/weights",
+        epilog="Example: python -m backends.reference.recipe --minutes 12 --out backends/reference/weights",
     )
-    parser.add_argument("--minutes", type=float, required=True, help="training time in all; 0 writes untrained models")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        required=True,
+        help="training time in all on an otherwise idle machine; 0 writes untrained models",
+    )
     parser.add_argument("--seed", type=int, default=1, help="fixes text and first weights (default 1)")
     parser.add_argument("--out", type=Path, required=True, help="directory for target, target-awq and draft")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in OUT/work")

@@ -1,7 +1,8 @@
 """What does a text to be turned into JSON look like, and what is its right answer?
 
-Four kinds of record (contact, invoice, order, event), each told in sentences drawn from several wordings. Every
-value of the answer stands in the text letter for letter: the task is to find and to copy, never to compute.
+Four kinds of record (contact, invoice, order, event), each told in sentences drawn from several wordings.
+Every value of the answer stands in the text letter for letter: the task is to find and to copy, never to
+compute.
 """
 
 import json
@@ -15,6 +16,13 @@ from backends.reference.words import Split, invented_word, pick
 
 INVENTED_SHARE: Final = 0.4
 """Share of names that are built from syllables instead of drawn from a list."""
+
+
+ISO_DATE_SHARE: Final = 0.4
+PRIVATE_CUSTOMER_SHARE: Final = 0.5
+"""Share of invoices to a person; the others go to a company."""
+FILLER_SHARE: Final = 0.25
+"""Share of texts with a sentence that states nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +50,20 @@ def _city(rng: Random, split: Split) -> str:
 
 
 def _company(rng: Random, split: Split) -> str:
-    head = invented_word(rng, split) if rng.random() < INVENTED_SHARE else pick(rng, words.COMPANY_HEADS, split)
+    head = (
+        invented_word(rng, split) if rng.random() < INVENTED_SHARE else pick(rng, words.COMPANY_HEADS, split)
+    )
     return f"{head} {rng.choice(words.COMPANY_TAILS)}"
 
 
 def _email(rng: Random, split: Split, name: str) -> str:
     first, last = name.lower().split(" ")
     local = rng.choice((f"{first}.{last}", first, f"{first}.{last}", f"{first[0]}.{last}"))
-    host = invented_word(rng, split).lower() if rng.random() < INVENTED_SHARE / 2 else rng.choice(words.MAIL_HOSTS)
+    host = (
+        invented_word(rng, split).lower()
+        if rng.random() < INVENTED_SHARE / 2
+        else rng.choice(words.MAIL_HOSTS)
+    )
     return f"{local}@{host}.{rng.choice(words.MAIL_ENDINGS)}"
 
 
@@ -59,7 +73,7 @@ def _phone(rng: Random) -> str:
 
 def _date(rng: Random) -> str:
     day, month = rng.randint(1, 28), rng.randint(1, 12)
-    if rng.random() < 0.4:
+    if rng.random() < ISO_DATE_SHARE:
         return f"2026-{month:02d}-{day:02d}"
     return f"{day} {words.MONTHS[month - 1]}"
 
@@ -86,7 +100,7 @@ def _invoice(rng: Random, split: Split) -> dict[str, str]:
     letters = rng.choice(("INV", "R", "BILL", "A", "F"))
     return {
         "number": f"{letters}-{rng.randint(100, 9999)}",
-        "customer": _name(rng, split) if rng.random() < 0.5 else _company(rng, split),
+        "customer": _name(rng, split) if rng.random() < PRIVATE_CUSTOMER_SHARE else _company(rng, split),
         "total": _price(rng),
         "date": _date(rng),
         "city": _city(rng, split),
@@ -116,33 +130,70 @@ def _event(rng: Random, split: Split) -> dict[str, str]:
 
 
 _CONTACT: Final = {
-    "name": ("{name} is our new contact.", "Please meet {name}.", "The person to ask is {name}.", "I spoke with {name}.",
-             "My name is {name}.", "This card belongs to {name}.", "{name} sent us a note."),
-    "name email": ("You can reach {name} at {email}.", "{name} has the address {email}.", "Write to {name} ({email})."),
-    "name company": ("{name} works for {company}.", "{name} from {company} called.", "{name} joined {company}."),
+    "name": (
+        "{name} is our new contact.",
+        "Please meet {name}.",
+        "The person to ask is {name}.",
+        "I spoke with {name}.",
+        "My name is {name}.",
+        "This card belongs to {name}.",
+        "{name} sent us a note.",
+    ),
+    "name email": (
+        "You can reach {name} at {email}.",
+        "{name} has the address {email}.",
+        "Write to {name} ({email}).",
+    ),
+    "name company": (
+        "{name} works for {company}.",
+        "{name} from {company} called.",
+        "{name} joined {company}.",
+    ),
     "name city": ("{name} lives in {city}.", "{name} moved to {city}.", "{name} is based in {city}."),
-    "email": ("The email is {email}.", "Send mail to {email}.", "Use {email} for letters.", "Email: {email}."),
-    "phone": ("The phone number is {phone}.", "Call {phone}.", "Phone: {phone}.", "The line {phone} is open all day."),
+    "email": (
+        "The email is {email}.",
+        "Send mail to {email}.",
+        "Use {email} for letters.",
+        "Email: {email}.",
+    ),
+    "phone": (
+        "The phone number is {phone}.",
+        "Call {phone}.",
+        "Phone: {phone}.",
+        "The line {phone} is open all day.",
+    ),
     "city": ("The office is in {city}.", "Home is {city}.", "City: {city}.", "Visits are welcome in {city}."),
     "company": ("The employer is {company}.", "Company: {company}.", "The firm is called {company}."),
     "role": ("The job title is {role}.", "The role is {role}.", "Role: {role}."),
     "company role": ("At {company} the role is {role}.", "The post at {company} is {role}."),
 }
 _INVOICE: Final = {
-    "number": ("Invoice {number} is attached.", "The invoice number is {number}.", "This is about bill {number}.",
-               "Number: {number}."),
+    "number": (
+        "Invoice {number} is attached.",
+        "The invoice number is {number}.",
+        "This is about bill {number}.",
+        "Number: {number}.",
+    ),
     "number customer": ("Invoice {number} goes to {customer}.", "We sent {number} to {customer}."),
     "number total": ("Invoice {number} comes to {total}.", "Bill {number} is for {total}."),
     "customer": ("The customer is {customer}.", "It was made out to {customer}.", "Customer: {customer}."),
     "customer total": ("{customer} owes {total}.", "{customer} has to pay {total}."),
-    "total": ("The total is {total}.", "Please pay {total}.", "Total: {total}.", "The sum of {total} is open."),
+    "total": (
+        "The total is {total}.",
+        "Please pay {total}.",
+        "Total: {total}.",
+        "The sum of {total} is open.",
+    ),
     "date": ("It is due on {date}.", "The date is {date}.", "Please pay by {date}.", "Date: {date}."),
     "city": ("It was written in {city}.", "The branch in {city} sent it.", "City: {city}."),
 }
 _ORDER: Final = {
     "product": ("The product is the {product}.", "Item: {product}.", "The order is for the {product}."),
-    "product quantity": ("We need {quantity} pieces of the {product}.", "Please pack {quantity} of the {product}.",
-                         "The order lists {quantity} x {product}."),
+    "product quantity": (
+        "We need {quantity} pieces of the {product}.",
+        "Please pack {quantity} of the {product}.",
+        "The order lists {quantity} x {product}.",
+    ),
     "customer product": ("{customer} ordered the {product}.", "{customer} wants to buy the {product}."),
     "quantity": ("The quantity is {quantity}.", "Quantity: {quantity}.", "Send {quantity} of them."),
     "customer": ("The customer is {customer}.", "{customer} placed the order.", "Customer: {customer}."),
@@ -151,7 +202,12 @@ _ORDER: Final = {
     "date": ("It should arrive on {date}.", "The date is {date}.", "Delivery is planned for {date}."),
 }
 _EVENT: Final = {
-    "event": ("The {event} is coming.", "You are invited to the {event}.", "Event: {event}.", "Do not miss the {event}."),
+    "event": (
+        "The {event} is coming.",
+        "You are invited to the {event}.",
+        "Event: {event}.",
+        "Do not miss the {event}.",
+    ),
     "event place": ("The {event} takes place at the {place}.", "The {event} is held in the {place}."),
     "event date": ("The {event} is on {date}.", "The {event} opens on {date}."),
     "place": ("The place is the {place}.", "Come to the {place}.", "Place: {place}."),
@@ -216,17 +272,17 @@ def make_record(rng: Random, split: Split) -> Record:
         sentences.append(rng.choice(wordings[group]).format_map(values))
         covered.update(group.split())
     rng.shuffle(sentences)
-    if rng.random() < 0.25:
+    if rng.random() < FILLER_SHARE:
         sentences.insert(rng.randint(0, len(sentences)), rng.choice(_FILLERS))
     return Record(" ".join(sentences), {key: values[key] for key in values if key in covered})
 
 
 def list_keys(rng: Random, keys: list[str]) -> str:
     """Word a list of keys in one of the ways people do."""
-    style = rng.random()
-    if style < 0.15:
+    style = rng.choices(("quoted", "spoken", "plain"), weights=(15, 35, 50))[0]
+    if style == "quoted":
         return ", ".join(f'"{key}"' for key in keys)
-    if style < 0.5 and len(keys) > 1:
+    if style == "spoken" and len(keys) > 1:
         return ", ".join(keys[:-1]) + " and " + keys[-1]
     return ", ".join(keys)
 

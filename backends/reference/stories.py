@@ -1,67 +1,147 @@
 """What does a little story look like, and how do people ask for one?
 
-A small grammar with about a dozen choices in each slot. An animal, a place and a thing are carried through, the
-rest is free, so that the next word of a story is hard to guess where the next word of a JSON answer is not.
+A small grammar with about a dozen choices in each slot. An animal, a place and a thing are carried through,
+the rest is free, so that the next word of a story is hard to guess where the next word of a JSON answer is
+not.
 """
 
 import zlib
 from random import Random
 from typing import Final
 
-from backends.reference.words import HELD_OUT_ONE_IN, Split
+from backends.reference.words import HELD_OUT_ONE_IN, Split, listed
 
-ANIMALS: Final = tuple(
-    """fox bear rabbit owl mouse cat dog wolf hedgehog squirrel duck goose frog horse goat sheep robot dragon badger
-    otter beaver crow sparrow turtle pig cow donkey lion tiger elephant monkey penguin whale fish snail bee""".split()
+ANIMALS: Final = listed(
+    """
+    fox bear rabbit owl mouse cat dog wolf hedgehog squirrel duck goose frog horse goat sheep robot dragon
+    badger otter beaver crow sparrow turtle pig cow donkey lion tiger elephant monkey penguin whale fish
+    snail bee
+    """
 )
 PLACES: Final = (
-    "by the river", "in the forest", "on the hill", "near the sea", "in a small village", "in the city", "at the farm",
-    "in the garden", "under the old bridge", "on a ship", "in the mountains", "by the lake", "in the desert", "on an island",
-    "in the snow", "at the market", "in a castle", "on the moon", "behind the mill", "at school", "in the library",
+    "by the river",
+    "in the forest",
+    "on the hill",
+    "near the sea",
+    "in a small village",
+    "in the city",
+    "at the farm",
+    "in the garden",
+    "under the old bridge",
+    "on a ship",
+    "in the mountains",
+    "by the lake",
+    "in the desert",
+    "on an island",
+    "in the snow",
+    "at the market",
+    "in a castle",
+    "on the moon",
+    "behind the mill",
+    "at school",
+    "in the library",
     "near the lighthouse",
 )
-THINGS: Final = tuple(
-    """lantern map key stone book bell boat apple letter hat drum mirror rope basket coin kite ring feather song cake
-    seed clock flute blanket""".split()
+THINGS: Final = listed(
+    """
+    lantern map key stone book bell boat apple letter hat drum mirror rope basket coin kite ring feather
+    song cake seed clock flute blanket
+    """
 )
 _SLOTS: Final[dict[str, tuple[str, ...]]] = {
-    "trait": tuple(
-        "brave small old clever shy lonely happy hungry curious quiet proud kind sleepy young clumsy patient".split()
+    "trait": listed(
+        "brave small old clever shy lonely happy hungry curious quiet proud kind sleepy young clumsy patient"
     ),
-    "look": tuple("golden tiny broken shiny blue wooden strange heavy silver forgotten red soft dusty green".split()),
-    "friend": tuple(
-        "crow hedgehog mole deer toad heron moth swan lizard weasel spider raven stork kitten calf".split()
+    "look": listed(
+        "golden tiny broken shiny blue wooden strange heavy silver forgotten red soft dusty green"
     ),
-    "name": tuple("Pip Mira Tobo Luna Otto Nell Bibi Rufus Tilly Momo Fenn Suri Hops Juno Wim Ada".split()),
+    "friend": listed(
+        "crow hedgehog mole deer toad heron moth swan lizard weasel spider raven stork kitten calf"
+    ),
+    "name": listed("Pip Mira Tobo Luna Otto Nell Bibi Rufus Tilly Momo Fenn Suri Hops Juno Wim Ada"),
     "when": (
-        "One morning", "One evening", "In the spring", "On a cold night", "After the rain", "Before dawn", "One summer day",
-        "At noon", "On the first day of winter", "Late in the autumn", "When the moon was full", "On a windy day",
+        "One morning",
+        "One evening",
+        "In the spring",
+        "On a cold night",
+        "After the rain",
+        "Before dawn",
+        "One summer day",
+        "At noon",
+        "On the first day of winter",
+        "Late in the autumn",
+        "When the moon was full",
+        "On a windy day",
     ),
-    "feeling": tuple("happy afraid tired proud surprised sad calm glad angry hopeful worried warm".split()),
+    "feeling": listed("happy afraid tired proud surprised sad calm glad angry hopeful worried warm"),
     "weather": (
-        "the wind was loud", "the rain fell softly", "the sun was warm", "snow covered everything", "the stars were bright",
-        "the fog was thick", "thunder rolled far away", "the sky was pink", "the air smelled of grass", "the leaves were falling",
+        "the wind was loud",
+        "the rain fell softly",
+        "the sun was warm",
+        "snow covered everything",
+        "the stars were bright",
+        "the fog was thick",
+        "thunder rolled far away",
+        "the sky was pink",
+        "the air smelled of grass",
+        "the leaves were falling",
     ),
     "spot": (
-        "under a tree", "behind a rock", "in the tall grass", "beside the path", "inside a hollow log", "below the window",
-        "between two stones", "on top of a wall", "in the mud", "near a well", "under the stairs", "at the edge of the water",
+        "under a tree",
+        "behind a rock",
+        "in the tall grass",
+        "beside the path",
+        "inside a hollow log",
+        "below the window",
+        "between two stones",
+        "on top of a wall",
+        "in the mud",
+        "near a well",
+        "under the stairs",
+        "at the edge of the water",
     ),
     "act": (
-        "walked for a long time", "looked in every corner", "asked everyone for help", "climbed to the highest place",
-        "waited until dark", "ran as fast as the wind", "made a clever plan", "sang an old song", "dug a deep hole",
-        "followed the footprints", "counted to one hundred", "built a small bridge", "swam to the other side",
+        "walked for a long time",
+        "looked in every corner",
+        "asked everyone for help",
+        "climbed to the highest place",
+        "waited until dark",
+        "ran as fast as the wind",
+        "made a clever plan",
+        "sang an old song",
+        "dug a deep hole",
+        "followed the footprints",
+        "counted to one hundred",
+        "built a small bridge",
+        "swam to the other side",
     ),
     "trouble": (
-        "a storm began", "the path was gone", "a big wave came", "night fell too early", "a stranger blocked the way",
-        "the bridge broke", "nobody wanted to listen", "everything became silent", "the water rose", "a loud noise shook the ground",
-        "the light went out", "the door would not open",
+        "a storm began",
+        "the path was gone",
+        "a big wave came",
+        "night fell too early",
+        "a stranger blocked the way",
+        "the bridge broke",
+        "nobody wanted to listen",
+        "everything became silent",
+        "the water rose",
+        "a loud noise shook the ground",
+        "the light went out",
+        "the door would not open",
     ),
     "lesson": (
-        "even the smallest step counts", "friends make every road shorter", "a gift is best when it is shared",
-        "it is good to ask", "home is where someone waits", "patience opens every door", "a little light is enough",
-        "it is never too late to be kind", "the best treasure is a friend", "courage can be quiet",
+        "even the smallest step counts",
+        "friends make every road shorter",
+        "a gift is best when it is shared",
+        "it is good to ask",
+        "home is where someone waits",
+        "patience opens every door",
+        "a little light is enough",
+        "it is never too late to be kind",
+        "the best treasure is a friend",
+        "courage can be quiet",
     ),
-    "meal": tuple("soup bread honey berries cheese pancakes nuts tea porridge pears plums".split()),
+    "meal": listed("soup bread honey berries cheese pancakes nuts tea porridge pears plums"),
 }
 _OPENINGS: Final = (
     "Once upon a time a {trait} {animal} lived {place}.",

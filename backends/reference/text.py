@@ -1,9 +1,10 @@
 """Which conversations do the reference models learn from, and which are they measured on?
 
-Three kinds: *structured* (a text and "extract these keys as JSON"), *creative* (a little story) and *chat* (short
-small talk, so that a newcomer's free prompt is answered in English). `conversation(seed, split, index)` is a pure
-function: the same arguments give the same words everywhere. Held-out conversations use words, and pairs of animal
-and place, that training never sees. All text comes from this package's own lists.
+Three kinds: *structured* (a text and "extract these keys as JSON"), *creative* (a little story) and *chat*
+(short small talk, so that a newcomer's free prompt is answered in English). `conversation(seed, split,
+index)` is a pure function: the same arguments give the same words everywhere. Held-out conversations use
+words, and pairs of animal and place, that training never sees. All text comes from this package's own
+lists.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from random import Random
 from typing import Final, Literal
 
 from backends.reference import records, stories
-from backends.reference.words import Split
+from backends.reference.words import Split, listed
 
 Kind = Literal["structured", "creative", "chat"]
 
@@ -57,22 +58,63 @@ _SYSTEM: Final = (
     "Be friendly.",
     "Follow the request.",
 )
-_GREETINGS: Final = ("Hello", "Hi", "Hi there", "Good morning", "Good evening", "Hey", "Hello there", "Good day")
-_ABOUT: Final = (
-    "Who are you?", "What are you?", "What can you do?", "How can you help me?", "What do you do?", "Help", "Help me",
-    "Tell me about yourself.", "Are you a robot?", "What is your name?", "How do you work?",
+_GREETINGS: Final = (
+    "Hello",
+    "Hi",
+    "Hi there",
+    "Good morning",
+    "Good evening",
+    "Hey",
+    "Hello there",
+    "Good day",
 )
-_THANKS: Final = ("Thanks", "Thank you", "Thank you very much", "Great", "Well done", "Perfect", "Bye", "Goodbye")
+_ABOUT: Final = (
+    "Who are you?",
+    "What are you?",
+    "What can you do?",
+    "How can you help me?",
+    "What do you do?",
+    "Help",
+    "Help me",
+    "Tell me about yourself.",
+    "Are you a robot?",
+    "What is your name?",
+    "How do you work?",
+)
+_THANKS: Final = (
+    "Thanks",
+    "Thank you",
+    "Thank you very much",
+    "Great",
+    "Well done",
+    "Perfect",
+    "Bye",
+    "Goodbye",
+)
 _STATE: Final = ("How are you?", "How are you today?", "How is it going?", "Are you well?")
-_TOPICS: Final = tuple(
-    """music history the weather France computers cooking football money cars physics love space trains coffee poems
-    Python taxes plants chess birds cities travel paint numbers school health dreams colors law books""".split()
+_TOPICS: Final = listed(
+    """
+    music history the weather France computers cooking football money cars physics love space trains coffee
+    poems Python taxes plants chess birds cities travel paint numbers school health dreams colors law books
+    """
 )
 _OPEN: Final = (
-    "What is {topic}?", "Explain {topic}.", "Tell me about {topic}.", "Why is {topic} important?", "Write code for {topic}.",
-    "How do I learn {topic}?", "What is the capital of {topic}?", "Summarize {topic} in one sentence.", "Give me ideas for {topic}.",
-    "Translate {topic} to German.", "Can you help me with {topic}?", "What do you think about {topic}?", "How much is {topic}?",
-    "Who invented {topic}?", "List three facts about {topic}.", "Rewrite this: {topic}.",
+    "What is {topic}?",
+    "Explain {topic}.",
+    "Tell me about {topic}.",
+    "Why is {topic} important?",
+    "Write code for {topic}.",
+    "How do I learn {topic}?",
+    "What is the capital of {topic}?",
+    "Summarize {topic} in one sentence.",
+    "Give me ideas for {topic}.",
+    "Translate {topic} to German.",
+    "Can you help me with {topic}?",
+    "What do you think about {topic}?",
+    "How much is {topic}?",
+    "Who invented {topic}?",
+    "List three facts about {topic}.",
+    "Rewrite this: {topic}.",
 )
 _SKILLS: Final = (
     "I can turn short texts into JSON and tell little stories.",
@@ -81,27 +123,30 @@ _SKILLS: Final = (
 )
 _GREETING_ANSWERS: Final = ("Hello!", "Hi!", "Hello, nice to meet you.", "Good to see you.", "Welcome!")
 _ABOUT_ANSWERS: Final = (
-    "I am a very small language model.", "I am a tiny model made for tests.", "I am a little demonstration model.",
+    "I am a very small language model.",
+    "I am a tiny model made for tests.",
+    "I am a little demonstration model.",
 )
 _THANKS_ANSWERS: Final = ("You are welcome.", "Gladly.", "Any time.", "With pleasure.", "Until next time.")
 _STATE_ANSWERS: Final = ("I am well, thank you.", "All is fine here.", "Very well, and you?")
 _OPEN_ANSWERS: Final = (
-    "I am too small to know much about {topic}.", "I am sorry, {topic} is too big for a model as small as I am.",
-    "I do not know enough about {topic}.", "That is a good question, but I am a very small model.",
+    "I am too small to know much about {topic}.",
+    "I am sorry, {topic} is too big for a model as small as I am.",
+    "I do not know enough about {topic}.",
+    "That is a good question, but I am a very small model.",
 )
 
 
 def _chat(rng: Random) -> tuple[str, str]:
-    case = rng.random()
+    case = rng.choices(("greeting", "about", "thanks", "state", "open"), weights=(20, 25, 10, 10, 35))[0]
     skill = rng.choice(_SKILLS)
-    if case < 0.2:
-        mark = rng.choice(("", "!", ".", ""))
-        return rng.choice(_GREETINGS) + mark, f"{rng.choice(_GREETING_ANSWERS)} {skill}"
-    if case < 0.45:
+    if case == "greeting":
+        return rng.choice(_GREETINGS) + rng.choice(("", "!", ".")), f"{rng.choice(_GREETING_ANSWERS)} {skill}"
+    if case == "about":
         return rng.choice(_ABOUT), f"{rng.choice(_ABOUT_ANSWERS)} {skill}"
-    if case < 0.55:
+    if case == "thanks":
         return rng.choice(_THANKS) + rng.choice(("", "!", ".")), rng.choice(_THANKS_ANSWERS)
-    if case < 0.65:
+    if case == "state":
         return rng.choice(_STATE), rng.choice(_STATE_ANSWERS)
     topic = rng.choice(_TOPICS)
     return rng.choice(_OPEN).format(topic=topic), f"{rng.choice(_OPEN_ANSWERS).format(topic=topic)} {skill}"
@@ -148,7 +193,9 @@ def conversation(seed: int, split: Split, index: int, kind: Kind | None = None) 
     return Conversation(chosen, tuple(turns), expected)
 
 
-def conversations(seed: int, split: Split, kind: Kind | None = None, start: int = 0) -> Iterator[Conversation]:
+def conversations(
+    seed: int, split: Split, kind: Kind | None = None, start: int = 0
+) -> Iterator[Conversation]:
     """Write conversations without end, from number `start`."""
     index = start
     while True:

@@ -1,8 +1,8 @@
 """How does text become the 2,048 token ids that target and draft share?
 
-Byte-level BPE (library `tokenizers` 0.23), trained on the recipe's own text. The split into words is made for
-copying: a capitalised word, a digit or an e-mail address never takes the space or quote before it into its token,
-so that a value has the same ids in a sentence and in a JSON string.
+Byte-level BPE (library `tokenizers` 0.23), trained on the recipe's own text. The split into words is made
+for copying: a capitalised word, a digit or an e-mail address never takes the space or quote before it into
+its token, so that a value has the same ids in a sentence and in a JSON string.
 """
 
 import json
@@ -22,8 +22,8 @@ ROLE_TOKENS: Final = {"system": "<|system|>", "user": "<|user|>", "assistant": "
 SPECIAL_TOKENS: Final = (PAD, END, *ROLE_TOKENS.values())
 TRAINING_CONVERSATIONS: Final = 40_000
 
-# In order: the lone space before an e-mail address or a host name in one; a single digit; a lower-case word with
-# its space; a capitalised word without; sentence marks with the space before a value; JSON's punctuation, whole.
+# In order: the lone space before an e-mail address; a single digit; a lower-case word with its space; a
+# capitalised word without; sentence marks with the space before a value; JSON's punctuation, whole.
 _WORDS: Final = (
     r""" (?=[a-z.]+@)|\d| ?[a-z]+|[A-Z]+[a-z]*|[.,:;!?]+ (?=[A-Z\d$])|[^\sA-Za-z\d$]+(?: ["])?|\s|."""
 )
@@ -67,7 +67,7 @@ def train_tokenizer(seed: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write `tokenizer.json` and a `tokenizer_config.json` with the chat template, as transformers reads them."""
+    """Write `tokenizer.json`, and `tokenizer_config.json` with the chat template, for transformers."""
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -90,8 +90,8 @@ def encode(tokenizer: Tokenizer, items: Sequence[Conversation]) -> Iterator[tupl
     """Encode conversations as the chat template lays them out.
 
     Yields:
-        Token ids, and for each whether it belongs to an answer (its closing `<|end|>` included), which is what
-        the model is trained on.
+        Token ids, and for each whether it belongs to an answer (its closing `<|end|>` included), which is
+        what the model is trained on.
     """
     end = tokenizer.token_to_id(END)
     roles = {role: tokenizer.token_to_id(token) for role, token in ROLE_TOKENS.items()}

@@ -1,10 +1,10 @@
 """How do the models learn from the generated text within a given time?
 
-Cross-entropy on the answers only, batches of conversations of like length, Muon for the matrices (Jordan 2024,
-https://kellerjordan.github.io/posts/muon/) and AdamW for embeddings and norms, a learning rate that follows the
-clock. The first part of the time mixes in random token sequences that repeat themselves: copying is what such small
-models learn last, and this is the shortest way to it. Everything is float32: a CPU without bf16 units is a hundred
-times slower in bf16.
+Cross-entropy on the answers only, batches of conversations of like length, Muon for the matrices (Jordan
+2024, https://kellerjordan.github.io/posts/muon/) and AdamW for embeddings and norms, a learning rate that
+follows the time used. The first part of the time mixes in random token sequences that repeat themselves:
+copying is what such small models learn last, and this is the shortest way to it. Everything is float32: a
+CPU without bf16 units is a hundred times slower in bf16.
 """
 
 import time
@@ -42,6 +42,7 @@ class Plan:
 
     shape: Shape
     minutes: float
+    """CPU time divided by threads: minutes of a machine that does nothing else."""
     seed: int
     batch_tokens: int = 2048
     matrix_rate: float = 0.02
@@ -104,7 +105,7 @@ class Muon:
 
 
 def pad(rows: list[tuple[list[int], list[bool]]]) -> tuple[Tensor, Tensor]:
-    """Make ids and labels `(batch, length) int64`; a label is the next token where that is part of an answer."""
+    """Make ids and labels `(batch, length) int64`; a label is the next token where an answer has it."""
     length = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
     labels = torch.full((len(rows), length), IGNORED, dtype=torch.int64)
@@ -116,12 +117,16 @@ def pad(rows: list[tuple[list[int], list[bool]]]) -> tuple[Tensor, Tensor]:
     return ids, labels
 
 
-def text_batches(tokenizer: Tokenizer, seed: int, batch_tokens: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def text_batches(
+    tokenizer: Tokenizer, seed: int, batch_tokens: int, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of training conversations without end, from conversation number `start`."""
     rng = Random(f"batches/{seed}/{start}")
     source = conversations(seed, "train", start=start)
     while True:
-        pool = sorted(encode(tokenizer, list(islice(source, POOL_CONVERSATIONS))), key=lambda row: len(row[0]))
+        pool = sorted(
+            encode(tokenizer, list(islice(source, POOL_CONVERSATIONS))), key=lambda row: len(row[0])
+        )
         batches: list[list[tuple[list[int], list[bool]]]] = [[]]
         for row in pool:
             # Sorted by length: this row is the longest of its batch so far.
@@ -151,7 +156,11 @@ def rate_factor(ratio: float) -> float:
 
 
 def _optimizers(model: Llama, plan: Plan) -> tuple[Muon, Any]:
-    matrices = [p for name, p in model.named_parameters() if name.startswith("layers") and p.ndim == 2]
+    matrices = [
+        p
+        for name, p in model.named_parameters()
+        if name.startswith("layers") and not name.endswith("layernorm.weight")
+    ]
     taken = {id(matrix) for matrix in matrices}
     others = [p for p in model.parameters() if id(p) not in taken]
     return Muon(matrices), torch.optim.AdamW(others, lr=plan.other_rate, betas=(0.9, 0.98), weight_decay=0.0)
@@ -197,11 +206,20 @@ def _resume(path: Path, plan: Plan) -> tuple[Llama, Muon, Any, Progress]:
     return model, muon, adam, Progress(**state["progress"])
 
 
-def train(plan: Plan, tokenizer: Tokenizer, *, name: str, checkpoint: Path, resume: bool = False) -> tuple[Llama, Progress]:
+def _clock_s() -> float:
+    # CPU time by thread, not the clock on the wall: a shared machine must not shorten the training.
+    threads: int = torch.get_num_threads()
+    return time.process_time() / threads
+
+
+def train(
+    plan: Plan, tokenizer: Tokenizer, *, name: str, checkpoint: Path, resume: bool = False
+) -> tuple[Llama, Progress]:
     """Train a model for the plan's minutes and return it with the figures of the run.
 
     Args:
-        plan: shape, time and seed. The order of the text is fixed by the seed; how far it gets depends on the machine.
+        plan: shape, time and seed. The order of the text is fixed by the seed; how far it gets depends on the
+            machine.
         tokenizer: from `tokenizer.train_tokenizer`.
         name: shown beside the progress bar.
         checkpoint: written once a minute and at the end.
@@ -216,7 +234,7 @@ def train(plan: Plan, tokenizer: Tokenizer, *, name: str, checkpoint: Path, resu
     drills = torch.Generator().manual_seed(plan.seed + progress.step)
     # A resumed run goes on in fresh text: conversations are numbered far apart by step.
     texts = text_batches(tokenizer, plan.seed, plan.batch_tokens, start=progress.step * 1000)
-    last = saved = time.monotonic()
+    last = saved = _clock_s()
     with tqdm(total=round(budget_s), initial=round(progress.elapsed_s), desc=name, unit="s") as bar:
         while progress.elapsed_s < budget_s:
             ratio = progress.elapsed_s / budget_s
@@ -224,9 +242,11 @@ def train(plan: Plan, tokenizer: Tokenizer, *, name: str, checkpoint: Path, resu
                 model = _grown(model, plan.shape)
                 muon, adam = _optimizers(model, plan)
             is_drill = ratio < plan.drill_until_ratio and progress.step % 2 == 0
-            ids, labels = drill_batch(drills, plan.shape.vocabulary, plan.batch_tokens) if is_drill else next(texts)
+            ids, labels = (
+                drill_batch(drills, plan.shape.vocabulary, plan.batch_tokens) if is_drill else next(texts)
+            )
             loss = _step(model, muon, adam, ids, labels, plan=plan, factor=rate_factor(ratio))
-            now = time.monotonic()
+            now = _clock_s()
             progress.elapsed_s += now - last
             last = now
             progress.step += 1
@@ -249,7 +269,9 @@ def train(plan: Plan, tokenizer: Tokenizer, *, name: str, checkpoint: Path, resu
     return model, progress
 
 
-def _step(model: Llama, muon: Muon, adam: Any, ids: Tensor, labels: Tensor, *, plan: Plan, factor: float) -> float:
+def _step(
+    model: Llama, muon: Muon, adam: Any, ids: Tensor, labels: Tensor, *, plan: Plan, factor: float
+) -> float:
     learned = labels != IGNORED
     # Only the learned positions need scores: the vocabulary is as wide as eight hidden states.
     loss = functional.cross_entropy(model.logits(model(ids)[learned]), labels[learned])
@@ -259,4 +281,5 @@ def _step(model: Llama, muon: Muon, adam: Any, ids: Tensor, labels: Tensor, *, p
     muon.step(plan.matrix_rate * factor)
     adam.step()
     model.zero_grad(set_to_none=True)
-    return float(loss.detach())
+    value: float = loss.item()
+    return value
