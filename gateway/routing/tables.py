@@ -1,0 +1,23 @@
+"""Which policies have ever been in force?"""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, String, Text
+from sqlmodel import Field, SQLModel
+
+from gateway.db import EpochMs
+
+
+class PolicyVersion(SQLModel, table=True):
+    """An immutable state of a policy."""
+
+    __tablename__ = "policy_versions"
+
+    version: str = Field(
+        sa_column=Column(String(80), primary_key=True, comment="name and hash of the content")
+    )
+    name: str = Field(sa_column=Column(String(64), nullable=False, comment="the policy's name"))
+    text: str = Field(sa_column=Column(Text, nullable=False, comment="the YAML as it was written"))
+    first_seen_at_ms: int = Field(
+        sa_column=Column(EpochMs, nullable=False, comment="when this version first came into force, epoch ms")
+    )
