@@ -8,14 +8,18 @@ coalescing happen there.
 import asyncio
 import email.utils
 import http
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import httptools
 
 Headers = list[tuple[str, str]]
+VARY: Final = ("vary", "Origin")
+"""vLLM's CORS middleware says it on every answer."""
 _HEAD_PIECES: Final = 8
 
 
@@ -41,10 +45,20 @@ class Request:
 
 def head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
     """Status line and headers, in uvicorn's order."""
-    lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}"]
-    lines += [f"date: {email.utils.formatdate(usegmt=True)}", "server: uvicorn"]
+    lines = [f"HTTP/1.1 {status} {_phrase(status)}", _date_line(int(time.monotonic())), "server: uvicorn"]
     lines += [f"{name}: {value}" for name, value in headers]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+@lru_cache(maxsize=64)
+def _phrase(status: int) -> str:
+    return http.HTTPStatus(status).phrase
+
+
+@lru_cache(maxsize=2)
+def _date_line(_second: int) -> str:
+    """Built once per second, as uvicorn does."""
+    return f"date: {email.utils.formatdate(usegmt=True)}"
 
 
 class Connection(asyncio.Protocol):
@@ -190,8 +204,9 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """A whole answer."""
         headers = [*(more or []), ("content-length", str(len(body)))]
-        if body or content_type != "application/json":
+        if body:
             headers.append(("content-type", content_type))
+        headers.append(VARY)
         self.write(head(status, headers) + body)
 
 

@@ -2,15 +2,15 @@
 
 import asyncio
 import json
+import os
 import time
-import uuid
 import zlib
 from collections import Counter, OrderedDict
 from dataclasses import replace
 from typing import Any, Final
 
 from tests.support.mock_vllm_faults import FaultError, Faults, Hits, parse_fault
-from tests.support.mock_vllm_http import Connection, Headers, Request, StreamReply, head
+from tests.support.mock_vllm_http import VARY, Connection, Headers, Request, StreamReply, head
 from tests.support.mock_vllm_metrics import CONTENT_TYPE, ServerMetrics
 from tests.support.mock_vllm_requests import (
     Generation,
@@ -24,11 +24,12 @@ from tests.support.mock_vllm_text import Script, script, script_of_text
 from tests.support.mock_vllm_wire import DONE, Answer, Timing, compact, error_event, models_body
 
 GENERATION_PATHS: Final = {"/v1/chat/completions", "/v1/completions"}
-VERSION: Final = "0.32.0+cpu"
+VERSION: Final = "0.32.0"
 GARBAGE: Final = b"<html><body><h1>It works!</h1></body></html>\n"
 GARBAGE_EVENT: Final = b'data: {"id":"chatcmpl-\n\n'
 _EVENT_STREAM: Final = [
     ("content-type", "text/event-stream; charset=utf-8"),
+    VARY,
     ("transfer-encoding", "chunked"),
 ]
 _PREFIXES_MAX: Final = 8192
@@ -114,8 +115,7 @@ class MockServer:
             path in {"/health", "/version", "/metrics", "/v1/models"} and request.method != "GET"
         ):
             allowed = "POST" if path in GENERATION_PATHS else "GET"
-            body = error_body("Method Not Allowed", "Method Not Allowed", 405)
-            connection.reply(405, compact(body).encode(), more=[("allow", allowed)])
+            connection.reply(405, b'{"detail":"Method Not Allowed"}', more=[("allow", allowed)])
         elif path == "/health":
             connection.reply(503 if self.faults.take("health") else 200, b"")
         elif path == "/version":
@@ -125,7 +125,7 @@ class MockServer:
         elif path == "/v1/models":
             connection.reply(200, compact(models_body(self.profile, self._created)).encode())
         else:
-            connection.reply(404, compact(error_body("Not Found", "Not Found", 404)).encode())
+            connection.reply(404, b'{"detail":"Not Found"}')
 
     def _is_authorized(self, request: Request) -> bool:
         wanted = self.profile.api_key
@@ -280,7 +280,7 @@ class MockServer:
         return Answer(
             generation,
             self.profile,
-            f"{prefix}-{request_id or uuid.uuid4().hex[:16]}",
+            f"{prefix}-{request_id or os.urandom(8).hex()}",
             _epoch_s(),
             scripts,
             cached[-1],
@@ -308,15 +308,18 @@ class MockServer:
         return (prompt.tokens - 1) // _BLOCK_TOKENS * _BLOCK_TOKENS if is_known else 0
 
     # --------------------------------------------------------------------------------------- the books
-    def said(self, tokens: int, accepted: int | None) -> None:
-        """An engine step put out tokens."""
-        self._counts["completion_tokens"] += tokens
-        self.metrics.served_step(tokens, accepted)
+    def said(self, tokens: int, accepted: int | None, times: int = 1) -> None:
+        """Engine steps put out tokens."""
+        self._counts["completion_tokens"] += tokens * times
+        self.metrics.served_steps(tokens, accepted, times)
 
     def completed(self, answer: Answer, timing: Timing) -> None:
         """An answer went out whole."""
         self._counts["completed"] += 1
-        self.metrics.served_answer(timing, answer.completion_tokens, answer.generation.limit_tokens)
+        generation = answer.generation
+        self.metrics.served_answer(
+            timing, tokens=answer.completion_tokens, limit=generation.limit_tokens, n=generation.n
+        )
         for one in answer.scripts:
             reason = answer.finish_reason(one)
             self.metrics.finished("length" if reason == "length" else "stop")
@@ -366,14 +369,12 @@ class _Run:
             self._connection.reply(500, compact(_MID_STREAM_ERROR).encode())
             return
         for one in self._answer.scripts:
-            for position, step in enumerate(one.steps):
-                self._server.said(
-                    len(step), one.accepted[position - 1] if position and one.accepted else None
-                )
+            for tokens, accepted, times in one.step_kinds:
+                self._server.said(tokens, accepted, times)
         timing = self._timing()
         body = compact(self._answer.plain(timing)).encode()
         missing = 64 if "wrong_length" in self._hits else 0
-        headers = [("content-length", str(len(body) + missing)), ("content-type", "application/json")]
+        headers = [("content-length", str(len(body) + missing)), ("content-type", "application/json"), VARY]
         await self._connection.write_head(head(200, headers), self._slow_s)
         if "die_before_first_chunk" in self._hits:
             body = b""

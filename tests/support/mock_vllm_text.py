@@ -7,6 +7,7 @@ accepted.
 
 import json
 import random
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -58,16 +59,16 @@ class Script:
     """Accepted draft tokens of each verify step (every step but the first); empty without speculation."""
     is_cut: bool
     """The text had more to say than there was room for."""
+    tokens: int
+    """Number of tokens."""
+    text: str
+    """The whole answer."""
+    step_kinds: tuple[tuple[int, int | None, int], ...]
+    """How many steps had so many tokens and accepted drafts: (tokens, accepted, times)."""
 
-    @property
-    def tokens(self) -> int:
-        """Number of tokens."""
-        return sum(map(len, self.steps))
-
-    @property
-    def text(self) -> str:
-        """The whole answer."""
-        return "".join(token for step in self.steps for token in step)
+    def accepted_at(self, step: int) -> int | None:
+        """Accepted draft tokens of a step; None: no verify step."""
+        return self.accepted[step - 1] if step and self.accepted else None
 
 
 @lru_cache(maxsize=4096)
@@ -86,7 +87,7 @@ def script_of_text(text: str, limit: int, seed: int, *, draft_tokens: int, accep
 
 def _in_steps(words: list[str], seed: int, draft_tokens: int, acceptance: float, *, is_cut: bool) -> Script:
     if not draft_tokens or not words:
-        return Script(tuple((word,) for word in words), (), is_cut)
+        return _script([(word,) for word in words], [], is_cut=is_cut)
     chance = random.Random(seed)
     steps: list[tuple[str, ...]] = [(words[0],)]
     accepted: list[int] = []
@@ -99,7 +100,16 @@ def _in_steps(words: list[str], seed: int, draft_tokens: int, acceptance: float,
         steps.append(tuple(words[position : position + kept + 1]))
         accepted.append(kept)
         position += kept + 1
-    return Script(tuple(steps), tuple(accepted), is_cut)
+    return _script(steps, accepted, is_cut=is_cut)
+
+
+def _script(steps: list[tuple[str, ...]], accepted: list[int], *, is_cut: bool) -> Script:
+    kinds: Counter[tuple[int, int | None]] = Counter()
+    for number, step in enumerate(steps):
+        kinds[len(step), accepted[number - 1] if number and accepted else None] += 1
+    text = "".join(token for step in steps for token in step)
+    counted = tuple((tokens, kept, times) for (tokens, kept), times in kinds.items())
+    return Script(tuple(steps), tuple(accepted), is_cut, sum(map(len, steps)), text, counted)
 
 
 def sample_json(schema: Any) -> str:

@@ -8,6 +8,7 @@ its habits (no `usage` key before the usage chunk, fingerprint on the last chunk
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 from tests.support.mock_vllm_requests import Generation, ServerProfile, prompt_tokens
@@ -17,9 +18,19 @@ FINGERPRINT: Final = "vllm-0.32.0-5eedc0de"
 DONE: Final = b"data: [DONE]\n\n"
 
 
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_TEXT_MARK: Final = "\0text\0"
+_MARK_JSON: Final = _ENCODER.encode(_TEXT_MARK)
+
+
 def compact(value: object) -> str:
     """JSON as vLLM's answers carry it: no blanks, text beyond ASCII as it is."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
+
+
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> str:
+    return _ENCODER.encode(text)
 
 
 def error_event(body: dict[str, Any]) -> bytes:
@@ -111,9 +122,9 @@ class Answer:
         usage = self.usage(self.completion_tokens)
         details: dict[str, Any] | None = None
         if self.profile.has_prompt_tokens_details:
-            details = {
-                "cached_tokens": self.cached_tokens,
-                "created_cache_tokens": None,
+            details = {"cached_tokens": self.cached_tokens}
+            details |= {
+                "created_cache_tokens": 0 if self.generation.is_chat else None,
                 "multimodal_tokens": None,
             }
         usage |= {"prompt_tokens_details": details, "completion_tokens_details": None}
@@ -205,6 +216,11 @@ class Answer:
         if generation.is_chat:
             for index in range(len(self.scripts)):
                 yield Event("role", self._role_event(index))
+        is_varying = (
+            generation.has_continuous_usage or generation.tool_name or generation.top_logprobs is not None
+        )
+        # Events of one choice differ in their text only: write one, and put the texts in.
+        moulds: dict[int, str] = {}
         positions = [0] * len(self.scripts)
         said = [0] * len(self.scripts)
         offsets = [0] * len(self.scripts)
@@ -215,14 +231,17 @@ class Answer:
                 if positions[index] >= len(script.steps):
                     continue
                 step = list(script.steps[positions[index]])
-                accepted = (
-                    script.accepted[positions[index] - 1] if positions[index] and script.accepted else None
-                )
+                accepted = script.accepted_at(positions[index])
                 positions[index] += 1
                 said[index] += len(step)
                 is_last = positions[index] == len(script.steps)
                 is_running = is_running or not is_last
-                data = self._content_event(index, step, said[index], offsets[index], is_last=is_last)
+                if is_last or is_varying:
+                    data = self._content_event(index, step, said[index], offsets[index], is_last=is_last)
+                else:
+                    if index not in moulds:
+                        moulds[index] = self._content_event(index, [_TEXT_MARK], 1, 0, is_last=False).decode()
+                    data = moulds[index].replace(_MARK_JSON, _quoted("".join(step))).encode()
                 offsets[index] += sum(map(len, step))
                 yield Event("content", data, len(step), accepted)
 
@@ -273,7 +292,10 @@ class Answer:
         """The chunk with the counts; nulls are left out of it."""
         usage = self.usage(self.completion_tokens)
         if self.profile.has_prompt_tokens_details:
-            usage["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
+            details = {"cached_tokens": self.cached_tokens}
+            usage["prompt_tokens_details"] = details | (
+                {"created_cache_tokens": 0} if self.generation.is_chat else {}
+            )
         chunk = self._chunk([]) | {"usage": usage, "system_fingerprint": FINGERPRINT}
         metrics = self.metrics(timing)
         if metrics is not None:
