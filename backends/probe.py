@@ -2,23 +2,44 @@
 
 vLLM's /health reads a flag: a hung engine answers it (vLLM 0.32, `async_llm.py`), and so does a server whose
 first request still compiles for a minute. One token generated through the whole engine is the proof. Each
-function answers with a reason for people, or None when all is well; none raises for what a replica does.
+function answers with a problem, or None when all is well; none raises for what a replica does.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 
-async def health_problem(client: httpx.AsyncClient, url: str, *, timeout_s: float) -> str | None:  # noqa: TID251 - control plane
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a replica does not serve."""
+
+    text: str
+    """For people."""
+    is_certain: bool
+    """It refused the connection or said so itself; not merely slow, which a busy server may be."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+async def health_problem(
+    client: httpx.AsyncClient,  # noqa: TID251 - control plane
+    url: str,
+    *,
+    timeout_s: float,
+) -> Problem | None:
     """GET /health; None if it said 200."""
     try:
         answer = await client.get(f"{url}/health", timeout=timeout_s)
     except httpx.HTTPError as error:
-        return f"/health: {_described(error)}"
-    return None if answer.status_code == httpx.codes.OK else f"/health: status {answer.status_code}"
+        return _transport_problem("/health", error)
+    if answer.status_code == httpx.codes.OK:
+        return None
+    return Problem(f"/health: status {answer.status_code}", is_certain=True)
 
 
 async def serving_problem(
@@ -27,7 +48,7 @@ async def serving_problem(
     served_name: str,
     *,
     timeout_s: float,
-) -> str | None:
+) -> Problem | None:
     """Have one token generated; None if that worked.
 
     A server of a model that generates nothing (embeddings, scores) has no completions; it serves when it
@@ -39,12 +60,13 @@ async def serving_problem(
         if answer.status_code == httpx.codes.NOT_FOUND:
             return await _listing_problem(client, url, served_name, timeout_s=timeout_s)
         if answer.status_code != httpx.codes.OK:
-            return f"one-token completion: status {answer.status_code}: {answer.text[:200]}"
+            text = f"one-token completion: status {answer.status_code}: {answer.text[:200]}"
+            return Problem(text, is_certain=True)
         answer.json()["usage"]["completion_tokens"]
     except httpx.HTTPError as error:
-        return f"one-token completion: {_described(error)}"
+        return _transport_problem("one-token completion", error)
     except (ValueError, LookupError, TypeError):
-        return "one-token completion: the answer is not that of a completion"
+        return Problem("one-token completion: the answer is not that of a completion", is_certain=True)
     return None
 
 
@@ -54,11 +76,14 @@ async def _listing_problem(
     served_name: str,
     *,
     timeout_s: float,
-) -> str | None:
+) -> Problem | None:
     listing: Any = (await client.get(f"{url}/v1/models", timeout=timeout_s)).json()
-    names = [card["id"] for card in listing["data"]]
-    return None if served_name in names else f"serves {', '.join(names)}, not '{served_name}'"
+    names = [str(card["id"]) for card in listing["data"]]
+    if served_name in names:
+        return None
+    return Problem(f"serves {', '.join(names) or 'no model'}, not '{served_name}'", is_certain=True)
 
 
-def _described(error: httpx.HTTPError) -> str:
-    return str(error) or type(error).__name__
+def _transport_problem(what: str, error: httpx.HTTPError) -> Problem:
+    text = f"{what}: {str(error) or type(error).__name__}"
+    return Problem(text, is_certain=isinstance(error, httpx.ConnectError))

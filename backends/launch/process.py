@@ -133,6 +133,7 @@ class ProcessFleet:
         self._start_gate = asyncio.Semaphore(cores)
         self._client: httpx.AsyncClient | None = None  # noqa: TID251 - control plane
         self._lock_fd: int | None = None
+        self._published: Fleet | None = None
         self._is_stopping = False
 
     async def start(self) -> None:
@@ -174,6 +175,7 @@ class ProcessFleet:
             for replica in self._replicas:
                 group.create_task(self._stop_one(replica))
         (self._state_dir / FLEET_FILE_NAME).unlink(missing_ok=True)
+        self._published = None
         if self._client is not None:
             await self._client.aclose()
         os.close(self._lock_fd)
@@ -284,7 +286,10 @@ class ProcessFleet:
             for one in self._replicas
             if one.pid
         )
-        write_fleet(self._state_dir / FLEET_FILE_NAME, Fleet(owner, published))
+        fleet = Fleet(owner, published)
+        if fleet != self._published:
+            write_fleet(self._state_dir / FLEET_FILE_NAME, fleet)
+            self._published = fleet
         elapsed_s = time.monotonic() - replica.started_at_s
         detail = detail if state is ReplicaState.UNHEALTHY else detail[:_DETAIL_CHARS_MAX]
         self._on_progress(ReplicaProgress(replica.spec.name, replica.name, state, detail, elapsed_s))

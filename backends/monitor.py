@@ -1,0 +1,220 @@
+"""Are the replicas alive, do they serve, how loaded are they?
+
+One loop per replica, so that a hanging one delays nobody; one more follows which replicas there are. Writes
+into the registry, decides nothing else. Health is asked every interval; a replica that is not READY has to
+generate a token before it becomes so, the first time and after each ejection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+import httpx
+
+from backends.fleet_file import Fleet, read_fleet
+from backends.pool import PoolSpec, ReplicaSnapshot, ReplicaState
+from backends.probe import health_problem, serving_problem
+from backends.registry import PoolRegistry
+from backends.scrape import NotVllmMetrics, parse_metrics
+
+_LOG = logging.getLogger(__name__)
+
+_TIMEOUT_S = 2.0
+_FIRST_TOKEN_TIMEOUT_S = 30.0
+"""A loaded replica may queue the probe; only the replica's own loop waits for it."""
+_MISSES_TO_EJECT = 3
+"""One slow /health is the hiccup of a busy server; a refused connection ejects at once."""
+_LOAD_AGE_S_MAX = 10.0
+"""A load is kept through a missed scrape, which happens just when a server is busy, but not for long."""
+
+
+class FleetMonitor:
+    """Keeps a registry true. `run` until cancelled."""
+
+    def __init__(
+        self,
+        registry: PoolRegistry,
+        *,
+        fleet_file: Path | None,
+        poll_interval_s: float = 1.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Only remembers.
+
+        Args:
+            registry: what the request path reads.
+            fleet_file: `<state>/fleet.json` of the process driver; None where no pool has that driver.
+            poll_interval_s: pause between two looks at the same replica.
+            transport: in place of the network, for tests.
+        """
+        self._registry = registry
+        self._fleet_file = fleet_file
+        self._poll_interval_s = poll_interval_s
+        self._transport = transport
+        self._fleet: Fleet | None = None
+        self._file_state: tuple[int, int, int] | None = None
+        """Modification time, inode and size of the fleet file when it was read."""
+
+    async def run(self) -> None:
+        """Watch all replicas until cancelled."""
+        # trust_env off: a company's HTTP proxy is not the way to its own replicas.
+        async with (
+            httpx.AsyncClient(  # noqa: TID251 - control plane
+                trust_env=False,
+                timeout=_TIMEOUT_S,
+                transport=self._transport,
+                # Idle connections go before vLLM closes them (5 s), whatever the interval.
+                limits=httpx.Limits(max_connections=None, keepalive_expiry=4.0),
+            ) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for pool, spec in self._registry.specs.items():
+                if spec.driver == "external":
+                    self._registry.set_replicas(
+                        pool, {f"{pool}-{index}": url for index, url in enumerate(spec.urls)}
+                    )
+            watched: dict[tuple[str, str], asyncio.Task[None]] = {}
+            while True:
+                self._follow_fleet_file()
+                present = {
+                    (replica.replica, replica.url): snapshot.spec
+                    for snapshot in self._registry.snapshots()
+                    for replica in snapshot.replicas
+                }
+                for key in [key for key in watched if key not in present]:
+                    watched.pop(key).cancel()
+                for key, spec in present.items():
+                    if key not in watched:
+                        watch = _Watch(self._registry, client, spec, *key, self._poll_interval_s)
+                        watched[key] = group.create_task(watch.run())
+                await asyncio.sleep(self._poll_interval_s)
+
+    def _follow_fleet_file(self) -> None:
+        """Make the living fleet's replicas those of the registry; without one there are none."""
+        if self._fleet_file is None:
+            return
+        try:
+            is_changed = self._read_if_changed(self._fleet_file)
+        except (OSError, ValueError) as error:
+            self._fleet, is_changed = None, True
+            _LOG.warning("fleet file ignored: %s", error)
+        if self._fleet is not None and not self._fleet.owner.is_alive:
+            # Its replicas end with it; what it wrote is the past.
+            self._fleet, is_changed = None, True
+        if is_changed:
+            self._adopt(self._fleet)
+
+    def _read_if_changed(self, path: Path) -> bool:
+        try:
+            status = path.stat()
+            file_state = (status.st_mtime_ns, status.st_ino, status.st_size)
+        except FileNotFoundError:
+            file_state = None
+        if file_state == self._file_state:
+            return False
+        self._file_state = file_state
+        self._fleet = read_fleet(path)
+        return True
+
+    def _adopt(self, fleet: Fleet | None) -> None:
+        replicas = () if fleet is None else fleet.replicas
+        for pool, spec in self._registry.specs.items():
+            if spec.driver != "process":
+                continue
+            ours = {one.replica: one for one in replicas if one.pool == pool}
+            try:
+                self._registry.set_replicas(pool, {name: one.url for name, one in ours.items()})
+            except ValueError as error:
+                _LOG.warning("replicas of the fleet file ignored: %s", error)
+                continue
+            for name, one in ours.items():
+                # The driver knows before anyone can see it that a replica ends. That one starts is our own
+                # business: we may have seen it serve already.
+                if one.state in {ReplicaState.UNHEALTHY, ReplicaState.STOPPED}:
+                    self._registry.set_state(name, one.state, f"the process driver says {one.state}")
+
+
+class _Watch:
+    """The loop of one replica at one address."""
+
+    def __init__(
+        self,
+        registry: PoolRegistry,
+        client: httpx.AsyncClient,  # noqa: TID251 - control plane
+        spec: PoolSpec,
+        name: str,
+        url: str,
+        interval_s: float,
+    ) -> None:
+        self._registry = registry
+        self._client = client
+        self._spec = spec
+        self._name = name
+        self._url = url
+        self._interval_s = interval_s
+        self._misses = 0
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except Exception:  # noqa: BLE001 - the boundary of a loop that must go on
+                # A replica that answers in a way nobody foresaw must not end the watch over it, nor (they
+                # share a task group) that over all others.
+                _LOG.exception("watching replica %s failed; trying again", self._name)
+            await asyncio.sleep(self._interval_s)
+
+    async def _look(self) -> None:
+        problem, _ = await asyncio.gather(
+            health_problem(self._client, self._url, timeout_s=_TIMEOUT_S), self._scrape()
+        )
+        replica = self._replica()
+        if replica is None:
+            return
+        is_ready = replica.state is ReplicaState.READY
+        if problem is None:
+            self._misses = 0
+            if not is_ready:
+                await self._prove()
+            return
+        self._misses += 1
+        if not is_ready:
+            self._registry.set_state(self._name, replica.state, str(problem))
+        elif problem.is_certain or self._misses >= _MISSES_TO_EJECT:
+            self._registry.set_state(self._name, ReplicaState.UNHEALTHY, str(problem))
+
+    async def _prove(self) -> None:
+        """Make it READY if it generates a token."""
+        problem = await serving_problem(
+            self._client, self._url, self._spec.model.served_name, timeout_s=_FIRST_TOKEN_TIMEOUT_S
+        )
+        if self._replica() is None:
+            return
+        if problem is None:
+            self._registry.set_state(self._name, ReplicaState.READY)
+        else:
+            self._registry.set_state(self._name, ReplicaState.UNHEALTHY, str(problem))
+
+    async def _scrape(self) -> None:
+        try:
+            answer = await self._client.get(f"{self._url}/metrics", timeout=_TIMEOUT_S)
+            answer.raise_for_status()
+            load = parse_metrics(answer.text, scraped_at_s=time.monotonic())
+        except (httpx.HTTPError, NotVllmMetrics) as error:
+            _LOG.debug("no load from replica %s: %s", self._name, error)
+            replica = self._replica()
+            if replica and replica.load and time.monotonic() - replica.load.scraped_at_s > _LOAD_AGE_S_MAX:
+                self._registry.set_load(self._name, None)
+            return
+        if self._replica() is not None:
+            self._registry.set_load(self._name, load)
+
+    def _replica(self) -> ReplicaSnapshot | None:
+        """What the registry says of it now; None once it is no longer there at this address."""
+        for replica in self._registry.snapshot(self._spec.name).replicas:
+            if replica.replica == self._name and replica.url == self._url:
+                return replica
+        return None
