@@ -1,8 +1,8 @@
 """Where do tests get a real PostgreSQL and a real Redis from?
 
 Each context manager starts a server of its own on a free port in a temporary folder, and removes both. The
-machine's own servers are left alone. The kernel ends a server whose test process dies (PR_SET_PDEATHSIG), so an
-aborted run leaves no processes; after a SIGKILL the temporary folder stays.
+machine's own servers are left alone. The kernel ends a server whose test process dies (PR_SET_PDEATHSIG), so
+an aborted run leaves no processes; after a SIGKILL the temporary folder stays.
 
 Facts: PostgreSQL refuses to run as root (initdb(1), version 15), hence the `postgres` user that Debian's
 package brings; SIGINT is its fast shutdown, and ends Redis 7 too.
