@@ -32,6 +32,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _POLL_S = 1.0
+_LOOK_S = 0.02
 _STRAGGLERS_GRACE_S = 1.0
 """How long the rest of the tree may take after its first process has ended; it serves nobody any more."""
 _KILL_DEADLINE_S = 10.0
@@ -130,28 +131,33 @@ class _Keeper:
         while (left := _descendants()) and time.monotonic() < deadline_s:
             # Again and again: a process may have forked between the look and the signal.
             signal_all(left, signal.SIGKILL)
-            self._shall_end(0.02)
+            time.sleep(_LOOK_S)
             self._reap()
         self._reap()
         return self._status if self._status is not None else 128 + signal.SIGKILL
 
     def _wait_until(self, done: Callable[[], bool], patience_s: float) -> None:
+        """Returns early on another signal: whoever sends it again wants the end now."""
         deadline_s = time.monotonic() + patience_s
-        while not done() and time.monotonic() < deadline_s:
-            time.sleep(0.02)
+        is_urged = False
+        while not done() and not is_urged and time.monotonic() < deadline_s:
+            is_urged = self._is_signalled([self._wake_fd], _LOOK_S)
             self._reap()
 
     def _shall_end(self, patience_s: float) -> bool:
         """Wait for a signal or the end of our starter; True if we shall end."""
         watched = [self._wake_fd] if self._watch_fd is None else [self._wake_fd, self._watch_fd]
+        # The pipe's other end may live on in a process that the starter forked; then our new parent tells.
+        return self._is_signalled(watched, patience_s) or os.getppid() != self._parent_pid
+
+    def _is_signalled(self, watched: list[int], patience_s: float) -> bool:
         ready, _, _ = select.select(watched, [], [], patience_s)
         if self._wake_fd in ready:
             received = os.read(self._wake_fd, 512)
             if any(number in received for number in _ENDING_SIGNALS):
                 return True
-        # Nobody ever writes to the pipe: readable means that its other end is gone.
-        # It may live on in a process that the starter forked; then our new parent tells.
-        return self._watch_fd in ready or os.getppid() != self._parent_pid
+        # Nobody ever writes to the starter's pipe: readable means that its other end is gone.
+        return self._watch_fd is not None and self._watch_fd in ready
 
     def _reap(self) -> None:
         while True:

@@ -27,6 +27,7 @@ _PORTS = range(20_000, 32_000)
 between our look and the server's bind, which is several seconds later."""
 _LOG_BYTES_MAX = 20_000_000
 _TAIL_BYTES = 64_000
+_UNREADY_GRACE_S = 2.0
 _KILL_MARGIN_S = 4.0
 """What the guard may need beyond the grace to kill and reap what did not heed SIGTERM."""
 
@@ -108,19 +109,32 @@ class ReplicaProcess:
         return None
 
     async def end(self, grace_s: float) -> None:
-        """End everything of this replica: SIGTERM, after `grace_s` SIGKILL. Returns when nothing is left."""
+        """End everything of this replica: SIGTERM, after `grace_s` SIGKILL. Returns when nothing is left.
+
+        One that was never ready has no requests to finish and gets two seconds; vLLM heeds no SIGTERM while
+        it loads.
+        """
         if self._process is None:
             return
+        if self.ready_since_s is None:
+            grace_s = min(grace_s, _UNREADY_GRACE_S)
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
-            if await self.exited_within(grace_s + _KILL_MARGIN_S) is None:
-                self._process.kill()
+            self._signal_guard(signal.SIGTERM)
+            if await self.exited_within(grace_s) is None:
+                # The guard has a grace of its own, which a second signal cuts short.
+                self._signal_guard(signal.SIGTERM)
+            if await self.exited_within(_KILL_MARGIN_S) is None:
+                self._signal_guard(signal.SIGKILL)
                 await self._process.wait()
                 grace_s = 0.0
         # A guard that was killed leaves its second keeper to end the tree; see that it did.
         await self._await_empty_session(grace_s)
         self._close_pipe()
+
+    def _signal_guard(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
 
     async def _await_empty_session(self, grace_s: float) -> None:
         deadline_s = time.monotonic() + grace_s
