@@ -39,6 +39,7 @@ from backends.install_machine import (
     NotOffered,
     detect_hardware,
     require_engine_platform,
+    require_numa_library,
     require_space,
     supported_python,
 )
@@ -119,28 +120,29 @@ def child_environment(root: Path) -> dict[str, str]:
 
 def stream(session: Session, command: list[str], on_line: Callable[[str], None]) -> int:
     """Run a command, hand each line of its output to the log and to `on_line`; returns the exit status."""
-    with session.log.open("a", encoding="utf-8") as log:
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(session.log.open("a", encoding="utf-8"))
         log.write(f"$ {' '.join(command)}\n")
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            cwd=session.root,
-            env=child_environment(session.root),
+        log.flush()
+        process = stack.enter_context(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                cwd=session.root,
+                env=child_environment(session.root),
+            )
         )
-        try:
-            assert process.stdout is not None  # noqa: S101 - Popen's type cannot say that PIPE gives one
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                on_line(line.rstrip("\n"))
-            return process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+        # After an interruption: the terminal's Ctrl-C reaches the program too, a SIGTERM only us.
+        stack.callback(process.terminate)
+        assert process.stdout is not None  # noqa: S101 - Popen's type cannot say that PIPE gives one
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            on_line(line.rstrip("\n"))
+        return process.wait()
 
 
 @contextlib.contextmanager
@@ -329,7 +331,9 @@ def install(session: Session) -> None:
     """
     plan = session.plan
     if plan.name == "engine":
-        require_engine_platform(plan.variant)
+        require_engine_platform(platform.system(), platform.machine(), platform.libc_ver())
+    if plan.variant == "cpu":
+        require_numa_library()
     require_space(plan.folder, plan.disk_gb)
     core = core_packages(plan.requirements)
     first = [choices for choices in core if choices[0].startswith("torch==")]

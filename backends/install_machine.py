@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,39 +43,41 @@ def detect_hardware() -> str:
     return "cuda" if listing.returncode == 0 and "GPU" in listing.stdout else "cpu"
 
 
-def require_engine_platform(variant: str) -> None:
+def require_engine_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
     """Wheels of vLLM exist for x86-64 Linux with glibc; the gateway runs on any POSIX system.
+
+    Args:
+        system: as platform.system() says it.
+        machine: as platform.machine() says it.
+        libc: name and version, as platform.libc_ver() says them.
 
     Raises:
         InstallError: the engine cannot run here.
     """
-    system, machine = platform.system(), platform.machine()
     if system != "Linux" or machine not in {"x86_64", "AMD64"}:
         raise InstallError(
             f"vLLM is installed from wheels for x86-64 Linux; this is {system} on {machine}",
             "run vLLM on an x86-64 Linux machine and name it in a pool file; the gateway itself runs here",
         )
-    libc, version = platform.libc_ver()
-    if libc != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < (2, 28):
+    name, version = libc
+    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < (2, 28):
         raise InstallError(
-            f"vLLM's wheels need glibc 2.28 or newer; here is {libc or 'another C library'} {version}",
+            f"vLLM's wheels need glibc 2.28 or newer; here is {name or 'another'} {version}",
             "use a distribution of 2018 or later with glibc (Debian 11, Ubuntu 20.04, RHEL 9 or newer)",
         )
-    if variant == "cpu":
-        require_numa_library()
 
 
-def require_numa_library() -> None:
+def require_numa_library(name: str = "libnuma.so.1") -> None:
     """The CPU kernels link libnuma, which no wheel brings: without it vLLM imports but cannot serve.
 
     Raises:
         InstallError: the library is missing.
     """
     try:
-        ctypes.CDLL("libnuma.so.1")
+        ctypes.CDLL(name)
     except OSError:
         raise InstallError(
-            "the library libnuma.so.1 is missing, which vLLM's CPU kernels need",
+            f"the library {name} is missing, which vLLM's CPU kernels need",
             "apt-get install libnuma1 (Fedora, RHEL: dnf install numactl-libs), then run this again",
         ) from None
 

@@ -1,8 +1,8 @@
 """Is every file, package and the whole covered as far as we promise?
 
-Floors: file 70 %, package 85 %, all 90 %; all lines and branches of EVERY_BRANCH, where a mistake
-costs money or misroutes. Reads the JSON report of coverage.py 7 (`coverage json`). Percentages count lines and branches together, as
-coverage's own figures do. A package is a folder of modules, not of their subfolders.
+Floors: file 70 %, package 85 %, all 90 %; all lines and branches of EVERY_BRANCH, where a mistake costs money
+or misroutes. Reads the JSON report of coverage.py 7 (`coverage json`). Percentages count lines and branches
+together, as coverage's own figures do. A package is a folder of modules, not of their subfolders.
 
 Usage: python scripts/coverage_floors.py REPORT.json [--total 90]
 """
