@@ -192,7 +192,7 @@ def outline(reply: Reply) -> object:
             piece.startswith(b"data: ") and piece.endswith(b"\n\n") and piece.count(b"\n\n") == 1
             for piece in reply.pieces
         )
-        told["events"] = _runs([_shape(event) for event in reply.events()])
+        told["events"] = _by_choice(reply.events())
     elif reply.status >= 400:
         told["error"] = re.sub(r"\d{3,}", "N", reply.body.decode())
     elif (reply.header("content-type") or "").startswith("application/json"):
@@ -203,13 +203,30 @@ def outline(reply: Reply) -> object:
     return told
 
 
+def _by_choice(events: list[Any]) -> dict[str, object]:
+    """The events of each choice; how several choices interleave depends on the moment."""
+    found: dict[str, list[object]] = {}
+    for event in events:
+        choices = event.get("choices") if isinstance(event, dict) else None
+        name = f"choice {choices[0]['index']}" if choices else "no choice"
+        found.setdefault(name, []).append(_shape(event))
+    return {name: _runs(shapes) for name, shapes in sorted(found.items())}
+
+
 def _shape(value: Any, key: str = "") -> object:
     """Types and key order of a decoded JSON value."""
+    if (
+        key == "top_logprobs"
+        and isinstance(value, dict)
+        and all(isinstance(p, float) for p in value.values())
+    ):
+        # Of completions: its keys are tokens.
+        return [["*", "float"]]
     if isinstance(value, dict):
         # As a list of pairs, because the order of keys is part of the structure.
         return [[name, _shape(part, name)] for name, part in value.items()]
     if isinstance(value, list):
-        return {"list": _runs([_shape(part) for part in value])}
+        return {"list": _runs([_shape(part, key if key == "top_logprobs" else "") for part in value])}
     if isinstance(value, str) and (key in _CONSTANTS or value == "[DONE]"):
         return f"={value}"
     return "null" if value is None else type(value).__name__

@@ -9,17 +9,11 @@ from collections import Counter, OrderedDict
 from dataclasses import replace
 from typing import Any, Final
 
+from tests.support.mock_vllm_checks import Refused, error_body
 from tests.support.mock_vllm_faults import FaultError, Faults, Hits, parse_fault
 from tests.support.mock_vllm_http import VARY, Connection, Headers, Request, StreamReply, head
 from tests.support.mock_vllm_metrics import CONTENT_TYPE, ServerMetrics
-from tests.support.mock_vllm_requests import (
-    Generation,
-    Prompt,
-    Refused,
-    ServerProfile,
-    error_body,
-    parse_generation,
-)
+from tests.support.mock_vllm_requests import Generation, Prompt, ServerProfile, parse_generation
 from tests.support.mock_vllm_text import Script, script, script_of_text
 from tests.support.mock_vllm_wire import DONE, Answer, Timing, compact, error_event, models_body
 

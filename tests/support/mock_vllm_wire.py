@@ -153,7 +153,7 @@ class Answer:
     def _chat_choice(self, index: int, script: Script) -> dict[str, Any]:
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": "" if self.generation.tool_name else script.text,
+            "content": self._content_beside_call() if self.generation.tool_name else script.text,
             "refusal": None,
             "annotations": None,
             "audio": None,
@@ -186,6 +186,10 @@ class Answer:
             "routed_experts": None,
         }
 
+    def _content_beside_call(self) -> str | None:
+        """Nothing is said beside a call; vLLM writes that as "" when the call was demanded."""
+        return None if self.generation.is_free_to_call else ""
+
     def _call_id(self, index: int) -> str:
         return f"chatcmpl-tool-{self.answer_id.rpartition('-')[2][:14]}{index:02x}"
 
@@ -216,34 +220,56 @@ class Answer:
         if generation.is_chat:
             for index in range(len(self.scripts)):
                 yield Event("role", self._role_event(index))
-        is_varying = (
-            generation.has_continuous_usage or generation.tool_name or generation.top_logprobs is not None
-        )
+        if generation.tool_name:
+            yield from self._tool_events()
+            return
+        is_varying = generation.has_continuous_usage or generation.top_logprobs is not None
         # Events of one choice differ in their text only: write one, and put the texts in.
         moulds: dict[int, str] = {}
-        positions = [0] * len(self.scripts)
         said = [0] * len(self.scripts)
         offsets = [0] * len(self.scripts)
-        is_running = True
-        while is_running:
-            is_running = False
+        for index, number in self._turns():
+            script = self.scripts[index]
+            step = script.steps[number]
+            said[index] += len(step)
+            is_last = number == len(script.steps) - 1
+            if is_last or is_varying:
+                data = self._text_event(index, step, said[index], offsets[index], is_last=is_last)
+            else:
+                if index not in moulds:
+                    moulds[index] = self._text_event(index, (_TEXT_MARK,), 1, 0, is_last=False).decode()
+                data = moulds[index].replace(_MARK_JSON, _quoted("".join(step))).encode()
+            offsets[index] += sum(map(len, step))
+            yield Event("content", data, len(step), script.accepted_at(number))
+
+    def _turns(self) -> Iterator[tuple[int, int]]:
+        """The choices take turns, step by step: (index of the choice, number of its step)."""
+        for number in range(max(len(script.steps) for script in self.scripts)):
             for index, script in enumerate(self.scripts):
-                if positions[index] >= len(script.steps):
-                    continue
-                step = list(script.steps[positions[index]])
-                accepted = script.accepted_at(positions[index])
-                positions[index] += 1
-                said[index] += len(step)
-                is_last = positions[index] == len(script.steps)
-                is_running = is_running or not is_last
-                if is_last or is_varying:
-                    data = self._content_event(index, step, said[index], offsets[index], is_last=is_last)
-                else:
-                    if index not in moulds:
-                        moulds[index] = self._content_event(index, [_TEXT_MARK], 1, 0, is_last=False).decode()
-                    data = moulds[index].replace(_MARK_JSON, _quoted("".join(step))).encode()
-                offsets[index] += sum(map(len, step))
-                yield Event("content", data, len(step), accepted)
+                if number < len(script.steps):
+                    yield index, number
+
+    def _tool_events(self) -> Iterator[Event]:
+        """The name first, then the arguments piece by piece, then an empty delta with the end."""
+        said = [0] * len(self.scripts)
+        for index in range(len(self.scripts)):
+            call = {"id": self._call_id(index), "type": "function", "index": 0}
+            delta = {
+                "content": None,
+                "tool_calls": [call | {"function": {"name": self.generation.tool_name}}],
+            }
+            yield Event("content", self._choice_event(index, {"delta": delta}, said=0))
+        for index, number in self._turns():
+            script = self.scripts[index]
+            step = script.steps[number]
+            said[index] += len(step)
+            call = {"index": 0, "function": {"arguments": "".join(step)}}
+            data = self._choice_event(
+                index, {"delta": {"content": None, "tool_calls": [call]}}, said=said[index]
+            )
+            yield Event("content", data, len(step), script.accepted_at(number))
+        for index in range(len(self.scripts)):
+            yield Event("content", self._choice_event(index, {"delta": {}}, said=said[index], is_last=True))
 
     def _role_event(self, index: int) -> bytes:
         choice = {
@@ -257,36 +283,37 @@ class Answer:
             chunk["usage"] = self.usage(0) | {"completion_tokens_details": None}
         return _event(chunk | {"prompt_token_ids": None, "prompt_text": None})
 
-    def _content_event(self, index: int, step: list[str], said: int, offset: int, *, is_last: bool) -> bytes:
+    def _text_event(
+        self, index: int, step: tuple[str, ...], said: int, offset: int, *, is_last: bool
+    ) -> bytes:
         text = "".join(step)
-        choice: dict[str, Any] = {"index": index}
-        if not self.generation.is_chat:
-            choice["text"] = text
-        elif self.generation.tool_name:
-            choice["delta"] = {"tool_calls": [self._tool_delta(index, text, is_first=said == len(step))]}
-        else:
-            choice["delta"] = {"content": text}
-        choice["logprobs"] = self._logprobs(step, offset)
+        part: dict[str, Any] = {"delta": {"content": text}} if self.generation.is_chat else {"text": text}
+        logprobs = self._logprobs(list(step), offset)
+        return self._choice_event(index, part, said=said, logprobs=logprobs, is_last=is_last)
+
+    def _choice_event(
+        self,
+        index: int,
+        part: dict[str, Any],
+        *,
+        said: int,
+        logprobs: dict[str, Any] | None = None,
+        is_last: bool = False,
+    ) -> bytes:
+        is_chat = self.generation.is_chat
+        choice: dict[str, Any] = {"index": index, **part, "logprobs": logprobs}
         choice["finish_reason"] = self.finish_reason(self.scripts[index]) if is_last else None
-        if is_last or not self.generation.is_chat:
+        if is_last or not is_chat:
             choice["stop_reason"] = None
-        if not self.generation.is_chat:
+        if not is_chat:
             choice["prompt_token_ids"] = None
         choice["token_ids"] = None
         chunk = self._chunk([choice])
         if self.generation.has_continuous_usage:
-            chunk["usage"] = self.usage(said)
-            if self.generation.is_chat:
-                chunk["usage"]["completion_tokens_details"] = None
+            chunk["usage"] = self.usage(said) | ({"completion_tokens_details": None} if is_chat else {})
         if is_last and not self.generation.has_usage_chunk:
             chunk["system_fingerprint"] = FINGERPRINT
         return _event(chunk)
-
-    def _tool_delta(self, index: int, text: str, *, is_first: bool) -> dict[str, Any]:
-        if not is_first:
-            return {"index": 0, "function": {"arguments": text}}
-        function = {"name": self.generation.tool_name, "arguments": text}
-        return {"id": self._call_id(index), "type": "function", "index": 0, "function": function}
 
     def usage_event(self, timing: Timing) -> Event:
         """The chunk with the counts; nulls are left out of it."""

@@ -32,10 +32,14 @@ SCHEMA: Final = {
     "required": ["name", "is_open"],
     "additionalProperties": False,
 }
-TOOL: Final = {
-    "type": "function",
-    "function": {"name": "look_up", "description": "Look something up", "parameters": SCHEMA},
+# Leaves no freedom, so that even a model that cannot call tools completes the call.
+ARGUMENTS: Final = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "enum": ["tea"]}},
+    "required": ["name"],
+    "additionalProperties": False,
 }
+TOOL: Final = {"type": "function", "function": {"name": "look_up", "strict": True, "parameters": ARGUMENTS}}
 USAGE: Final = {"stream": True, "stream_options": {"include_usage": True}}
 CONTINUOUS: Final = {
     "stream": True,
@@ -77,10 +81,11 @@ def answers() -> Iterator[tuple[str, Ask]]:
     wanted = {"type": "json_schema", "json_schema": {"name": "shop", "schema": SCHEMA, "strict": True}}
     yield "chat_json_schema", chat(response_format=wanted, max_tokens=64)
     yield "chat_json_schema_stream", chat(response_format=wanted, max_tokens=64, **USAGE)
-    yield "chat_tool_required", chat(tools=[TOOL], tool_choice="required", max_tokens=128)
+    yield "chat_tool_required", chat(tools=[TOOL], tool_choice="required", max_tokens=60)
     named = {"type": "function", "function": {"name": "look_up"}}
     yield "chat_tool_named", chat(tools=[TOOL], tool_choice=named, max_tokens=128)
     yield "chat_tool_named_stream", chat(tools=[TOOL], tool_choice=named, max_tokens=128, **USAGE)
+    yield "chat_tool_required_stream", chat(tools=[TOOL], tool_choice="required", max_tokens=60, stream=True)
     yield "chat_tool_none", chat(tools=[TOOL], tool_choice="none")
     yield (
         "chat_request_id",
@@ -161,7 +166,7 @@ def refusals() -> Iterator[tuple[str, Ask]]:
     yield "bad_response_format", chat(response_format={"type": "xml"})
     yield "bad_json_schema_missing", chat(response_format={"type": "json_schema"})
     yield "bad_tools_empty", chat(tools=[])
-    yield "bad_tool_auto", chat(tools=[TOOL])
+    yield "chat_tool_auto", chat(tools=[TOOL])
     yield "bad_tool_choice_without_tools", chat(tool_choice="required")
     yield (
         "bad_tool_unknown",
