@@ -51,21 +51,21 @@ class Origin:
         # Before urlsplit, which drops tabs and line ends without a word.
         if not url.isascii() or any(character <= " " or character == "\x7f" for character in url):
             raise ValueError(f"{url!r} holds a space or a character outside ASCII: {advice}")
-        parts = urlsplit(url)
-        if "@" in parts.netloc:
+        if "@" in url:
             # Not shown: it may hold a password.
             raise ValueError(f"a replica's URL must not hold a user name or a password: {advice}")
-        if parts.scheme not in _DEFAULT_PORT:
-            raise ValueError(f"{url!r} does not begin with http:// or https://: {advice}")
-        if parts.query or parts.fragment or url.endswith(("?", "#")):
-            raise ValueError(f"{url!r} must end with its path, without ? or #: {advice}")
         try:
+            parts = urlsplit(url)
             port = parts.port
             host = parts.hostname or ""
             # As the resolver will: it refuses empty and overlong labels.
             host.encode("idna")
         except ValueError as error:
             raise ValueError(f"{url!r} has no usable host and port ({error}): {advice}") from None
+        if parts.scheme not in _DEFAULT_PORT:
+            raise ValueError(f"{url!r} does not begin with http:// or https://: {advice}")
+        if parts.query or parts.fragment or url.endswith(("?", "#")):
+            raise ValueError(f"{url!r} must end with its path, without ? or #: {advice}")
         if not host or port == 0 or "%" in host:
             raise ValueError(f"{url!r} has no usable host and port: {advice}")
         return cls(
