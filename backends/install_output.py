@@ -92,7 +92,7 @@ class PipProgress:
         """Take a line of pip's output; returns a line for people when it is worth one."""
         transfer = TRANSFER.match(line)
         if transfer:
-            return self._count(*transfer.groups())
+            return self._count(transfer)
         text = line.strip()
         local = LOCAL.match(text)
         if local:
@@ -109,7 +109,8 @@ class PipProgress:
             return f"building {text.removesuffix(': started').removeprefix('Building ')}"
         return None
 
-    def _count(self, verb: str, name: str, number: str, unit: str) -> str | None:
+    def _count(self, transfer: re.Match[str]) -> str | None:
+        verb, name, number, unit = transfer.groups()
         size = round(float(number) * UNITS[unit])
         # pip names files of indexes other than the default one by their whole address.
         name = name.rpartition("/")[2]

@@ -92,7 +92,7 @@ def existing(paths: list[str]) -> list[str]:
     return [path for path in paths if (ROOT / path).is_file() or any((ROOT / path).rglob("test_*.py"))]
 
 
-def phase(name: str, paths: list[str], options: list[str], outcome: Outcome) -> None:
+def phase(outcome: Outcome, name: str, paths: list[str], *, options: tuple[str, ...] = ()) -> None:
     """Run one group of tests under coverage."""
     found = existing(paths)
     if not found:
@@ -135,9 +135,9 @@ def main() -> int:
     if options.only != "checks":
         run(["python", "-m", "coverage", "erase"])
     if options.only in {None, "parallel"}:
-        phase("parallel", PARALLEL, ["-n", options.workers], outcome)
+        phase(outcome, "parallel", PARALLEL, options=("-n", options.workers))
     if options.only in {None, "serial"}:
-        phase("serial", SERIAL, [], outcome)
+        phase(outcome, "serial", SERIAL)
     if options.only is None:
         coverage(options.total, outcome)
     print(f"\n{time.monotonic() - began:.0f} s in all")
