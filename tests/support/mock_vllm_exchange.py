@@ -183,7 +183,7 @@ def load(path: Path) -> tuple[Ask, Reply]:
 
 
 # ------------------------------------------------------------------------------------------------- compared
-def outline(reply: Reply) -> object:
+def outline(reply: Reply) -> dict[str, object]:
     """The structure of an answer: everything about the format, nothing about what was said."""
     headers = {name: reply.header(name) for name in TELLING_HEADERS if reply.header(name) is not None}
     told: dict[str, object] = {"status": reply.status, "headers": headers}
