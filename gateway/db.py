@@ -81,15 +81,13 @@ def session_factory(engine: AsyncEngine) -> SessionFactory:
 
 async def insert_ignoring_duplicates(
     session: AsyncSession, table: type[SQLModel], rows: Sequence[dict[str, Any]]
-) -> int:
-    """Insert rows whose primary key is not there yet; returns how many were new."""
+) -> None:
+    """Insert the rows whose primary key is not there yet, many in one round trip."""
     if not rows:
-        return 0
+        return
     dialect = session.get_bind().dialect.name
     insert = postgresql_insert if dialect == "postgresql" else sqlite_insert
-    statement = insert(table).values(list(rows)).on_conflict_do_nothing()
-    result = await session.execute(statement)
-    return int(getattr(result, "rowcount", 0))
+    await session.execute(insert(table).on_conflict_do_nothing(), list(rows))
 
 
 async def note_change(session: AsyncSession, topic: str) -> None:

@@ -210,7 +210,8 @@ class Completion:
     """A whole answer as the client shall see it, and what it used."""
 
     body: bytes
-    usage: TokenUsage
+    usage: TokenUsage | None
+    """None: the engine did not say."""
     usage_source: UsageSource
     engine: EngineMetrics = field(default_factory=EngineMetrics)
 

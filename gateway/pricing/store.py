@@ -9,8 +9,8 @@ from gateway.pricing.catalog import PriceBook
 from gateway.pricing.tables import PriceVersion
 
 
-async def remember_versions(session: AsyncSession, book: PriceBook, *, now_ms: int) -> int:
-    """Write down the versions in force that were never seen before; returns how many."""
+async def remember_versions(session: AsyncSession, book: PriceBook, *, now_ms: int) -> None:
+    """Write down the versions in force that were never seen before."""
     rows = [
         {
             "version": price.version,
@@ -24,4 +24,4 @@ async def remember_versions(session: AsyncSession, book: PriceBook, *, now_ms: i
         }
         for target, price in book.prices.items()
     ]
-    return await insert_ignoring_duplicates(session, PriceVersion, rows)
+    await insert_ignoring_duplicates(session, PriceVersion, rows)

@@ -66,6 +66,7 @@ GUIDED = {
 }
 """vLLM removed these and ignores them silently with status 200; they are carried over to their successor."""
 
+REQUEST_ID_CHARS = 256
 TAGS_MAX = 16
 TAG_NAME_CHARS = 64
 TAG_VALUE_CHARS = 512
@@ -178,7 +179,7 @@ def parse_call(
         service_tier=_service_tier(fields),
         affinity_key=_optional(fields, "prompt_cache_key"),
         dropped=dropped,
-        client_request_id=headers.get("x-request-id"),
+        client_request_id=headers.get("x-request-id", "")[:REQUEST_ID_CHARS] or None,
         body_bytes=len(body),
     )
     for name in GATEWAY_ONLY:

@@ -9,7 +9,7 @@ from gateway.routing.policy import Policy
 from gateway.routing.tables import PolicyVersion
 
 
-async def remember_version(session: AsyncSession, policy: Policy, *, now_ms: int) -> bool:
-    """Write the version down; true if it was never seen before."""
+async def remember_version(session: AsyncSession, policy: Policy, *, now_ms: int) -> None:
+    """Write the version down if it was never seen before."""
     row = {"version": policy.version, "name": policy.name, "text": policy.text, "first_seen_at_ms": now_ms}
-    return await insert_ignoring_duplicates(session, PolicyVersion, [row]) > 0
+    await insert_ignoring_duplicates(session, PolicyVersion, [row])

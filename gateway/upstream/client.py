@@ -27,6 +27,7 @@ from gateway.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnava
 from gateway.upstream.connection import BROKEN, UNREACHABLE, UNREADABLE, Connection
 
 _DEFAULT_PORT: Final = {"http": 80, "https": 443}
+_SHUTTING_DOWN: Final = "the gateway is shutting down"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,8 @@ class UpstreamClient:
             UpstreamTimeout: connecting took too long.
             UpstreamProtocolError: what answered does not speak HTTP, or its head is too large.
         """
+        if self._is_closed:
+            raise self._closed_error(origin)
         connection = self._take_idle(origin)
         if connection is not None:
             try:
@@ -216,10 +219,11 @@ class UpstreamClient:
         self._idle.clear()
         self._idle_count = 0
         for connection in tuple(self._connections):
-            connection.abort("the gateway is shutting down")
+            connection.abort(_SHUTTING_DOWN)
         if self._connections:
             if self._all_gone is None:
                 self._all_gone = asyncio.get_running_loop().create_future()
+            # Shielded, because two may wait for it.
             await asyncio.shield(self._all_gone)
 
     def release(self, origin: Origin, connection: Connection) -> None:
@@ -271,11 +275,15 @@ class UpstreamClient:
             if not is_made:
                 # The loop only closes it, which over TLS is a polite exchange with the server.
                 connection.abort("gave up connecting")
-        self._connections.add(connection)
         if self._is_closed:
-            connection.abort("the gateway is shutting down")
-            raise UpstreamUnavailable(UNREACHABLE, operator_detail=f"{address}: the gateway is shutting down")
+            connection.abort(_SHUTTING_DOWN)
+            raise self._closed_error(origin)
+        self._connections.add(connection)
         return connection
+
+    @staticmethod
+    def _closed_error(origin: Origin) -> UpstreamUnavailable:
+        return UpstreamUnavailable(UNREACHABLE, operator_detail=f"{origin.address}: {_SHUTTING_DOWN}")
 
     async def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:

@@ -1,0 +1,57 @@
+"""Is the program alive, can it serve, what does it count? /healthz, /readyz, /metrics."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from fastapi import APIRouter, Request, Response
+
+from gateway.dependencies import Runtime, ServicesDep, require_admin
+from gateway.errors import Overloaded
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", summary="Alive: the process answers")
+async def healthz() -> dict[str, str]:
+    """Say that the process is alive; nothing is asked of anything else."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="Able to serve: keys are loaded and a replica is up")
+async def readyz(request: Request) -> dict[str, object]:
+    """Say what is up.
+
+    Raises:
+        Overloaded: not ready; names what is missing.
+    """
+    runtime: Runtime = request.app.state.runtime
+    services = runtime.current()
+    ready = {snapshot.spec.name: snapshot.ready_count for snapshot in services.registry.snapshots()}
+    if services.keys.age_s is None:
+        raise Overloaded("Not ready: API keys are not loaded yet.")
+    if not any(ready.values()):
+        raise Overloaded("Not ready: no replica of any pool is up.")
+    return {"status": "ready", "replicas_ready": ready}
+
+
+@router.get("/metrics", summary="Prometheus metrics; from loopback, or with the administrator key")
+async def metrics(request: Request, services: ServicesDep) -> Response:
+    """All metrics in Prometheus' text format.
+
+    Raises:
+        AuthenticationFailed: from elsewhere without the key.
+    """
+    if not _is_loopback(request):
+        require_admin(request, services)
+    return Response(services.telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _is_loopback(request: Request) -> bool:
+    # A proxy in front connects from loopback too and says for whom it asks.
+    if request.client is None or "x-forwarded-for" in request.headers or "forwarded" in request.headers:
+        return False
+    try:
+        return ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False

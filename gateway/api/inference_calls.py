@@ -1,0 +1,62 @@
+"""What happens to a chat or completions request between the edge and the pipeline?
+
+Bytes become a call, the answer becomes bytes and headers. One function for both paths, because their
+requests differ only in how a prompt is written, which `protocols/openai.py` knows.
+"""
+
+from __future__ import annotations
+
+from gateway.api.edge_types import EdgeRequest
+from gateway.api.error_bodies import Headers
+from gateway.api.streaming import EventStreamResponse, PlainResponse, Response
+from gateway.inference import Endpoint
+from gateway.money import usd_text
+from gateway.pipeline import ServedFacts
+from gateway.protocols.openai import parse_call
+
+_JSON = (b"content-type", b"application/json")
+_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+_UNBUFFERED = (b"x-accel-buffering", b"no")
+_UNCACHED = (b"cache-control", b"no-store")
+
+
+async def chat_completions(request: EdgeRequest) -> Response:
+    """POST /v1/chat/completions."""
+    return await _serve(Endpoint.CHAT_COMPLETIONS, request)
+
+
+async def completions(request: EdgeRequest) -> Response:
+    """POST /v1/completions."""
+    return await _serve(Endpoint.COMPLETIONS, request)
+
+
+async def _serve(endpoint: Endpoint, request: EdgeRequest) -> Response:
+    services = request.services
+    call = parse_call(endpoint, request.body, request.headers, services.parse_limits)
+    pipeline = services.pipeline
+    if call.is_streaming:
+        stream = await pipeline.serve_stream(call, request.caller, request.request_id)
+        headers = [_EVENTS, _UNBUFFERED, _UNCACHED, *answer_headers(stream.facts)]
+        return EventStreamResponse(stream, headers, request.watch)
+    served = await pipeline.serve(call, request.caller, request.request_id)
+    headers = [_JSON, *answer_headers(served.facts)]
+    headers.append((b"x-tollgate-cost-usd", usd_text(served.charge_usd_nanos).encode()))
+    return PlainResponse(200, headers, served.body)
+
+
+def answer_headers(facts: ServedFacts) -> Headers:
+    """What an answer says about itself."""
+    task = facts.task
+    headers = [
+        (b"x-request-id", facts.request_id.encode()),
+        (b"x-tollgate-task", f"{task.type}; source={task.source}; confidence={task.confidence:.2f}".encode()),
+        (b"x-tollgate-pool", facts.pool.encode()),
+        (b"x-tollgate-replica", facts.replica.encode()),
+        (b"x-tollgate-policy", facts.policy_version.encode()),
+        (b"x-tollgate-cache", facts.cache.value.encode()),
+    ]
+    if facts.max_tokens_set is not None:
+        headers.append((b"x-tollgate-max-tokens", str(facts.max_tokens_set).encode()))
+    if facts.dropped:
+        headers.append((b"x-tollgate-dropped", ", ".join(facts.dropped).encode()))
+    return headers

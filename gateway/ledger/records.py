@@ -1,0 +1,107 @@
+"""What does the ledger want to be told of an attempt?
+
+Two records: one when an attempt starts, one when it ends. They are what the spool keeps (one JSON line
+each) and together they are one row of `attempts`. Plain values, filled in by the pipeline.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.inference import AttemptState, Payer, TokenUsage, UsageSource
+
+
+class AttemptStart(msgspec.Struct, frozen=True, tag="start", kw_only=True):
+    """Who tries what, where, at which price; written before the request is sent."""
+
+    attempt_id: str
+    request_id: str
+    attempt_number: int
+    tenant_id: str
+    project_id: str
+    key_id: str
+    end_user: str | None
+    client_request_id: str | None
+    endpoint: str
+    model_alias: str
+    is_streaming: bool
+    pool: str
+    replica: str
+    task: str
+    task_source: str
+    nature: str
+    policy_version: str
+    price_version: str
+    service_tier: str | None
+    tags: dict[str, str]
+    hold_usd_nanos: int
+    estimated_input_tokens: int
+    """What is booked if nothing is ever heard of the attempt again."""
+    estimated_charge_usd_nanos: int
+    started_at_ms: int
+
+
+class AttemptEnd(msgspec.Struct, frozen=True, tag="end", kw_only=True):
+    """How it ended, what it used, who pays."""
+
+    attempt_id: str
+    state: AttemptState
+    payer: Payer
+    usage_source: UsageSource
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    charge_usd_nanos: int = 0
+    status_code: int | None = None
+    error_code: str | None = None
+    ttft_ms: int | None = None
+    total_ms: int | None = None
+    queue_ms: float | None = None
+    generation_ms: float | None = None
+    draft_steps: int | None = None
+    draft_tokens: int | None = None
+    accepted_tokens: int | None = None
+    ended_at_ms: int
+
+
+Record = AttemptStart | AttemptEnd
+
+
+def usage_fields(usage: TokenUsage) -> dict[str, int]:
+    """A usage as the end record names its meters."""
+    return {
+        "input_tokens": usage.input,
+        "cached_input_tokens": usage.cached_input,
+        "cache_write_tokens": usage.cache_write,
+        "output_tokens": usage.output,
+        "reasoning_tokens": usage.reasoning,
+    }
+
+
+def row_of(start: AttemptStart, end: AttemptEnd) -> dict[str, Any]:
+    """The row of `attempts` that the two records make."""
+    row: dict[str, Any] = msgspec.structs.asdict(start)
+    row.update(msgspec.structs.asdict(end))
+    for name in ("estimated_input_tokens", "estimated_charge_usd_nanos"):
+        del row[name]
+    for name in ("state", "payer", "usage_source"):
+        row[name] = row[name].value
+    return row
+
+
+def interrupted(start: AttemptStart, *, ended_at_ms: int) -> AttemptEnd:
+    """The end of an attempt that a process started and did not live to end: its estimate, on the platform."""
+    return AttemptEnd(
+        attempt_id=start.attempt_id,
+        state=AttemptState.INTERRUPTED,
+        payer=Payer.PLATFORM,
+        usage_source=UsageSource.ESTIMATED,
+        input_tokens=start.estimated_input_tokens,
+        charge_usd_nanos=start.estimated_charge_usd_nanos,
+        error_code="gateway_died",
+        ended_at_ms=ended_at_ms,
+    )

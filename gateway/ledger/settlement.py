@@ -1,0 +1,130 @@
+"""What does an attempt come to, and who pays?
+
+Exactly one settlement per attempt: the first end counts, later ones change nothing. The rules (decision
+2.3): the tenant pays for the attempt that answered, and for its own cancellation up to what was produced;
+failed and interrupted attempts go to the platform's account. Where an engine reported no usage, the tokens
+are estimated, never above what can be shown, and the record says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.clock import Clock
+from gateway.inference import (
+    AttemptState,
+    AttemptTiming,
+    EngineMetrics,
+    Payer,
+    TokenUsage,
+    UsageSource,
+)
+from gateway.ledger.records import AttemptEnd, AttemptStart, usage_fields
+from gateway.ledger.spool import Spool
+from gateway.money import UsdNanos
+from gateway.pricing.rates import Price, charge
+
+BYTES_PER_TOKEN = 4
+"""For estimates of input that no engine counted; English text has about four bytes a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, as the pipeline saw it."""
+
+    state: AttemptState
+    usage: TokenUsage | None
+    """As the engine counted; None where it did not say."""
+    produced_tokens: int = 0
+    """Tokens that certainly were generated, for want of a count."""
+    reached_engine: bool = True
+    status_code: int | None = None
+    error_code: str | None = None
+    timing: AttemptTiming = field(default_factory=AttemptTiming)
+    engine: EngineMetrics = field(default_factory=EngineMetrics)
+
+
+_PAYERS = {
+    AttemptState.ANSWERED: Payer.TENANT,
+    AttemptState.CANCELLED: Payer.TENANT,
+    AttemptState.FAILED: Payer.PLATFORM,
+    AttemptState.INTERRUPTED: Payer.PLATFORM,
+}
+
+
+class OpenAttempt:
+    """An attempt under way; ends once."""
+
+    __slots__ = ("_clock", "_is_open", "_price", "_spool", "_start", "charge_usd_nanos")
+
+    def __init__(self, spool: Spool, clock: Clock, start: AttemptStart, price: Price) -> None:
+        self._spool = spool
+        self._clock = clock
+        self._start = start
+        self._price = price
+        self._is_open = True
+        self.charge_usd_nanos = UsdNanos(0)
+        """Known once it has ended."""
+
+    def end(self, outcome: Outcome) -> UsdNanos:
+        """Settle; returns the charge. A second call changes nothing and returns the same."""
+        if not self._is_open:
+            return self.charge_usd_nanos
+        self._is_open = False
+        usage, source = self._usage(outcome)
+        self.charge_usd_nanos = charge(usage, self._price.rates)
+        self._spool.end(
+            AttemptEnd(
+                attempt_id=self._start.attempt_id,
+                state=outcome.state,
+                payer=_PAYERS[outcome.state],
+                usage_source=source,
+                charge_usd_nanos=self.charge_usd_nanos,
+                status_code=outcome.status_code,
+                error_code=outcome.error_code,
+                ttft_ms=outcome.timing.ttft_ms,
+                total_ms=outcome.timing.total_ms,
+                queue_ms=outcome.engine.queue_ms,
+                generation_ms=outcome.engine.generation_ms,
+                draft_steps=outcome.engine.draft_steps,
+                draft_tokens=outcome.engine.draft_tokens,
+                accepted_tokens=outcome.engine.accepted_tokens,
+                ended_at_ms=self._clock.epoch_ms(),
+                **usage_fields(usage),
+            )
+        )
+        return self.charge_usd_nanos
+
+    def charge_of(self, usage: TokenUsage) -> UsdNanos:
+        """What a usage comes to at this attempt's price."""
+        return charge(usage, self._price.rates)
+
+    def _usage(self, outcome: Outcome) -> tuple[TokenUsage, UsageSource]:
+        if outcome.usage is not None:
+            return outcome.usage, UsageSource.MEASURED
+        if not outcome.reached_engine:
+            return TokenUsage(), UsageSource.NONE
+        estimate = TokenUsage(input=self._start.estimated_input_tokens, output=outcome.produced_tokens)
+        return estimate, UsageSource.ESTIMATED
+
+
+class Settlement:
+    """Opens attempts, so that each is written down before it is sent."""
+
+    def __init__(self, spool: Spool, clock: Clock) -> None:
+        self._spool = spool
+        self._clock = clock
+
+    def begin(self, start: AttemptStart, price: Price) -> OpenAttempt:
+        """Write the attempt down and open it.
+
+        Raises:
+            Overloaded: it cannot be written down, so it must not be sent.
+        """
+        self._spool.start(start)
+        return OpenAttempt(self._spool, self._clock, start, price)
+
+
+def estimated_input_tokens(body_bytes: int) -> int:
+    """A guess at a request's input tokens, for attempts that no engine counted."""
+    return -(-body_bytes // BYTES_PER_TOKEN)

@@ -1,0 +1,105 @@
+"""How do the spool's records reach the database?
+
+Two loops: a group fsync, and batches of many rows in one statement. A database that is away only delays
+them; nothing is dropped. On start-up the spools of dead processes are booked first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.db import SessionFactory
+from gateway.ledger.spool import Row, Spool
+from gateway.ledger.store import insert_attempts
+from gateway.settings import SpoolSettings
+
+BACKOFF_S_MAX = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Shipper:
+    """Ships one spool to one database."""
+
+    def __init__(self, spool: Spool, sessions: SessionFactory, settings: SpoolSettings) -> None:
+        self._spool = spool
+        self._sessions = sessions
+        self._settings = settings
+        self.failures = 0
+        """Consecutive batches that the database did not take."""
+
+    async def recover(self) -> int:
+        """Book what dead processes left behind; returns how many attempts that were."""
+        count = 0
+        for path, rows in self._spool.recover():
+            await self._book(rows)
+            await asyncio.to_thread(Path.unlink, path, missing_ok=True)
+            count += len(rows)
+        if count:
+            _log.warning("recovered %d attempts from the spools of processes that died", count)
+        return count
+
+    async def run(self) -> None:
+        """Ship until cancelled, then ship what is left."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._fsync_loop())
+                tasks.create_task(self._ship_loop())
+        finally:
+            await asyncio.shield(self.drain())
+
+    async def drain(self) -> None:
+        """Ship all that has ended so far, or leave it to the next process if the database is away."""
+        _fsync(self._spool.file_to_sync())
+        try:
+            while await self._ship_batch():
+                pass
+        except (SQLAlchemyError, OSError) as error:
+            _log.warning(
+                "%d usage records stay in the spool until the next start: %s",
+                self._spool.unshipped_count,
+                error,
+            )
+
+    async def _fsync_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.fsync_interval_ms / 1000)
+            if (descriptor := self._spool.file_to_sync()) is not None:
+                await asyncio.to_thread(_fsync, descriptor)
+
+    async def _ship_loop(self) -> None:
+        interval_s = self._settings.ship_interval_ms / 1000
+        while True:
+            await asyncio.sleep(min(interval_s * 2 ** min(self.failures, 10), BACKOFF_S_MAX))
+            try:
+                while await self._ship_batch():
+                    pass
+                self.failures = 0
+            except (SQLAlchemyError, OSError) as error:
+                self.failures += 1
+                _log.warning("the database did not take a batch of usage records (will try again): %s", error)
+
+    async def _ship_batch(self) -> int:
+        rows = self._spool.next_batch(self._settings.batch_records_max)
+        if rows:
+            await self._book(rows)
+            self._spool.acknowledge(len(rows))
+        return len(rows)
+
+    async def _book(self, rows: list[Row]) -> None:
+        if not rows:
+            return
+        async with self._sessions() as session:
+            await insert_attempts(session, rows)
+            await session.commit()
+
+
+def _fsync(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.fsync(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,194 @@
+"""How does a record survive until the database has it?
+
+One file per process in the state folder, locked by its owner. Each record is one line, appended with a
+single write, so that it survives the death of the process; a group fsync makes it survive a power loss. What
+the database has acknowledged is trimmed away. A file whose owner is dead is read by the next process that
+starts: attempts that never ended are settled as interrupted.
+
+All calls are synchronous and short. Ids are unique and the database ignores those that it has, so a record
+that is shipped twice is booked once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.clock import Clock
+from gateway.errors import Overloaded
+from gateway.ledger.records import AttemptEnd, AttemptStart, Record, interrupted, row_of
+
+SUFFIX = ".spool"
+TRIM_BYTES = 1_000_000
+"""A file longer than this is rewritten; one in which nothing is needed any more is emptied at once."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Record).decode
+_log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+class Spool:
+    """This process's spool file, and what waits in it."""
+
+    def __init__(self, folder: Path, clock: Clock, *, unshipped_max: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._clock = clock
+        self._unshipped_max = unshipped_max
+        self._open: dict[str, AttemptStart] = {}
+        self._ready: deque[tuple[AttemptStart, AttemptEnd]] = deque()
+        self._path = folder / f"{clock.epoch_ms():013d}-{os.getpid()}{SUFFIX}"
+        self._file = _create_locked(self._path)
+        self._size = 0
+        self._needed_bytes = 0
+        """What the last trim could not throw away; the next one waits until the file is well beyond."""
+        self._is_dirty = False
+
+    @property
+    def unshipped_count(self) -> int:
+        """Ended attempts that the database does not have yet."""
+        return len(self._ready)
+
+    @property
+    def open_count(self) -> int:
+        """Attempts under way."""
+        return len(self._open)
+
+    def start(self, record: AttemptStart) -> None:
+        """Write down that an attempt starts.
+
+        Raises:
+            Overloaded: it cannot be written, or too much waits for the database: the attempt must not start.
+        """
+        if len(self._ready) >= self._unshipped_max:
+            raise Overloaded(
+                "Usage cannot be recorded at the moment. Try again shortly.",
+                retry_after_s=5,
+                operator_detail=f"{len(self._ready)} usage records wait for the database (limit reached)",
+            )
+        try:
+            self._append(record)
+        except OSError as error:
+            raise Overloaded(
+                "Usage cannot be recorded at the moment. Try again shortly.",
+                retry_after_s=5,
+                operator_detail=f"{self._path}: {error}",
+            ) from error
+        self._open[record.attempt_id] = record
+
+    def end(self, record: AttemptEnd) -> None:
+        """Write down how an attempt ended; a second end of the same attempt is ignored."""
+        start = self._open.pop(record.attempt_id, None)
+        if start is None:
+            return
+        self._ready.append((start, record))
+        try:
+            self._append(record)
+        except OSError:
+            # It is still shipped from memory; only a crash before that would book the estimate instead.
+            _log.exception("the end of attempt %s could not be written to %s", record.attempt_id, self._path)
+
+    def next_batch(self, count_max: int) -> list[Row]:
+        """The oldest rows that the database does not have yet; they stay until they are acknowledged."""
+        count = min(count_max, len(self._ready))
+        return [row_of(*self._ready[index]) for index in range(count)]
+
+    def acknowledge(self, count: int) -> None:
+        """The database has the oldest `count` rows."""
+        for _ in range(count):
+            self._ready.popleft()
+        if not self._ready and not self._open:
+            if self._size:
+                os.ftruncate(self._file, 0)
+                self._size = 0
+        elif self._size > TRIM_BYTES + 4 * self._needed_bytes:
+            self._trim()
+
+    def file_to_sync(self) -> int | None:
+        """A descriptor of its own to fsync and close, elsewhere; None when nothing was written since."""
+        if not self._is_dirty:
+            return None
+        self._is_dirty = False
+        return os.dup(self._file)
+
+    def close(self) -> None:
+        """Give up the file; one that is still needed stays for the next process to recover."""
+        if not self._open and not self._ready:
+            self._path.unlink(missing_ok=True)
+        os.close(self._file)
+
+    def recover(self) -> Iterator[tuple[Path, list[Row]]]:
+        """The rows that dead processes left behind, file by file; delete a file once its rows are booked."""
+        for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+            if path == self._path:
+                continue
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # its owner is alive
+            else:
+                yield path, self._rows_of(path)
+            finally:
+                os.close(descriptor)
+
+    def _rows_of(self, path: Path) -> list[Row]:
+        starts: dict[str, AttemptStart] = {}
+        rows: list[Row] = []
+        for line in path.read_bytes().split(b"\n"):
+            if not line:
+                continue
+            try:
+                record = _decode(line)
+            except msgspec.DecodeError:
+                # Only the last line can be cut, by a crash in the middle of its write.
+                _log.warning("%s: an unreadable record was skipped: %r", path, line[:200])
+                continue
+            if isinstance(record, AttemptStart):
+                starts[record.attempt_id] = record
+            elif (start := starts.pop(record.attempt_id, None)) is not None:
+                rows.append(row_of(start, record))
+        now_ms = self._clock.epoch_ms()
+        rows.extend(row_of(start, interrupted(start, ended_at_ms=now_ms)) for start in starts.values())
+        return rows
+
+    def _append(self, record: Record) -> None:
+        line = _encode(record) + b"\n"
+        written = os.write(self._file, line)
+        self._size += written
+        self._is_dirty = True
+        if written != len(line):
+            # Disk full in the middle of a line: end it, so that the next record starts on a line of its own.
+            os.write(self._file, b"\n")
+            raise OSError(f"only {written} of {len(line)} bytes were written")
+
+    def _trim(self) -> None:
+        """Start a new file with what is still needed; the old one is replaced in one step."""
+        records: list[Record] = list(self._open.values())
+        for start, end in self._ready:
+            records += (start, end)
+        content = b"".join(_encode(record) + b"\n" for record in records)
+        draft = self._path.with_suffix(".draft")
+        file = _create_locked(draft)
+        with os.fdopen(os.dup(file), "wb") as writer:
+            writer.write(content)
+        os.fsync(file)
+        draft.replace(self._path)
+        os.close(self._file)
+        self._file = file
+        self._size = self._needed_bytes = len(content)
+
+
+def _create_locked(path: Path) -> int:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor

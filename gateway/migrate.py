@@ -1,0 +1,58 @@
+"""Is the database's schema the one that this program needs, and how does it become so?
+
+Alembic does the work; its settings stand in pyproject.toml, its steps in `migrations/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def alembic_config(url: str) -> Config:
+    """Alembic's configuration for one database."""
+    config = Config(toml_file=ROOT / "pyproject.toml")
+    config.attributes["url"] = url
+    return config
+
+
+def upgrade(url: str, *, revision: str = "head") -> None:
+    """Bring the database up to `revision`. Not from within an event loop."""
+    command.upgrade(alembic_config(url), revision)
+
+
+def downgrade(url: str, *, revision: str) -> None:
+    """Take the database back to `revision`. Not from within an event loop."""
+    command.downgrade(alembic_config(url), revision)
+
+
+def head_revision() -> str | None:
+    """The newest schema that this program knows."""
+    return ScriptDirectory.from_config(alembic_config("")).get_current_head()
+
+
+async def require_current(engine: AsyncEngine) -> None:
+    """Check that the schema is the newest.
+
+    Raises:
+        ConfigurationError: it is not; says what to run.
+    """
+    async with engine.connect() as connection:
+        found = await connection.run_sync(
+            lambda sync: MigrationContext.configure(sync).get_current_revision()
+        )
+    head = head_revision()
+    if found != head:
+        state = "has no tables yet" if found is None else f"is at revision {found}"
+        raise ConfigurationError(
+            f"the database {state}, this program needs {head}: run `tollgate migrate` first"
+        )

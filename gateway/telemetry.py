@@ -1,0 +1,79 @@
+"""Which numbers does this process report? Every metric of the gateway, in one table.
+
+Prometheus names and units; labels have few values by construction (no tenant, no model text). Children are
+looked up once and kept, because a labels() call costs more than the increment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Telemetry:
+    """The metrics of one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "tollgate_requests",
+            "Requests on the data plane, by path and status",
+            ("path", "status"),
+            registry=self.registry,
+        )
+        self._latency = Histogram(
+            "tollgate_request_seconds",
+            "Time from a request's headers to the end of its answer",
+            ("path",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._failed_attempts = Counter(
+            "tollgate_failed_attempts",
+            "Attempts that failed, by reason",
+            ("code",),
+            registry=self.registry,
+        )
+        self._clients_gone = Counter(
+            "tollgate_clients_gone",
+            "Clients that left before their answer was complete",
+            registry=self.registry,
+        )
+        self._request_children: dict[tuple[str, int], Counter] = {}
+        self._latency_children: dict[str, Histogram] = {}
+
+    def request_ended(self, path: str, status: int, seconds: float) -> None:
+        """A request of the data plane is over."""
+        counter = self._request_children.get((path, status))
+        if counter is None:
+            counter = self._request_children[path, status] = self._requests.labels(path, str(status))
+        counter.inc()
+        histogram = self._latency_children.get(path)
+        if histogram is None:
+            histogram = self._latency_children[path] = self._latency.labels(path)
+        histogram.observe(seconds)
+
+    def attempt_failed(self, code: str) -> None:
+        """An attempt failed."""
+        self._failed_attempts.labels(code).inc()
+
+    def client_gone(self) -> None:
+        """A client left."""
+        self._clients_gone.inc()
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A gauge whose value is asked for when somebody looks."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def watch_by_label(self, name: str, text: str, label: str, read: dict[str, Callable[[], float]]) -> None:
+        """One gauge per label value, asked for when somebody looks."""
+        gauge = Gauge(name, text, (label,), registry=self.registry)
+        for value, function in read.items():
+            gauge.labels(value).set_function(function)
+
+    def render(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,344 @@
+"""Which replica answers, and what if it does not?
+
+Walks the decision's targets. A failed attempt moves on to another replica of the same pool, then to the
+next pool, as long as nothing of the answer has reached the client: for a stream, until its first content.
+A request that an engine refuses (4xx) is not tried elsewhere. Every attempt is told to an observer before
+it is sent and when it fails; the attempt that answers is ended by whoever owns the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from backends.registry import PoolRegistry, ReplicaLease
+from gateway.errors import (
+    AllAttemptsFailed,
+    NoEligibleTarget,
+    UpstreamError,
+    UpstreamRejected,
+    UpstreamUnavailable,
+)
+from gateway.inference import AttemptTiming, Call, Completion, RouteDecision, Target
+from gateway.settings import TimeoutSettings
+from gateway.upstream.client import Origin, UpstreamClient, UpstreamResponse
+from gateway.upstream.stall import StallGuard
+from gateway.upstream.stream import CostText, StreamRelay
+from gateway.upstream.vllm import (
+    ANSWER_BYTES_MAX,
+    ERROR_BYTES_MAX,
+    REQUEST_HEADERS,
+    error_of,
+    read_completion,
+    request_body,
+)
+
+_OK = 200
+_END_S = 1.0
+"""Between [DONE] and the end of the message nothing is left to compute."""
+
+
+class AttemptObserver(Protocol):
+    """Is told of every attempt; the pipeline writes it to the ledger."""
+
+    def started(self, target: Target, replica: str, number: int) -> None:
+        """An attempt is about to be sent."""
+
+    def failed(self, error: UpstreamError, timing: AttemptTiming) -> None:
+        """The attempt that started last failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, and where it came from."""
+
+    target: Target
+    replica: str
+    completion: Completion
+    timing: AttemptTiming
+
+
+class AnswerStream:
+    """A stream whose first content is there; nobody else may take over from here."""
+
+    __slots__ = (
+        "_guard",
+        "_head",
+        "_is_closed",
+        "_lease",
+        "_response",
+        "_started_s",
+        "_ttft_ms",
+        "relay",
+        "replica",
+        "target",
+    )
+
+    def __init__(
+        self,
+        *,
+        target: Target,
+        lease: ReplicaLease,
+        response: UpstreamResponse,
+        relay: StreamRelay,
+        started_s: float,
+        between_tokens_s: float,
+    ) -> None:
+        self.target = target
+        self.replica = lease.replica
+        self.relay = relay
+        self._lease = lease
+        self._response = response
+        self._started_s = started_s
+        self._ttft_ms: int | None = None
+        self._head = b""
+        self._is_closed = False
+        self._guard = StallGuard(between_tokens_s, "further token")
+
+    @property
+    def timing(self) -> AttemptTiming:
+        """How long it took so far."""
+        return AttemptTiming(ttft_ms=self._ttft_ms, total_ms=_ms_since(self._started_s))
+
+    async def read_until_content(self) -> None:
+        """Read up to the first content; what came before it is kept.
+
+        Raises:
+            UpstreamError: the engine failed first.
+        """
+        while not (self.relay.has_content or self.relay.is_done):
+            chunk = await self._response.read()
+            if not chunk:
+                self.relay.end()
+            self._head += self.relay.feed(chunk)
+        self._ttft_ms = _ms_since(self._started_s)
+
+    async def read(self) -> bytes:
+        """The next bytes for the client; nothing once the stream is complete.
+
+        Raises:
+            UpstreamError: the engine failed in the middle.
+        """
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        relay, guard = self.relay, self._guard
+        guard.progress()
+        with guard:
+            while not relay.is_done:
+                chunk = await self._response.read()
+                if not chunk:
+                    relay.end()
+                if block := relay.feed(chunk):
+                    return block
+            await self._read_end()
+        return b""
+
+    async def _read_end(self) -> None:
+        """Read the end of the HTTP message behind [DONE], so that the connection can be used again."""
+        self._guard.relimit(_END_S, "end of the stream")
+        # The answer is whole; what happens to its connection now only decides whether that is kept.
+        with contextlib.suppress(UpstreamError):
+            while await self._response.read():
+                pass
+
+    def close(self, *, failure: UpstreamError | None = None) -> None:
+        """Let go of the replica: the connection is reused if the answer was whole, and closed if not."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._guard.stop()
+        self._response.close()
+        if failure is not None:
+            self._lease.failed(failure.operator_detail)
+        elif self.relay.is_done:
+            self._lease.succeeded()
+        self._lease.release()
+
+
+class Dispatcher:
+    """Sends calls to replicas."""
+
+    def __init__(
+        self, registry: PoolRegistry, client: UpstreamClient, timeouts: TimeoutSettings, *, attempts_max: int
+    ) -> None:
+        self._registry = registry
+        self._client = client
+        self._timeouts = timeouts
+        self._attempts_max = attempts_max
+        self._origins: dict[str, Origin] = {}
+
+    async def send(
+        self, call: Call, decision: RouteDecision, observer: AttemptObserver, *, cache_salt: str
+    ) -> Answer:
+        """A whole answer from the first target that gives one.
+
+        Raises:
+            UpstreamRejected: an engine refused the request itself.
+            AllAttemptsFailed: nobody answered.
+            NoEligibleTarget: no replica was left to try.
+        """
+        failures: list[UpstreamError] = []
+        for target, lease in self._tries(decision):
+            started_s = time.monotonic()
+            try:
+                observer.started(target, lease.replica, len(failures) + 1)
+                with StallGuard(self._timeouts.total_s, "whole answer"):
+                    completion = await self._complete(call, decision, target, lease, cache_salt)
+            except UpstreamRejected as error:
+                observer.failed(error, _timing(started_s))
+                lease.succeeded()  # the replica is well, the request was not
+                raise
+            except UpstreamError as error:
+                observer.failed(error, _timing(started_s))
+                _count_failure(lease, error)
+                failures.append(error)
+            else:
+                lease.succeeded()
+                return Answer(target, lease.replica, completion, _timing(started_s))
+            finally:
+                lease.release()
+        raise _nobody_answered(failures)
+
+    async def open_stream(
+        self,
+        call: Call,
+        decision: RouteDecision,
+        observer: AttemptObserver,
+        *,
+        cache_salt: str,
+        cost_text: CostText,
+    ) -> AnswerStream:
+        """A stream with its first content, from the first target that gives one; the caller closes it.
+
+        Raises:
+            UpstreamRejected: an engine refused the request itself.
+            AllAttemptsFailed: nobody answered.
+            NoEligibleTarget: no replica was left to try.
+        """
+        failures: list[UpstreamError] = []
+        for target, lease in self._tries(decision):
+            started_s = time.monotonic()
+            relay = StreamRelay(
+                upstream_model=target.upstream_model,
+                alias=call.model_alias,
+                wants_usage=call.wants_usage,
+                cost_text=cost_text,
+            )
+            try:
+                with _released_on_failure(lease):
+                    observer.started(target, lease.replica, len(failures) + 1)
+                    return await self._open(call, decision, target, lease, relay, cache_salt)
+            except UpstreamRejected as error:
+                observer.failed(error, _timing(started_s))
+                raise
+            except UpstreamError as error:
+                observer.failed(error, _timing(started_s))
+                _count_failure(lease, error)
+                failures.append(error)
+        raise _nobody_answered(failures)
+
+    def _tries(self, decision: RouteDecision) -> Iterator[tuple[Target, ReplicaLease]]:
+        tried: set[str] = set()
+        for target in decision.targets:
+            while len(tried) < self._attempts_max:
+                lease = self._registry.lease(target.pool, excluding=frozenset(tried))
+                if lease is None:
+                    break
+                tried.add(lease.replica)
+                yield target, lease
+
+    async def _open(
+        self,
+        call: Call,
+        decision: RouteDecision,
+        target: Target,
+        lease: ReplicaLease,
+        relay: StreamRelay,
+        cache_salt: str,
+    ) -> AnswerStream:
+        started_s = time.monotonic()
+        with StallGuard(self._timeouts.first_token_s, "first token"):
+            response = await self._post(call, decision, target, lease, cache_salt)
+            try:
+                await self._check_status(response, lease)
+                stream = AnswerStream(
+                    target=target,
+                    lease=lease,
+                    response=response,
+                    relay=relay,
+                    started_s=started_s,
+                    between_tokens_s=self._timeouts.between_tokens_s,
+                )
+                await stream.read_until_content()
+            except BaseException:  # the client may leave here too: the engine must stop in any case
+                response.close()
+                raise
+        return stream
+
+    async def _complete(
+        self, call: Call, decision: RouteDecision, target: Target, lease: ReplicaLease, cache_salt: str
+    ) -> Completion:
+        response = await self._post(call, decision, target, lease, cache_salt)
+        try:
+            await self._check_status(response, lease)
+            body = await response.read_all(limit_bytes=ANSWER_BYTES_MAX)
+        finally:
+            response.close()
+        return read_completion(body, alias=call.model_alias)
+
+    async def _post(
+        self, call: Call, decision: RouteDecision, target: Target, lease: ReplicaLease, cache_salt: str
+    ) -> UpstreamResponse:
+        return await self._client.post(
+            self._origin(lease.url),
+            f"/v1/{call.endpoint}",
+            headers=REQUEST_HEADERS,
+            body=request_body(call, decision, target, cache_salt=cache_salt),
+        )
+
+    @staticmethod
+    async def _check_status(response: UpstreamResponse, lease: ReplicaLease) -> None:
+        if response.status != _OK:
+            body = await response.read_all(limit_bytes=ERROR_BYTES_MAX)
+            raise error_of(response.status, body, replica=lease.replica)
+
+    def _origin(self, url: str) -> Origin:
+        origin = self._origins.get(url)
+        if origin is None:
+            origin = self._origins[url] = Origin.parse(url)
+        return origin
+
+
+@contextlib.contextmanager
+def _released_on_failure(lease: ReplicaLease) -> Iterator[None]:
+    """Release the lease unless what is inside succeeds: then the stream owns it."""
+    try:
+        yield
+    except BaseException:
+        lease.release()
+        raise
+
+
+def _count_failure(lease: ReplicaLease, error: UpstreamError) -> None:
+    is_gone = isinstance(error, UpstreamUnavailable) and error.upstream_status is None
+    lease.failed(error.operator_detail, fatal=is_gone and isinstance(error.__cause__, ConnectionRefusedError))
+
+
+def _nobody_answered(failures: list[UpstreamError]) -> AllAttemptsFailed | NoEligibleTarget:
+    if failures:
+        return AllAttemptsFailed(tuple(failures))
+    return NoEligibleTarget(
+        "No replica is up at the moment. Try again in a few seconds.", removed_by_rules=False
+    )
+
+
+def _ms_since(started_s: float) -> int:
+    return round((time.monotonic() - started_s) * 1000)
+
+
+def _timing(started_s: float) -> AttemptTiming:
+    return AttemptTiming(total_ms=_ms_since(started_s))

@@ -1,0 +1,58 @@
+"""How does Alembic reach the database and learn of the tables?"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+from alembic import context
+from sqlalchemy import Connection
+from sqlmodel import SQLModel
+
+import gateway.identity.tables
+import gateway.ledger.tables
+import gateway.pricing.tables
+import gateway.routing.tables  # noqa: F401 - importing the tables registers them
+from gateway.db import EpochMs, create_engine
+from gateway.settings import load_settings
+
+
+def _url() -> str:
+    given = context.config.attributes.get("url")
+    if isinstance(given, str) and given:
+        return given
+    settings = load_settings()
+    owner = settings.migration_database_url
+    return owner.get_secret_value() if owner is not None else settings.effective_database_url
+
+
+def _render(kind: str, item: object, autogen_context: object) -> str | Literal[False]:
+    """Write our column types as plain ones: a migration must not change when the program does."""
+    del autogen_context
+    return "sa.BigInteger()" if kind == "type" and isinstance(item, EpochMs) else False
+
+
+def _run(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=SQLModel.metadata,
+        render_as_batch=connection.dialect.name == "sqlite",
+        compare_type=True,
+        render_item=_render,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def _migrate() -> None:
+    engine = create_engine(_url())
+    async with engine.connect() as connection:
+        await connection.run_sync(_run)
+        await connection.commit()
+    await engine.dispose()
+
+
+if context.is_offline_mode():
+    raise SystemExit("Migrations run against a database: set TOLLGATE_DATABASE_URL.")
+asyncio.run(_migrate())

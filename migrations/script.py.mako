@@ -1,0 +1,26 @@
+"""${message}.
+
+Revision: ${up_revision}
+Follows: ${down_revision | comma,n}
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+${imports if imports else ""}
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = ${repr(branch_labels)}
+depends_on = ${repr(depends_on)}
+
+
+def upgrade() -> None:
+    # A migration that cannot get its locks soon must fail, not queue in front of every request.
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("SET lock_timeout = '5s'")
+    ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    ${downgrades if downgrades else "pass"}
