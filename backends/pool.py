@@ -69,7 +69,7 @@ def _pass_through_flag(key: str) -> str:
         message = f"write the flag without leading dashes: '{key.lstrip('-')}'"
         raise ValueError(message)
     if flag_name(key) in OWN_FLAGS:
-        message = "this flag follows from another key of the pool file and cannot be set twice"
+        message = f"--{flag_name(key)} follows from another key of the pool file and cannot be set twice"
         raise ValueError(message)
     return key
 
