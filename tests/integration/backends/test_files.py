@@ -103,6 +103,7 @@ def test_all_mistakes_of_all_files_at_once(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("- a list\n", encoding="utf-8")
     (tmp_path / "d.yaml").write_bytes(b"name: \xff\n")
     (tmp_path / "e.yaml").write_text(f"{POOL}engine_args:\n  max_num_seqs: 3\n", encoding="utf-8")
+    set_twice = "--max-num-seqs follows from another key of the pool file and cannot be set twice"
     assert [line.removeprefix(f"{tmp_path}/") for line in mistakes_in(tmp_path)] == [
         "a.yaml:2: driver: expected 'process' or 'external', got 'proces'; did you mean 'process'?",
         "a.yaml:3: model: missing key 'max_model_len'",
@@ -110,6 +111,5 @@ def test_all_mistakes_of_all_files_at_once(tmp_path: Path) -> None:
         "b.yaml:17: duplicate key 'name': on line 1 and on line 17",
         "c.yaml:1: expected a mapping of keys such as 'name', 'driver' and 'model'",
         "d.yaml: cannot be read: 'utf-8' codec can't decode byte 0xff in position 6: invalid start byte",
-        "e.yaml:18: engine_args.max_num_seqs: --max-num-seqs follows from another key of the pool file and "
-        + "cannot be set twice, got 'max_num_seqs'",
+        f"e.yaml:18: engine_args.max_num_seqs: {set_twice}, got 'max_num_seqs'",
     ]
