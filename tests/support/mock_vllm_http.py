@@ -21,6 +21,8 @@ Headers = list[tuple[str, str]]
 VARY: Final = ("vary", "Origin")
 """vLLM's CORS middleware says it on every answer."""
 _HEAD_PIECES: Final = 8
+_UNSENT_MAX: Final = 256
+"""Pieces held for one system call."""
 
 
 @dataclass(slots=True)
@@ -83,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self._task: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._unsent: list[bytes] = []
         self._may_write = asyncio.Event()
         self._may_write.set()
 
@@ -175,17 +178,27 @@ class Connection(asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------------ writing
     def write(self, data: bytes) -> None:
-        """Hand bytes to the socket; nothing happens once the client is gone."""
-        if self._transport is not None and not self._transport.is_closing():
+        """Send soon; what is written without a pause between leaves in one system call."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(data)
+
+    def _flush(self) -> None:
+        data, self._unsent = b"".join(self._unsent), []
+        # Nothing happens once the client is gone.
+        if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     async def drain(self) -> None:
         """Wait while the client reads too slowly."""
+        if len(self._unsent) >= _UNSENT_MAX:
+            self._flush()
         if not self._may_write.is_set():
             await self._may_write.wait()
 
     def close(self) -> None:
         """Close after what was written."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 

@@ -362,9 +362,7 @@ class _Run:
         if {"error_first_event", "error_before_first_content", "error_mid_stream"} & set(self._hits):
             self._connection.reply(500, compact(_MID_STREAM_ERROR).encode())
             return
-        for one in self._answer.scripts:
-            for tokens, accepted, times in one.step_kinds:
-                self._server.said(tokens, accepted, times)
+        self._said_all()
         timing = self._timing()
         body = compact(self._answer.plain(timing)).encode()
         missing = 64 if "wrong_length" in self._hits else 0
@@ -409,6 +407,9 @@ class _Run:
         if "error_first_event" in self._hits:
             await self._fail()
         await self._until(0)
+        if not self._hits and not self._answer.profile.tpot_ms:
+            await self._all_at_once()
+            return
         said = contents = 0
         for event in self._answer.events():
             if event.kind == "content":
@@ -421,6 +422,18 @@ class _Run:
             if self._first_at is None:
                 self._first_at = self._loop.time()
         await self._interrupt(contents, DONE)
+
+    async def _all_at_once(self) -> None:
+        """The events when nothing comes between them: the same bytes, at a third of the effort."""
+        self._first_at = self._loop.time()
+        for event in self._answer.events():
+            await self._out.send(event.data)
+        self._said_all()
+
+    def _said_all(self) -> None:
+        for one in self._answer.scripts:
+            for tokens, accepted, times in one.step_kinds:
+                self._server.said(tokens, accepted, times)
 
     async def _interrupt(self, contents: int, following: bytes) -> None:
         """The faults that are due after so many content chunks."""
