@@ -146,23 +146,26 @@ async def spend_report(
 
 
 def _sums() -> list[Any]:
-    is_first = case((col(Attempt.attempt_number) == 1, 1), else_=0)
-    is_failed = case((col(Attempt.state) == AttemptState.FAILED.value, 1), else_=0)
-    amount = col(Attempt.charge_usd_nanos)
-    by_tenant = case((col(Attempt.payer) == Payer.TENANT.value, amount), else_=0)
-    by_platform = case((col(Attempt.payer) == Payer.PLATFORM.value, amount), else_=0)
-    columns = (
-        is_first,
-        is_failed,
-        Attempt.input_tokens,
-        Attempt.cached_input_tokens,
-        Attempt.cache_write_tokens,
-        Attempt.output_tokens,
-        Attempt.reasoning_tokens,
-        by_tenant,
-        by_platform,
-    )
-    return [func.sum(column) for column in columns]
+    """The columns of SpendFigures, in its order; tokens are those that tenants are charged for."""
+    is_tenant = col(Attempt.payer) == Payer.TENANT.value
+
+    def of_tenant(column: Any) -> Any:
+        return case((is_tenant, column), else_=0)
+
+    return [
+        func.sum(column)
+        for column in (
+            case((col(Attempt.attempt_number) == 1, 1), else_=0),
+            case((col(Attempt.state) == AttemptState.FAILED.value, 1), else_=0),
+            of_tenant(Attempt.input_tokens),
+            of_tenant(Attempt.cached_input_tokens),
+            of_tenant(Attempt.cache_write_tokens),
+            of_tenant(Attempt.output_tokens),
+            of_tenant(Attempt.reasoning_tokens),
+            of_tenant(Attempt.charge_usd_nanos),
+            case((is_tenant, 0), else_=col(Attempt.charge_usd_nanos)),
+        )
+    ]
 
 
 def _expression(name: str) -> Any:

@@ -20,6 +20,10 @@ _encode = msgspec.json.Encoder().encode
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+ABSENT = msgspec.Raw()
+"""Default of a raw field in a struct; msgspec takes `Raw | None` to mean null only."""
+
+
 def decode_object(body: bytes) -> dict[str, msgspec.Raw]:
     """The top level of a JSON object.
 
@@ -43,6 +47,11 @@ def decode_object(body: bytes) -> dict[str, msgspec.Raw]:
     if len(_encode(fields)) != len(body):
         _refuse_repeated_keys(body)
     return fields
+
+
+def is_there(value: msgspec.Raw) -> bool:
+    """A field that was sent with a value: neither left out nor null."""
+    return bytes(value) not in {b"", b"null"}
 
 
 def encode_object(fields: dict[str, msgspec.Raw]) -> bytes:

@@ -97,7 +97,7 @@ _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
     "stream": msgspec.json.Decoder(bool | None),
     "stream_options": msgspec.json.Decoder(_StreamOptions | None),
     "messages": msgspec.json.Decoder(list[_Message]),
-    "prompt": msgspec.json.Decoder(str | list[str] | list[int] | list[list[int]] | None),
+    "prompt": msgspec.json.Decoder(str | list[Any] | None),
     "max_tokens": msgspec.json.Decoder(int | None),
     "max_completion_tokens": msgspec.json.Decoder(int | None),
     "n": msgspec.json.Decoder(int | None),
@@ -266,18 +266,20 @@ def _ends(text: str) -> str:
 
 def _read_prompt(fields: Mapping[str, msgspec.Raw]) -> tuple[str, int]:
     prompt = _required(fields, "prompt", 'a string such as "Once upon a time"')
-    if isinstance(prompt, str):
-        if not prompt:
-            raise InvalidRequest("`prompt` is empty: send some text.", param="prompt")
-        return _ends(prompt), 1
     if not prompt:
-        raise InvalidRequest(
-            "`prompt` is empty: send a string, or a list with at least one prompt.", param="prompt"
-        )
-    first = prompt[0]
-    if isinstance(first, int):
+        raise InvalidRequest("`prompt` is empty: send some text, or a list of prompts.", param="prompt")
+    if isinstance(prompt, str):
+        return _ends(prompt), 1
+    if all(type(part) is int for part in prompt):
         return "", 1
-    return (_ends(first) if isinstance(first, str) else ""), len(prompt)
+    if all(isinstance(part, str) for part in prompt):
+        return _ends(prompt[0]), len(prompt)
+    if all(isinstance(part, list) and part and all(type(token) is int for token in part) for part in prompt):
+        return "", len(prompt)
+    raise InvalidRequest(
+        "`prompt` must be a string, a list of strings, a list of token ids, or a list of lists of token ids.",
+        param="prompt",
+    )
 
 
 def _facts(fields: Mapping[str, msgspec.Raw], instruction: str, system: str) -> CallFacts:

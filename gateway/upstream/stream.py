@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.errors import UpstreamProtocolError, UpstreamUnavailable
 from gateway.inference import EngineMetrics, TokenUsage
-from gateway.protocols.json_body import encode_object, raw
+from gateway.protocols.json_body import ABSENT, encode_object, is_there, raw
 from gateway.protocols.openai import read_engine_metrics, read_usage
 from gateway.protocols.sse import DONE, EventBuffer, encode_event, event_data, split_events
 
@@ -36,9 +36,9 @@ class _Choice(msgspec.Struct):
 
 class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw | None = None
-    metrics: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    usage: msgspec.Raw = ABSENT
+    metrics: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
 
 
 _event = msgspec.json.Decoder(_Event)
@@ -119,25 +119,25 @@ class StreamRelay:
                 "The model's answer cannot be read.",
                 operator_detail=f"not an OpenAI stream event: {error}: {data[:200]!r}",
             ) from None
-        if parsed.error is not None:
+        if is_there(parsed.error):
             raise UpstreamUnavailable(
                 "The model stopped with an error.",
                 operator_detail=f"error in the stream: {bytes(parsed.error)[:500]!r}",
             )
-        if parsed.usage is not None:
+        if is_there(parsed.usage):
             self._learn(parsed)
         if parsed.choices:
             self.content_events += 1
             self.has_content = self.has_content or any(_has_content(choice) for choice in parsed.choices)
             return event
-        if parsed.usage is not None:
+        if is_there(parsed.usage):
             return self._usage_event(data) if self._wants_usage else b""
         return event
 
     def _learn(self, event: _Event) -> None:
         try:
             self.usage = read_usage(event.usage) or self.usage
-            if event.metrics is not None:
+            if is_there(event.metrics):
                 self.engine = read_engine_metrics(event.metrics)
         except msgspec.DecodeError as error:
             raise UpstreamProtocolError(

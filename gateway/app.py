@@ -1,0 +1,235 @@
+"""How is the program put together? Settings → objects → one FastAPI app and its lifespan.
+
+The composition root: the only file that names concrete parts together. The data plane's raw door is the
+app's outermost middleware; everything else is plain FastAPI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from backends.files import PoolFileError, load_pools
+from backends.fleet_file import FLEET_FILE_NAME
+from backends.monitor import FleetMonitor
+from backends.registry import PoolRegistry
+from gateway.admin import usage
+from gateway.api import health, openapi
+from gateway.api.edge import Edge
+from gateway.api.error_bodies import error_headers, openai_error
+from gateway.clock import Clock
+from gateway.db import create_engine, read_changes, session_factory
+from gateway.dependencies import Runtime, Services
+from gateway.errors import ConfigurationError, GatewayError
+from gateway.identity.auth import KeyRing
+from gateway.identity.root_key import load_admin_key, load_root_key
+from gateway.identity.store import TOPIC, list_keys
+from gateway.ledger.budgets import Holds
+from gateway.ledger.settlement import Settlement
+from gateway.ledger.shipper import Shipper
+from gateway.ledger.spool import Spool
+from gateway.migrate import require_current
+from gateway.pipeline import Pipeline, Routing
+from gateway.pricing.catalog import price_book
+from gateway.pricing.store import remember_versions
+from gateway.protocols.openai import ParseLimits
+from gateway.routing.policy import load_policy
+from gateway.routing.versions import remember_version
+from gateway.settings import Settings
+from gateway.telemetry import Telemetry
+from gateway.upstream.client import UpstreamClient
+from gateway.upstream.dispatch import Dispatcher
+
+SPOOL_FOLDER = "spool"
+
+_Read = Callable[[], float]
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, *, clock: Clock | None = None) -> FastAPI:
+    """The application, not started.
+
+    Raises:
+        ConfigurationError: a pool file, the policy or a key is wrong.
+    """
+    runtime = Runtime()
+    parts = _Parts(settings, clock or Clock())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        del app
+        async with parts.running() as services:
+            runtime.services = services
+            try:
+                yield
+            finally:
+                runtime.services = None
+
+    app = FastAPI(
+        title="Tollgate",
+        summary="A cost-aware gateway for a company's own vLLM fleet",
+        version="0.1.0",
+        lifespan=lifespan,
+    )
+    app.state.runtime = runtime
+    app.add_middleware(Edge, runtime=runtime)
+    app.add_exception_handler(GatewayError, _as_response)
+    app.include_router(health.router)
+    app.include_router(usage.router)
+    openapi.describe_data_plane(app)
+    return app
+
+
+async def _as_response(request: Request, error: Exception) -> Response:
+    """A GatewayError of the control plane, in the same form as on the data plane."""
+    if not isinstance(error, GatewayError):
+        raise error
+    _log.log(error.log_level, "%s %s: %s", request.url.path, error.code, error.operator_detail)
+    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    return Response(openai_error(error), error.status_code, headers, media_type="application/json")
+
+
+class _Parts:
+    """Everything that lives as long as the program serves."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        try:
+            pools = load_pools(settings.pools)
+        except PoolFileError as error:
+            raise ConfigurationError(str(error)) from None
+        self._policy = load_policy(settings.policy, pools=pools)
+        self._prices = price_book(pools)
+        self._registry = PoolRegistry(pools)
+        self._root_key = load_root_key(settings)
+        self._admin_key = load_admin_key(settings)
+        self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
+        self._telemetry = Telemetry()
+        self._revision: int | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Services]:
+        """The services, from the first key loaded to the last record shipped."""
+        settings = self._settings
+        engine = create_engine(settings.effective_database_url)
+        client = UpstreamClient(connect_timeout_s=settings.timeouts.connect_s)
+        spool = Spool(
+            settings.state_dir / SPOOL_FOLDER,
+            self._clock,
+            unshipped_max=settings.limits.unshipped_records_max,
+        )
+        try:
+            services, shipper = await self._build(engine, client, spool)
+            tasks: list[asyncio.Task[None]] = []
+            async with asyncio.TaskGroup() as group:
+                tasks.append(group.create_task(self._monitor().run()))
+                tasks.append(group.create_task(shipper.run()))
+                tasks.append(group.create_task(self._keep_keys_fresh(services)))
+                try:
+                    yield services
+                finally:
+                    for task in tasks:
+                        task.cancel()
+        finally:
+            await client.close()
+            spool.close()
+            await engine.dispose()
+
+    async def _build(
+        self, engine: AsyncEngine, client: UpstreamClient, spool: Spool
+    ) -> tuple[Services, Shipper]:
+        settings, clock = self._settings, self._clock
+        await require_current(engine)
+        sessions = session_factory(engine)
+        shipper = Shipper(spool, sessions, settings.spool)
+        await shipper.recover()
+        async with sessions() as session:
+            await remember_version(session, self._policy, now_ms=clock.epoch_ms())
+            await remember_versions(session, self._prices, now_ms=clock.epoch_ms())
+            await session.commit()
+        dispatcher = Dispatcher(
+            self._registry, client, settings.timeouts, attempts_max=settings.limits.attempts_max
+        )
+        holds = Holds()
+        pipeline = Pipeline(
+            routing=Routing(policy=self._policy, prices=self._prices),
+            registry=self._registry,
+            dispatcher=dispatcher,
+            holds=holds,
+            settlement=Settlement(spool, clock),
+            telemetry=self._telemetry,
+            clock=clock,
+        )
+        services = Services(
+            settings=settings,
+            clock=clock,
+            sessions=sessions,
+            keys=self._keys,
+            registry=self._registry,
+            pipeline=pipeline,
+            spool=spool,
+            telemetry=self._telemetry,
+            parse_limits=ParseLimits(
+                messages_max=settings.limits.messages_max, choices_max=settings.limits.choices_max
+            ),
+            admin_key=self._admin_key,
+            root_key=self._root_key,
+        )
+        await self._refresh_keys(services)
+        self._watch_gauges(services, holds)
+        return services, shipper
+
+    def _monitor(self) -> FleetMonitor:
+        fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME
+        return FleetMonitor(self._registry, fleet_file=fleet_file)
+
+    def _watch_gauges(self, services: Services, holds: Holds) -> None:
+        watch = self._telemetry.watch
+        watch("tollgate_spool_unshipped", "Ended attempts not yet in the database", _count(services.spool))
+        watch("tollgate_attempts_open", "Attempts under way", lambda: services.spool.open_count)
+        watch("tollgate_held_usd", "Held for requests under way, USD", lambda: holds.held_usd_nanos / 1e9)
+        watch(
+            "tollgate_keys_age_seconds", "Since the keys were last confirmed", lambda: self._keys.age_s or 0
+        )
+        self._telemetry.watch_by_label(
+            "tollgate_replicas_ready",
+            "Replicas that can take a request",
+            "pool",
+            {name: _ready(self._registry, name) for name in self._registry.specs},
+        )
+
+    async def _keep_keys_fresh(self, services: Services) -> None:
+        """Look for changes at short intervals; a database that is away is survived (keys grow stale)."""
+        while True:
+            await asyncio.sleep(self._settings.freshness.poll_interval_s)
+            try:
+                await self._refresh_keys(services)
+            except (SQLAlchemyError, OSError) as error:
+                _log.warning("keys could not be refreshed (known ones stay valid for a while): %s", error)
+
+    async def _refresh_keys(self, services: Services) -> None:
+        async with services.sessions() as session:
+            revision = (await read_changes(session)).get(TOPIC, 0)
+            if revision == self._revision:
+                self._keys.confirm()
+                return
+            self._keys.replace(await list_keys(session))
+            self._revision = revision
+
+
+def _count(spool: Spool) -> _Read:
+    return lambda: spool.unshipped_count
+
+
+def _ready(registry: PoolRegistry, pool: str) -> _Read:
+    return lambda: registry.snapshot(pool).ready_count

@@ -1,0 +1,406 @@
+"""The `tollgate` program: read arguments, call the rooms, print.
+
+Exit status 0 done, 1 the answer is no, 2 the call or its input was wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backends.files import PoolFileError, load_pools
+from backends.launch.process import LaunchError
+from backends.pool import PoolSpec
+from gateway.admin.usage import as_json, names_of, period
+from gateway.clock import Clock
+from gateway.db import create_engine, session_factory
+from gateway.demo import ensure_demo_key
+from gateway.errors import ConfigurationError, GatewayError
+from gateway.identity import store as identity
+from gateway.ledger.reports import SpendFigures, SpendReport, spend_report
+from gateway.migrate import require_current, upgrade
+from gateway.money import usd_text
+from gateway.pricing.catalog import price_book
+from gateway.progress import FleetProgress
+from gateway.routing.policy import load_policy
+from gateway.server import set_up_logging
+from gateway.settings import Settings, load_settings, masked
+from gateway.up import fleet_until_stopped, serve_until_stopped, up_until_stopped
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="tollgate",
+    help="Tollgate: a cost-aware gateway for a company's own vLLM fleet.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+tenants = typer.Typer(help="Who pays.", no_args_is_help=True)
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+policy = typer.Typer(help="Routing policies.", no_args_is_help=True)
+pools = typer.Typer(help="vLLM pools.", no_args_is_help=True)
+app.add_typer(tenants, name="tenants")
+app.add_typer(keys, name="keys")
+app.add_typer(policy, name="policy")
+app.add_typer(pools, name="pools")
+
+out = Console()
+Json = Annotated[bool, typer.Option("--json", help="for machines")]
+
+
+def main() -> None:
+    """Run the program."""
+    try:
+        app()
+    except (GatewayError, LaunchError) as error:
+        _fail(str(error))
+
+
+# ------------------------------------------------------------------------------------------- running
+
+
+@app.command(epilog="Example: `tollgate up`")
+def up() -> None:
+    """Start the fleet of this machine and the gateway; Ctrl-C stops both."""
+    settings = load_settings()
+    log_file = settings.state_dir / "logs" / "gateway.log"
+    set_up_logging(log_file)
+    key = _prepare_embedded(settings)
+    out.print("Starting the fleet (every replica must generate a token before it counts as ready):")
+    with FleetProgress(out) as progress:
+
+        def serving(url: str) -> None:
+            progress.settle()
+            _welcome(url, settings, key, log_file)
+
+        _run(up_until_stopped(settings, on_progress=progress.replica, on_serving=serving))
+    out.print("Stopped: the gateway and every replica have ended.")
+
+
+@app.command(epilog="Example: `TOLLGATE_PORT=9000 tollgate serve`")
+def serve() -> None:
+    """Serve the gateway alone; the pools are run by `tollgate pools up` or by someone else."""
+    settings = load_settings()
+    set_up_logging(None)
+    _prepare_embedded(settings)
+    _run(serve_until_stopped(settings, on_serving=lambda url: out.print(f"Tollgate serves on {url}")))
+
+
+@pools.command("up", epilog="Example: `tollgate pools up`")
+def pools_up() -> None:
+    """Start the fleet of this machine alone; Ctrl-C stops it."""
+    settings = load_settings()
+    set_up_logging(settings.state_dir / "logs" / "fleet.log")
+    with FleetProgress(out) as progress:
+
+        def ready() -> None:
+            progress.settle()
+            out.print("The fleet is up. Ctrl-C stops it.")
+
+        _run(fleet_until_stopped(settings, on_progress=progress.replica, on_up=ready))
+
+
+@app.command(epilog="Example: `tollgate migrate`")
+def migrate() -> None:
+    """Bring the database up to date."""
+    settings = load_settings()
+    _migrate(settings)
+    out.print("The database is up to date.")
+
+
+@app.command(epilog="Example: `tollgate config --json`")
+def config(*, as_machine: Json = False) -> None:
+    """Print the effective settings, secrets masked."""
+    values = masked(load_settings())
+    if as_machine:
+        _print_json(values)
+        return
+    table = Table("setting", "value", box=None)
+    for name, value in _flat(values):
+        table.add_row(name, str(value))
+    out.print(table)
+
+
+def _prepare_embedded(settings: Settings) -> str | None:
+    """On an embedded install the database is kept up to date by itself, and there is a demo key."""
+    if not settings.is_embedded:
+        return None
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    _migrate(settings)
+
+    async def demo_key(session: AsyncSession) -> str:
+        return await ensure_demo_key(session, settings.state_dir, Clock())
+
+    return _in_session(settings, demo_key)
+
+
+def _migrate(settings: Settings) -> None:
+    owner = settings.migration_database_url
+    upgrade(owner.get_secret_value() if owner is not None else settings.effective_database_url)
+
+
+def _welcome(url: str, settings: Settings, key: str | None, log_file: Path) -> None:
+    shown = key or "tg-…"
+    body = (
+        '{"model": "auto", "messages": [{"role": "user", "content": "Tell me a short story about a fox."}]}'
+    )
+    out.print()
+    out.print(f"[bold green]Tollgate serves on {url}[/]")
+    out.print(f"  API key   {shown}", highlight=False)
+    out.print(f"  Docs      {url}/docs", highlight=False)
+    out.print(f"  Logs      {log_file.parent}", highlight=False)
+    out.print("\nTry it (paste into another terminal):\n")
+    sys.stdout.write(
+        f"curl -i {url}/v1/chat/completions -H 'Authorization: Bearer {shown}' \\\n"
+        f"  -H 'Content-Type: application/json' -d '{body}'\n\n"
+    )
+    out.print(f"What it cost: [bold]tollgate report --by tenant,pool,task[/]   (state: {settings.state_dir})")
+    out.print("Ctrl-C stops everything.")
+    sys.stdout.flush()
+
+
+# ------------------------------------------------------------------------------------ tenants and keys
+
+
+@tenants.command("create", epilog="Example: `tollgate tenants create acme`")
+def tenants_create(name: str, *, as_machine: Json = False) -> None:
+    """Make a tenant."""
+
+    async def work(session: AsyncSession) -> dict[str, Any]:
+        tenant = await identity.create_tenant(session, name, now_ms=Clock().epoch_ms())
+        return {"id": tenant.id, "name": tenant.name}
+
+    made = _in_session(load_settings(), work)
+    _print_json(made) if as_machine else out.print(f"Tenant {made['name']} ({made['id']})")
+
+
+@tenants.command("list", epilog="Example: `tollgate tenants list`")
+def tenants_list(*, as_machine: Json = False) -> None:
+    """Show all tenants."""
+    rows = _in_session(load_settings(), identity.list_tenants)
+    if as_machine:
+        _print_json([{"id": t.id, "name": t.name, "projects": p, "valid_keys": k} for t, p, k in rows])
+        return
+    table = Table("tenant", "id", "projects", "valid keys", box=None)
+    for tenant, project_count, key_count in rows:
+        table.add_row(tenant.name, tenant.id, str(project_count), str(key_count))
+    out.print(table)
+
+
+@keys.command("create", epilog="Example: `tollgate keys create --tenant acme --project search --name ci`")
+def keys_create(
+    tenant: Annotated[str, typer.Option(help="name or id of the tenant that pays")],
+    project: Annotated[str, typer.Option(help="project of the tenant; made if it is new")] = "default",
+    name: Annotated[str, typer.Option(help="what people call the key")] = "default",
+    *,
+    as_machine: Json = False,
+) -> None:
+    """Issue a key. Its secret is shown once and kept nowhere."""
+
+    async def work(session: AsyncSession) -> identity.IssuedKey:
+        now_ms = Clock().epoch_ms()
+        owner = await identity.get_tenant(session, tenant)
+        unit = await identity.ensure_project(session, owner, project, now_ms=now_ms)
+        return await identity.create_key(session, unit, name, now_ms=now_ms)
+
+    issued = _in_session(load_settings(), work)
+    if as_machine:
+        _print_json({"id": issued.id, "key": issued.secret})
+        return
+    out.print(f"Key {issued.id}. Copy it now, it is not shown again:")
+    sys.stdout.write(f"{issued.secret}\n")
+
+
+@keys.command("list", epilog="Example: `tollgate keys list`")
+def keys_list(*, as_machine: Json = False) -> None:
+    """Show all keys, without their secrets."""
+    records = _in_session(load_settings(), identity.list_keys)
+    rows = [
+        {
+            "id": one.id,
+            "name": one.name,
+            "tenant": one.tenant_name,
+            "project": one.project_name,
+            "created_at": _iso(one.created_at_ms),
+            "revoked_at": _iso(one.revoked_at_ms),
+        }
+        for one in records
+    ]
+    if as_machine:
+        _print_json(rows)
+        return
+    table = Table("key", "name", "tenant", "project", "created", "revoked", box=None)
+    for row in rows:
+        table.add_row(*(str(value or "") for value in row.values()))
+    out.print(table)
+
+
+@keys.command("revoke", epilog="Example: `tollgate keys revoke 4f7k2m9q1x`")
+def keys_revoke(key: Annotated[str, typer.Argument(help="public id, or the whole key")]) -> None:
+    """Make a key useless; a running gateway refuses it within a second."""
+
+    async def work(session: AsyncSession) -> str:
+        return (await identity.revoke_key(session, key, now_ms=Clock().epoch_ms())).id
+
+    out.print(f"Key {_in_session(load_settings(), work)} is revoked.")
+
+
+# -------------------------------------------------------------------------------------- files and spend
+
+
+@policy.command("check", epilog="Example: `tollgate policy check policies/default.yaml`")
+def policy_check(
+    file: Annotated[Path | None, typer.Argument(help="default: the policy in use")] = None,
+) -> None:
+    """Say whether a policy file is right, and if not, what is wrong and where."""
+    settings = load_settings()
+    path = file or settings.policy
+    checked = load_policy(path, pools=_load_pools(settings))
+    out.print(f"{path}: valid, version {checked.version}")
+
+
+@pools.command("check", epilog="Example: `tollgate pools check`")
+def pools_check(
+    folder: Annotated[Path | None, typer.Argument(help="default: the pools in use")] = None,
+) -> None:
+    """Say whether the pool files are right, and if not, what is wrong and where."""
+    settings = load_settings()
+    found = _load_pools(settings, folder)
+    price_book(found)
+    for name, spec in found.items():
+        speculation = f", speculation by {spec.speculation.method}" if spec.speculation else ""
+        out.print(f"{name}: valid (driver {spec.driver}, {spec.replicas} replica(s){speculation})")
+
+
+@app.command(epilog="Example: `tollgate report --by tenant,pool,task --from 2026-11-01`")
+def report(
+    by: Annotated[
+        str, typer.Option(help="comma list: tenant, project, key, model, pool, task, day, …")
+    ] = "tenant",
+    since: Annotated[
+        str | None, typer.Option("--from", help="first instant, UTC; default: month start")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", help="first instant that does not count")] = None,
+    *,
+    as_machine: Json = False,
+) -> None:
+    """What was spent, and on what."""
+    start, end = period(since, until, Clock().now())
+
+    async def work(session: AsyncSession) -> SpendReport:
+        names = names_of(await identity.list_keys(session))
+        group_by = [name.strip() for name in by.split(",")]
+        return await spend_report(session, group_by=group_by, start=start, end=end, names=names)
+
+    made = _in_session(load_settings(), work)
+    if as_machine:
+        _print_json(as_json(made))
+    else:
+        _print_report(made)
+
+
+def _print_report(made: SpendReport) -> None:
+    table = Table(*made.group_by, show_footer=True, box=SIMPLE)
+    for index, title in enumerate(("requests", "input", "cached", "output", "charge USD")):
+        table.add_column(title, justify="right", no_wrap=True, footer=_cells(made.total)[index])
+    if made.group_by:
+        table.columns[0].footer = "total"
+    for group, figures in made.rows:
+        table.add_row(*group, *_cells(figures))
+    out.print(f"Spend from {made.start:%Y-%m-%d %H:%M} to {made.end:%Y-%m-%d %H:%M} UTC")
+    out.print(table)
+    total = made.total
+    if total.failed_attempts or total.platform_usd_nanos:
+        out.print(
+            f"Not charged to tenants: {total.failed_attempts} failed attempts,"
+            f" {usd_text(total.platform_usd_nanos)} USD on the platform's account."
+        )
+
+
+def _cells(figures: SpendFigures) -> list[str]:
+    output = figures.output_tokens + figures.reasoning_tokens
+    tokens = (figures.input_tokens + figures.cache_write_tokens, figures.cached_input_tokens, output)
+    return [f"{figures.requests:,}", *(f"{count:,}" for count in tokens), usd_text(figures.charge_usd_nanos)]
+
+
+# ------------------------------------------------------------------------------------------- plumbing
+
+
+def _load_pools(settings: Settings, folder: Path | None = None) -> dict[str, PoolSpec]:
+    try:
+        return load_pools(folder or settings.pools)
+    except PoolFileError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _in_session(settings: Settings, work: Callable[[AsyncSession], Coroutine[Any, Any, T]]) -> T:
+    """Run a piece of work in one transaction of its own."""
+
+    async def run() -> T:
+        engine = create_engine(settings.effective_database_url)
+        try:
+            await require_current(engine)
+            async with session_factory(engine)() as session:
+                result = await work(session)
+                await session.commit()
+                return result
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(run())
+
+
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; of several failures the first known one is told."""
+    try:
+        asyncio.run(coroutine)
+    except BaseExceptionGroup as group:
+        known, unknown = group.split((GatewayError, LaunchError))
+        if unknown is not None or known is None:
+            raise
+        _fail("; ".join(str(error) for error in _leaves(known)))
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"tollgate: {message}\n")
+    raise SystemExit(2)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _iso(epoch_ms: int | None) -> str | None:
+    return (
+        None
+        if epoch_ms is None
+        else datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="seconds")
+    )
