@@ -45,7 +45,9 @@ ENVIRONMENT: Final = (
 )
 
 
-def server_command(weights: Path, *, target: str, port: int, draft_tokens: int) -> list[str]:
+def server_command(
+    weights: Path, *, target: str, port: int, draft_tokens: int, python: str = sys.executable
+) -> list[str]:
     """Build the command that serves a target with the draft.
 
     Args:
@@ -53,8 +55,9 @@ def server_command(weights: Path, *, target: str, port: int, draft_tokens: int) 
         target: `target` or `target-awq`.
         port: TCP port on 127.0.0.1.
         draft_tokens: tokens the draft proposes a step (K); 0 serves the target alone.
+        python: interpreter of an environment that has vLLM and the plugin.
     """
-    command = ["/usr/bin/env", *ENVIRONMENT, sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command = ["/usr/bin/env", *ENVIRONMENT, python, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(weights / target), "--served-model-name", MODEL_NAME]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-num-seqs", "32"]
     command += ["--enable-per-request-metrics"]
@@ -86,7 +89,7 @@ def _is_healthy(url: str) -> bool:
 
 
 @contextmanager
-def serve(weights: Path, *, target: str, draft_tokens: int) -> Iterator[str]:
+def serve(weights: Path, *, target: str, draft_tokens: int, python: str = sys.executable) -> Iterator[str]:
     """Run a server for the time of the block and yield its base URL.
 
     Raises:
@@ -94,7 +97,9 @@ def serve(weights: Path, *, target: str, draft_tokens: int) -> Iterator[str]:
     """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    command = server_command(weights.resolve(), target=target, port=port, draft_tokens=draft_tokens)
+    command = server_command(
+        weights.resolve(), target=target, port=port, draft_tokens=draft_tokens, python=python
+    )
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory() as directory:
         # Away from the repository, whose folders would shadow installed packages.
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)  # noqa: S603  # our own command

@@ -1,6 +1,6 @@
 """How are the three bundled models made, from nothing to files that vLLM serves?
 
-`python -m backends.reference.recipe --minutes 12 --seed 1 --out backends/reference/weights`: tokenizer,
+`python -m backends.reference.recipe --minutes 12 --seed 1 --out .tollgate/reference`: tokenizer,
 target (three quarters of the time), its AWQ form, draft (one quarter). `--minutes 0` writes untrained
 models of the right shapes.
 """
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m backends.reference.recipe",
         description="Make the bundled reference models: tokenizer, target, AWQ target, draft.",
-        epilog="Example: python -m backends.reference.recipe --minutes 12 --out backends/reference/weights",
+        epilog="Example: python -m backends.reference.recipe --minutes 12 --out .tollgate/reference",
     )
     parser.add_argument(
         "--minutes",
