@@ -71,10 +71,9 @@ class FleetProgress:
         ):
             return
         self._printed[progress.replica] = (progress.state, now_s)
-        self._console.print(
-            f"  {progress.replica}: {progress.state.value} ({progress.elapsed_s:.0f} s) {progress.detail}",
+        self._console.out(
+            f"  {progress.replica}: {progress.state.value} ({progress.elapsed_s:.0f} s) {_one_line(progress.detail)}",
             highlight=False,
-            markup=False,
         )
 
     def _table(self) -> Table:
@@ -84,6 +83,10 @@ class FleetProgress:
                 f"  {progress.replica}",
                 Text(progress.state.value, style=_STYLES[progress.state]),
                 f"{progress.elapsed_s:4.0f} s",
-                Text(progress.detail, style="dim", overflow="ellipsis", no_wrap=True),
+                Text(_one_line(progress.detail), style="dim", overflow="ellipsis", no_wrap=True),
             )
         return table
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -19,7 +19,7 @@ from gateway.errors import ConfigurationError
 from gateway.server import Server, make_server
 from gateway.settings import Settings
 
-VLLM_PYTHON = Path(".venv-vllm/bin/python")
+VLLM_PYTHON = Path(".venv-vllm/bin/python").absolute()
 BIND_TIMEOUT_S = 30.0
 
 OnProgress = Callable[[ReplicaProgress], None]
