@@ -72,7 +72,8 @@ class FleetProgress:
             return
         self._printed[progress.replica] = (progress.state, now_s)
         self._console.out(
-            f"  {progress.replica}: {progress.state.value} ({progress.elapsed_s:.0f} s) {_one_line(progress.detail)}",
+            f"  {progress.replica}: {progress.state.value} ({progress.elapsed_s:.0f} s)",
+            _one_line(progress.detail),
             highlight=False,
         )
 
