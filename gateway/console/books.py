@@ -1,0 +1,103 @@
+"""What does the database tell the overview: this month's spend and the API keys?
+
+Read in one go and kept for ten times as long as the reading took: however many people watch, and however
+large the ledger, the console takes at most a tenth of one database connection, and small installations
+always see the newest figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from gateway.console.charts import BarChart, bar_chart
+from gateway.dependencies import Services
+from gateway.identity.store import KeyRecord, list_keys, list_tenants
+from gateway.ledger.reports import NOTHING, SpendFigures, month_of, spend_report
+
+ROWS_MAX = 20
+"""Rows of one table; the others are added up in a last one."""
+KEYS_MAX = 200
+KEPT_TIMES = 10
+
+_TABLES = {"tenant": "Tenant", "pool": "Pool", "task": "Task"}
+
+
+@dataclass(frozen=True, slots=True)
+class SpendTable:
+    """Spend by one dimension, dearest first."""
+
+    title: str
+    rows: tuple[tuple[str, SpendFigures], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What the database said at one moment."""
+
+    read_at: datetime
+    start: datetime
+    end: datetime
+    tables: tuple[SpendTable, ...]
+    total: SpendFigures
+    chart: BarChart
+    keys: tuple[KeyRecord, ...]
+    """Valid ones first, then the revoked, the newest first; at most KEYS_MAX."""
+    keys_left_out: int
+
+
+class BookKeeper:
+    """Reads the books for everyone who asks, one reading at a time."""
+
+    def __init__(self) -> None:
+        self._books: Books | None = None
+        self._kept_until_s = 0.0
+        self._turn = asyncio.Lock()
+
+    async def books(self, services: Services) -> Books:
+        """The newest that may be had; raises what the database raises."""
+        async with self._turn:
+            start_s = services.clock.monotonic_s()
+            if self._books is None or start_s >= self._kept_until_s:
+                self._books = await read_books(services)
+                end_s = services.clock.monotonic_s()
+                self._kept_until_s = end_s + KEPT_TIMES * (end_s - start_s)
+            return self._books
+
+
+async def read_books(services: Services) -> Books:
+    """Ask the database."""
+    now = services.clock.now()
+    start, end = month_of(now)
+    async with services.sessions() as session:
+        tenants = {tenant.id: tenant.name for tenant, _, _ in await list_tenants(session)}
+        reports = {
+            dimension: await spend_report(
+                session, group_by=[dimension], start=start, end=end, names={"tenant": tenants}
+            )
+            for dimension in (*_TABLES, "day")
+        }
+        keys = await list_keys(session)
+    days = {date.fromisoformat(group[0]): figures.charge_usd_nanos for group, figures in reports["day"].rows}
+    keys.sort(key=lambda key: (key.revoked_at_ms is not None, -key.created_at_ms))
+    return Books(
+        read_at=now,
+        start=start,
+        end=end,
+        tables=tuple(
+            SpendTable(title, _shortened([(group[0], figures) for group, figures in reports[name].rows]))
+            for name, title in _TABLES.items()
+        ),
+        total=reports["tenant"].total,
+        chart=bar_chart(start.date(), end.date(), days, today=now.date()),
+        keys=tuple(keys[:KEYS_MAX]),
+        keys_left_out=max(0, len(keys) - KEYS_MAX),
+    )
+
+
+def _shortened(rows: list[tuple[str, SpendFigures]]) -> tuple[tuple[str, SpendFigures], ...]:
+    shown, others = rows[:ROWS_MAX], rows[ROWS_MAX:]
+    if others:
+        shown.append((f"{len(others)} others", sum((figures for _, figures in others), start=NOTHING)))
+    return tuple(shown)

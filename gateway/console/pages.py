@@ -1,0 +1,111 @@
+"""How does a page get onto the wire, and what if it cannot?
+
+Templates with everything escaped, the headers that every answer of the console carries, and a route class
+that turns our errors into pages: whoever is not logged in is led to the login, all others read a sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.routing import APIRoute
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from gateway.console import display
+from gateway.errors import AuthenticationFailed, GatewayError, NotFound
+
+HOME = "/console"
+LOGIN = "/console/login"
+STATIC = "/console/static"
+
+_FOLDER = Path(__file__).parent
+_STATIC_TYPES = {"console.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
+_STATIC_FILES = {name: (_FOLDER / "static" / name).read_bytes() for name in _STATIC_TYPES}
+_VERSION = hashlib.sha256(b"".join(_STATIC_FILES.values())).hexdigest()[:12]
+"""In the addresses of static files, so that they may be kept for long and still change with the program."""
+
+HEADERS = {
+    # Everything from here, nothing inline that runs; nobody may frame the page or take its forms elsewhere.
+    "content-security-policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    # Not no-referrer: with it, browsers send "Origin: null" with our own forms, and the check refuses them.
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+
+_log = logging.getLogger(__name__)
+
+_templates = Environment(
+    loader=FileSystemLoader(_FOLDER / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters.update(
+    count=display.count,
+    minute=display.minute,
+    percent=display.percent,
+    usd_below_cents=display.usd_below_cents,
+    usd_short=display.usd_short,
+    usd_to_cents=display.usd_to_cents,
+)
+_templates.globals.update(home=HOME, login=LOGIN, static=STATIC, version=_VERSION)
+
+
+def page(template: str, *, status_code: int = 200, **values: Any) -> HTMLResponse:
+    """A rendered template."""
+    return HTMLResponse(_templates.get_template(template).render(values), status_code)
+
+
+def error_page(error: GatewayError) -> HTMLResponse:
+    """What went wrong, in a sentence."""
+    response = page("error.html", status_code=error.status_code, message=error.caller_detail)
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(error.retry_after_s)
+    return response
+
+
+async def static_file(name: str) -> Response:
+    """One of the console's own files.
+
+    Raises:
+        NotFound: there is no such file.
+    """
+    if name not in _STATIC_FILES:
+        raise NotFound("There is no such file.")
+    headers = {"cache-control": "public, max-age=31536000, immutable"}
+    return Response(_STATIC_FILES[name], headers=headers, media_type=_STATIC_TYPES[name])
+
+
+class PageRoute(APIRoute):
+    """A route whose errors are pages; its answers are never cached unless they say so themselves."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, with the console's headers and errors."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                response = await handler(request)
+            except AuthenticationFailed:
+                response = RedirectResponse(LOGIN, 303)
+            except GatewayError as error:
+                _log.log(error.log_level, "%s %s: %s", request.url.path, error.code, error.operator_detail)
+                response = error_page(error)
+            response.headers.setdefault("cache-control", "no-store")
+            response.headers.update(HEADERS)
+            return response
+
+        return handle
