@@ -26,6 +26,7 @@ from gateway.api import health, openapi
 from gateway.api.edge import Edge
 from gateway.api.error_bodies import error_headers, openai_error
 from gateway.clock import Clock
+from gateway.console.overview import console_router
 from gateway.db import create_engine, read_changes, session_factory
 from gateway.dependencies import Runtime, Services
 from gateway.errors import ConfigurationError, GatewayError
@@ -49,6 +50,8 @@ from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
 
 SPOOL_FOLDER = "spool"
+STOP_S = 15.0
+"""For the last database calls at a stop: more than a writer on SQLite waits for another one."""
 
 _Read = Callable[[], float]
 
@@ -85,6 +88,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> FastAPI:
     app.add_exception_handler(GatewayError, _as_response)
     app.include_router(health.router)
     app.include_router(usage.router)
+    app.include_router(console_router())
     openapi.describe_data_plane(app)
     return app
 
@@ -130,15 +134,23 @@ class _Parts:
         )
         try:
             services, shipper = await self._build(engine, client, spool)
-            tasks: list[asyncio.Task[None]] = []
+            stopping = asyncio.Event()
             async with asyncio.TaskGroup() as group:
-                tasks.append(group.create_task(self._monitor().run()))
-                tasks.append(group.create_task(shipper.run()))
-                tasks.append(group.create_task(self._keep_keys_fresh(services)))
+                monitoring = group.create_task(self._monitor().run())
+                in_database = [
+                    group.create_task(shipper.run()),
+                    group.create_task(self._keep_keys_fresh(services, stopping)),
+                ]
                 try:
                     yield services
                 finally:
-                    for task in tasks:
+                    monitoring.cancel()
+                    shipper.stop()
+                    stopping.set()
+                    # What talks to the database ends by itself: a call that is cut leaves a connection that
+                    # holds its locks. Only a database that hangs is not waited for.
+                    _, late = await asyncio.wait(in_database, timeout=STOP_S)
+                    for task in late:
                         task.cancel()
         finally:
             await client.close()
@@ -208,10 +220,13 @@ class _Parts:
             {name: _ready(self._registry, name) for name in self._registry.specs},
         )
 
-    async def _keep_keys_fresh(self, services: Services) -> None:
+    async def _keep_keys_fresh(self, services: Services, stopping: asyncio.Event) -> None:
         """Look for changes at short intervals; a database that is away is survived (keys grow stale)."""
         while True:
-            await asyncio.sleep(self._settings.freshness.poll_interval_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), self._settings.freshness.poll_interval_s)
+            if stopping.is_set():
+                return
             try:
                 await self._refresh_keys(services)
             except (SQLAlchemyError, OSError) as error:

@@ -7,6 +7,7 @@ them; nothing is dropped. On start-up the spools of dead processes are booked fi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -30,6 +31,7 @@ class Shipper:
         self._spool = spool
         self._sessions = sessions
         self._settings = settings
+        self._stopping = asyncio.Event()
         self.failures = 0
         """Consecutive batches that the database did not take."""
 
@@ -44,8 +46,16 @@ class Shipper:
             _log.warning("recovered %d attempts from the spools of processes that died", count)
         return count
 
+    def stop(self) -> None:
+        """Let `run` end after the batch that is under way.
+
+        Cancelling it would cut a database call: the driver's connection would still hold its locks while
+        the rest is shipped over another one.
+        """
+        self._stopping.set()
+
     async def run(self) -> None:
-        """Ship until cancelled, then ship what is left."""
+        """Ship until stopped or cancelled, then ship what is left."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._fsync_loop())
@@ -67,22 +77,25 @@ class Shipper:
             )
 
     async def _fsync_loop(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.fsync_interval_ms / 1000)
+        while not await self._is_stopped_within(self._settings.fsync_interval_ms / 1000):
             if (descriptor := self._spool.file_to_sync()) is not None:
                 await asyncio.to_thread(_fsync, descriptor)
 
     async def _ship_loop(self) -> None:
         interval_s = self._settings.ship_interval_ms / 1000
-        while True:
-            await asyncio.sleep(min(interval_s * 2 ** min(self.failures, 10), BACKOFF_S_MAX))
+        while not await self._is_stopped_within(min(interval_s * 2 ** min(self.failures, 10), BACKOFF_S_MAX)):
             try:
-                while await self._ship_batch():
+                while await self._ship_batch() and not self._stopping.is_set():
                     pass
                 self.failures = 0
             except (SQLAlchemyError, OSError) as error:
                 self.failures += 1
                 _log.warning("the database did not take a batch of usage records (will try again): %s", error)
+
+    async def _is_stopped_within(self, wait_s: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), wait_s)
+        return self._stopping.is_set()
 
     async def _ship_batch(self) -> int:
         rows = self._spool.next_batch(self._settings.batch_records_max)
