@@ -21,7 +21,14 @@ from gateway.protocols.sse import DONE, EventBuffer, encode_event, event_data, s
 _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
-ENGINE_ONLY = ("system_fingerprint", "metrics", "prompt_token_ids", "prompt_text", "kv_transfer_params")
+ENGINE_ONLY = (
+    "system_fingerprint",
+    "metrics",
+    "prompt_token_ids",
+    "prompt_text",
+    "kv_transfer_params",
+    "ec_transfer_params",
+)
 """vLLM's additions that describe the engine, not the answer."""
 
 CostText = Callable[[TokenUsage], str]

@@ -1,0 +1,68 @@
+"""Mock engines that live as long as a test worker, and databases that Alembic has made."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.migrate import upgrade
+from tests.support.mock_process import MockVllm
+from tests.support.servers import postgres_server
+
+
+@pytest.fixture(scope="session")
+def _speculative() -> Iterator[MockVllm]:
+    with MockVllm("--speculative", "3") as mock:
+        yield mock
+
+
+@pytest.fixture(scope="session")
+def _plain() -> Iterator[MockVllm]:
+    with MockVllm() as mock:
+        yield mock
+
+
+@pytest.fixture
+def speculative(_speculative: MockVllm) -> Iterator[MockVllm]:
+    """The engine of the pool `speculative`, behaving and with empty books."""
+    _speculative.reset()
+    yield _speculative
+    _speculative.reset()
+
+
+@pytest.fixture
+def plain(_plain: MockVllm) -> Iterator[MockVllm]:
+    """The engine of the pool `plain`."""
+    _plain.reset()
+    yield _plain
+    _plain.reset()
+
+
+@pytest.fixture
+def urls(speculative: MockVllm, plain: MockVllm) -> dict[str, list[str]]:
+    """Where the engines are, by pool."""
+    return {"speculative": [speculative.url], "plain": [plain.url]}
+
+
+@pytest.fixture(scope="session")
+def _migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "tollgate.db"
+    upgrade(f"sqlite+aiosqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, _migrated: Path) -> Path:
+    """A folder whose `state` holds a migrated, empty SQLite database."""
+    state = tmp_path / "state"
+    state.mkdir()
+    shutil.copy(_migrated, state / "tollgate.db")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server's address, without any table."""
+    with postgres_server() as url:
+        yield url
