@@ -265,6 +265,21 @@ async def test_a_connection_that_the_server_ends_while_idle_leaves_the_pool() ->
 
 
 @on_both_loops
+async def test_a_connection_whose_transport_is_closing_is_neither_kept_nor_used() -> None:
+    async with serving(say_hello) as (server, origin), client_of() as client:
+        response = await post(client, origin)
+        # As a transport does by itself after a failed write, before it tells us.
+        next(iter(client._connections))._open_transport().abort()
+        response.close()
+        assert idle_of(client) == 0
+        await exchange(client, origin)
+        next(iter(client._idle[origin]))._open_transport().abort()
+        assert await exchange(client, origin) == b"hello"
+        assert len(server.visits) == 3
+        assert len(server.requests) == 3
+
+
+@on_both_loops
 async def test_bytes_while_idle_end_the_connection() -> None:
     async def script(visit: Visit) -> None:
         await visit.request()

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import UpstreamError, UpstreamProtocolError, UpstreamUnavailable
@@ -135,6 +135,7 @@ async def test_an_answer_that_comes_byte_by_byte_is_the_same(
     assert await exchange.outcome() == expected
 
 
+@settings(deadline=None)  # each example starts a loop, which takes long on a busy machine
 @given(cuts=st.lists(st.integers(1, len(CHUNKED) - 1), max_size=12))
 def test_an_answer_in_any_pieces_is_the_same(cuts: list[int]) -> None:
     borders = [0, *sorted(cuts), len(CHUNKED)]
