@@ -160,6 +160,7 @@ def _welcome(url: str, settings: Settings, key: str | None, log_file: Path) -> N
     out.print()
     out.print(f"[bold green]Tollgate serves on {url}[/]")
     out.print(f"  API key   {shown}", highlight=False)
+    out.print(f"  Console   {url}/console (log in with {settings.state_dir / 'admin-key'})", highlight=False)
     out.print(f"  Docs      {url}/docs", highlight=False)
     out.print(f"  Logs      {log_file.parent}", highlight=False)
     out.print("\nTry it (paste into another terminal):\n")
@@ -167,7 +168,7 @@ def _welcome(url: str, settings: Settings, key: str | None, log_file: Path) -> N
         f"curl -i {url}/v1/chat/completions -H 'Authorization: Bearer {shown}' \\\n"
         f"  -H 'Content-Type: application/json' -d '{body}'\n\n"
     )
-    out.print(f"What it cost: [bold]tollgate report --by tenant,pool,task[/]   (state: {settings.state_dir})")
+    out.print("What it cost: [bold].venv/bin/tollgate report --by tenant,pool,task[/]")
     out.print("Ctrl-C stops everything.")
     sys.stdout.flush()
 
@@ -313,7 +314,9 @@ def report(
 
 
 def _print_report(made: SpendReport) -> None:
-    table = Table(*made.group_by, show_footer=True, box=SIMPLE)
+    table = Table(show_footer=True, box=SIMPLE, padding=(0, 0, 0, 1), pad_edge=False)
+    for name in made.group_by:
+        table.add_column(name, overflow="fold")
     for index, title in enumerate(("requests", "input", "cached", "output", "charge USD")):
         table.add_column(title, justify="right", no_wrap=True, footer=_cells(made.total)[index])
     if made.group_by:
