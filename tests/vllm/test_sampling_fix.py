@@ -159,13 +159,18 @@ def test_four_bit_weights_expand_to_the_packed_numbers(tmp_path: Path) -> None:
     assert run_in_vllm(EXPAND_WEIGHTS, tmp_path)["difference"] == 0
 
 
-def test_sampled_speculation_still_answers_with_the_asked_keys(speculative_url: str) -> None:
-    # Without the repair 5 of 60 did, with it 59 (first reference models, vLLM 0.32).
-    model = served_name(speculative_url)
-    items = held_out("structured", 16, seed=5)
-    answers = [ask(speculative_url, item, 1.0, model=model) for item in items]
-    right = [
-        judge(item, body["choices"][0]["message"]["content"] or "")[0]
-        for item, body in zip(items, answers, strict=True)
-    ]
-    assert sum(right) >= len(items) * 0.6
+def count_right_keys(url: str) -> int:
+    model = served_name(url)
+    items = held_out("structured", 24, seed=5)
+    answers = [ask(url, item, 1.0, model=model)["choices"][0]["message"]["content"] or "" for item in items]
+    return sum(judge(item, answer)[0] for item, answer in zip(items, answers, strict=True))
+
+
+def test_sampled_answers_are_as_good_with_speculation_as_without(
+    speculative_url: str, plain_url: str
+) -> None:
+    # Without the repair 5 of 60 had the asked keys, with it 59, without speculation 59 (vLLM 0.32). Measured
+    # against the plain server, so that the test judges vLLM and not the weights.
+    plain = count_right_keys(plain_url)
+    assert plain >= 4
+    assert count_right_keys(speculative_url) >= plain * 0.4
