@@ -7,6 +7,7 @@ twice, also by way of an escape such as `mod\u0065l`, is refused: two readers co
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -18,6 +19,7 @@ _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encode = msgspec.json.Encoder().encode
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 ABSENT = msgspec.Raw()
@@ -38,8 +40,10 @@ def decode_object(body: bytes) -> dict[str, msgspec.Raw]:
             'The request body must be a JSON object such as {"model": "auto", "messages": [...]}, '
             f"not {_kind(body)}."
         ) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the latter for a bad byte in a key
         raise _malformed(body, str(error)) from None
+    except RecursionError:
+        raise _too_deep() from None
     if not body.isascii():
         _refuse_bad_utf8(body)
     # Encoding what was decoded gives the same length only if no key was lost and no key was escaped; a body
@@ -75,10 +79,12 @@ def _malformed(body: bytes, reason: str) -> InvalidRequest | UnsupportedEncoding
     if not body.strip():
         return InvalidRequest("The request body is empty: send a JSON object.")
     try:
-        json.loads(body, parse_constant=_refuse_constant)
+        # Numbers stay text: Python refuses to make an integer of more than 4300 digits.
+        json.loads(body, parse_constant=_refuse_constant, parse_int=str, parse_float=str)
     except json.JSONDecodeError as error:
+        problem = error.msg.removesuffix(" at")
         return InvalidRequest(
-            f"The request body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+            f"The request body is not valid JSON: {problem} at line {error.lineno}, column {error.colno}."
         )
     except UnicodeDecodeError as error:
         return InvalidRequest(f"The request body is not UTF-8 text: bad byte at position {error.start}.")
@@ -87,8 +93,17 @@ def _malformed(body: bytes, reason: str) -> InvalidRequest | UnsupportedEncoding
             f"The request body holds {error}, which is not JSON: send a number or null instead."
         )
     except RecursionError:
-        return InvalidRequest("The request body is nested too deeply.")
+        return _too_deep()
+    if _SURROGATE.search(body):
+        return InvalidRequest(
+            "The request body holds half of a surrogate pair, such as \\ud83d alone, which is no character:"
+            " a text was probably cut in the middle of an emoji."
+        )
     return InvalidRequest(f"The request body is not valid JSON: {reason}.")
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest("The request body is nested too deeply.")
 
 
 class _ConstantError(ValueError):
@@ -113,7 +128,10 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def _refuse_repeated_keys(body: bytes) -> None:
-    pairs = json.loads(body, object_pairs_hook=_Pairs)
+    try:
+        pairs = json.loads(body, object_pairs_hook=_Pairs, parse_int=str, parse_float=str)
+    except RecursionError:  # Python's reader gives up earlier than msgspec
+        raise _too_deep() from None
     counts = Counter(key for key, _ in pairs)
     repeated = [key for key, count in counts.items() if count > 1]
     if repeated:
@@ -128,4 +146,4 @@ def _kind(body: bytes) -> str:
     first = body.lstrip()[:1]
     if first == b"n":
         return "null"
-    return names.get(first[0], "a number") if first else "nothing"
+    return names.get(first[0], "a number")
