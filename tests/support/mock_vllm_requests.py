@@ -86,6 +86,7 @@ class Generation:
     """tool_choice was "auto"."""
     is_named_tool: bool = False
     """tool_choice named the function: finish_reason stays what it was."""
+    stops: tuple[str, ...] = ()
     least_tokens: int = 0
     """min_tokens, or all of the limit with ignore_eos."""
 
@@ -122,6 +123,7 @@ def parse_generation(raw: bytes, content_type: str, profile: ServerProfile, *, i
         tool_name=tool[0] if tool else None,
         is_free_to_call=body.get("tool_choice", "auto") == "auto",
         is_named_tool=isinstance(body.get("tool_choice"), dict),
+        stops=_stops(body.get("stop")),
         least_tokens=limit if body.get("ignore_eos") else body.get("min_tokens") or 0,
     )
 
@@ -191,6 +193,12 @@ def _completion_prompts(prompt: Any) -> list[Prompt]:
     if all(isinstance(token, int) for token in prompt):
         return [Prompt(len(prompt), zlib.crc32(repr(prompt).encode()))]
     return [part for one in prompt for part in _completion_prompts(one)]
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        return (stop,) if stop else ()
+    return tuple(stop or ())
 
 
 def _top_logprobs(body: dict[str, Any], *, is_chat: bool) -> int | None:

@@ -14,7 +14,7 @@ from tests.support.mock_vllm_faults import FaultError, Faults, Hits, parse_fault
 from tests.support.mock_vllm_http import VARY, Connection, Headers, Request, StreamReply, head
 from tests.support.mock_vllm_metrics import CONTENT_TYPE, ServerMetrics
 from tests.support.mock_vllm_requests import Generation, Prompt, ServerProfile, parse_generation
-from tests.support.mock_vllm_text import Script, script, script_of_text
+from tests.support.mock_vllm_text import Manner, Script, script, script_of_text
 from tests.support.mock_vllm_wire import DONE, Answer, Timing, compact, error_event, models_body
 
 GENERATION_PATHS: Final = {"/v1/chat/completions", "/v1/completions"}
@@ -281,14 +281,12 @@ class MockServer:
         )
 
     def _script(self, generation: Generation, seed: int) -> Script:
-        draft, acceptance = self.profile.draft_tokens, self.profile.acceptance
+        manner = Manner(self.profile.draft_tokens, self.profile.acceptance, generation.stops)
         limit = generation.limit_tokens
         if generation.fixed_text is not None:
-            return script_of_text(
-                generation.fixed_text, limit, seed, draft_tokens=draft, acceptance=acceptance
-            )
+            return script_of_text(generation.fixed_text, limit, seed, manner)
         tokens = min(limit, max(self.profile.answer_tokens, generation.least_tokens))
-        return script(seed, tokens, draft_tokens=draft, acceptance=acceptance)
+        return script(seed, tokens, manner)
 
     def _cached_tokens(self, prompt: Prompt) -> int:
         """Whole blocks of a prompt seen before; the last token is always computed."""

@@ -59,6 +59,8 @@ class Script:
     """Accepted draft tokens of each verify step (every step but the first); empty without speculation."""
     is_cut: bool
     """The text had more to say than there was room for."""
+    stop: str | None
+    """The stop text that ended it."""
     tokens: int
     """Number of tokens."""
     text: str
@@ -71,23 +73,52 @@ class Script:
         return self.accepted[step - 1] if step and self.accepted else None
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How an answer is given, whatever it says."""
+
+    draft_tokens: int = 0
+    acceptance: float = 0.0
+    stops: tuple[str, ...] = ()
+    """Texts that end it; they are not part of it."""
+
+
 @lru_cache(maxsize=4096)
-def script(seed: int, tokens: int, *, draft_tokens: int, acceptance: float) -> Script:
+def script(seed: int, tokens: int, manner: Manner) -> Script:
     """Canned prose of `tokens` tokens."""
     start = seed % len(WORDS)
     words = [WORDS[(start + i) % len(WORDS)] for i in range(tokens)]
-    return _in_steps(words, seed, draft_tokens, acceptance, is_cut=False)
+    return _in_steps(words, seed, manner, is_cut=False)
 
 
-def script_of_text(text: str, limit: int, seed: int, *, draft_tokens: int, acceptance: float) -> Script:
+def script_of_text(text: str, limit: int, seed: int, manner: Manner) -> Script:
     """A given text, at most `limit` tokens of it."""
     pieces = [text[i : i + _JSON_TOKEN_CHARS] for i in range(0, len(text), _JSON_TOKEN_CHARS)]
-    return _in_steps(pieces[:limit], seed, draft_tokens, acceptance, is_cut=len(pieces) > limit)
+    return _in_steps(pieces[:limit], seed, manner, is_cut=len(pieces) > limit)
 
 
-def _in_steps(words: list[str], seed: int, draft_tokens: int, acceptance: float, *, is_cut: bool) -> Script:
+def _stopped(words: list[str], stops: tuple[str, ...]) -> tuple[list[str], str | None]:
+    """The tokens until a stop text is complete, without it; the token it ends in still counts."""
+    said = ""
+    for number, word in enumerate(words):
+        found = [stop for stop in stops if stop in said + word]
+        if found:
+            left = len((said + word).partition(found[0])[0])
+            kept = []
+            for spoken in words[: number + 1]:
+                kept.append(spoken[: max(left, 0)])
+                left -= len(spoken)
+            return kept, found[0]
+        said += word
+    return words, None
+
+
+def _in_steps(words: list[str], seed: int, manner: Manner, *, is_cut: bool) -> Script:
+    words, stop = _stopped(words, manner.stops)
+    is_cut = is_cut and stop is None
+    draft_tokens, acceptance = manner.draft_tokens, manner.acceptance
     if not draft_tokens or not words:
-        return _script([(word,) for word in words], [], is_cut=is_cut)
+        return _script([(word,) for word in words], [], is_cut=is_cut, stop=stop)
     chance = random.Random(seed)
     steps: list[tuple[str, ...]] = [(words[0],)]
     accepted: list[int] = []
@@ -100,16 +131,16 @@ def _in_steps(words: list[str], seed: int, draft_tokens: int, acceptance: float,
         steps.append(tuple(words[position : position + kept + 1]))
         accepted.append(kept)
         position += kept + 1
-    return _script(steps, accepted, is_cut=is_cut)
+    return _script(steps, accepted, is_cut=is_cut, stop=stop)
 
 
-def _script(steps: list[tuple[str, ...]], accepted: list[int], *, is_cut: bool) -> Script:
+def _script(steps: list[tuple[str, ...]], accepted: list[int], *, is_cut: bool, stop: str | None) -> Script:
     kinds: Counter[tuple[int, int | None]] = Counter()
     for number, step in enumerate(steps):
         kinds[len(step), accepted[number - 1] if number and accepted else None] += 1
     text = "".join(token for step in steps for token in step)
     counted = tuple((tokens, kept, times) for (tokens, kept), times in kinds.items())
-    return Script(tuple(steps), tuple(accepted), is_cut, sum(map(len, steps)), text, counted)
+    return Script(tuple(steps), tuple(accepted), is_cut, stop, sum(map(len, steps)), text, counted)
 
 
 def sample_json(schema: Any) -> str:

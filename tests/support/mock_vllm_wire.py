@@ -82,6 +82,8 @@ class Answer:
 
     def finish_reason(self, script: Script) -> str:
         """Why a choice ended."""
+        if script.stop is not None:
+            return "stop"
         if script.is_cut or script.tokens >= self.generation.limit_tokens:
             return "length"
         if self.generation.tool_name and not self.generation.is_named_tool:
@@ -112,7 +114,8 @@ class Answer:
             "speculative_decoding": None,
         }
         draft = self.profile.draft_tokens
-        if draft:
+        # A stop text is found by the front end, which aborts the request: the engine's own count never arrives.
+        if draft and self.scripts[0].stop is None:
             found["speculative_decoding"] = speculation(self.scripts[0].accepted, draft)
         return found
 
@@ -168,7 +171,7 @@ class Answer:
             "message": message,
             "logprobs": self._logprobs([token for step in script.steps for token in step], 0),
             "finish_reason": self.finish_reason(script),
-            "stop_reason": None,
+            "stop_reason": script.stop,
             "token_ids": None,
             "routed_experts": None,
         }
@@ -179,7 +182,7 @@ class Answer:
             "text": script.text,
             "logprobs": self._logprobs([token for step in script.steps for token in step], 0),
             "finish_reason": self.finish_reason(script),
-            "stop_reason": None,
+            "stop_reason": script.stop,
             "token_ids": None,
             "prompt_logprobs": None,
             "prompt_token_ids": None,
@@ -304,7 +307,7 @@ class Answer:
         choice: dict[str, Any] = {"index": index, **part, "logprobs": logprobs}
         choice["finish_reason"] = self.finish_reason(self.scripts[index]) if is_last else None
         if is_last or not is_chat:
-            choice["stop_reason"] = None
+            choice["stop_reason"] = self.scripts[index].stop if is_last else None
         if not is_chat:
             choice["prompt_token_ids"] = None
         choice["token_ids"] = None

@@ -44,6 +44,10 @@ CONTINUOUS: Final = {
     "stream": True,
     "stream_options": {"include_usage": True, "continuous_usage_stats": True},
 }
+# Always eight tokens, so that a recording does not depend on what the model has to say.
+FIXED_LENGTH: Final = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
+# The same for an end of its own: there is nothing else to say.
+FREE_TO_END: Final = {"ignore_eos": ..., "max_tokens": 64}
 TWO: Final = {"n": 2, "temperature": 1.0, "seed": 7}
 
 
@@ -80,14 +84,14 @@ class Questions:
 
     def chat(self, **changes: Any) -> Ask:
         """A chat request; a value of ... removes the field."""
-        body = {"model": self.model, "messages": HELLO, "temperature": 0, "max_tokens": 8} | changes
+        body = {"model": self.model, "messages": HELLO} | FIXED_LENGTH | changes
         return _post(
             "/v1/chat/completions", {name: value for name, value in body.items() if value is not ...}
         )
 
     def text(self, **changes: Any) -> Ask:
         """A completion request; a value of ... removes the field."""
-        body = {"model": self.model, "prompt": "The café sells", "temperature": 0, "max_tokens": 8} | changes
+        body = {"model": self.model, "prompt": "The café sells"} | FIXED_LENGTH | changes
         return _post("/v1/completions", {name: value for name, value in body.items() if value is not ...})
 
     def answers(self) -> Iterator[tuple[str, Ask]]:
@@ -102,18 +106,29 @@ class Questions:
         yield "chat_stream_n2_usage", self.chat(**TWO, **USAGE)
         yield "chat_logprobs", self.chat(logprobs=True, top_logprobs=1)
         yield "chat_stream_logprobs", self.chat(logprobs=True, top_logprobs=1, stream=True)
-        yield "chat_stop", self.chat(stop=["e"], max_tokens=400)
-        yield "chat_json_object", self.chat(response_format={"type": "json_object"}, max_tokens=64)
+        one_word = {"structured_outputs": {"choice": ["The café beside the harbour sells tea."]}}
+        yield "chat_stop_by_itself", self.chat(**one_word, **FREE_TO_END)
+        yield "chat_stop_by_itself_stream", self.chat(**one_word, **FREE_TO_END, stream=True)
+        yield "chat_stop", self.chat(**one_word, **FREE_TO_END, stop=["never", "sells"])
+        yield "chat_stop_stream", self.chat(**one_word, **FREE_TO_END, stop="sells", stream=True)
+        yield "completion_stop", self.text(**one_word, **FREE_TO_END, stop="sells")
+        yield "chat_json_object", self.chat(response_format={"type": "json_object"}, **FREE_TO_END)
         wanted = {"type": "json_schema", "json_schema": {"name": "shop", "schema": SCHEMA, "strict": True}}
-        yield "chat_json_schema", self.chat(response_format=wanted, max_tokens=64)
-        yield "chat_json_schema_stream", self.chat(response_format=wanted, max_tokens=64, **USAGE)
-        yield "chat_tool_required", self.chat(tools=[TOOL], tool_choice="required", max_tokens=60)
+        yield "chat_json_schema", self.chat(response_format=wanted, **FREE_TO_END)
+        yield "chat_json_schema_stream", self.chat(response_format=wanted, **FREE_TO_END, **USAGE)
+        yield (
+            "chat_tool_required",
+            self.chat(tools=[TOOL], tool_choice="required", ignore_eos=..., max_tokens=60),
+        )
         named = {"type": "function", "function": {"name": "look_up"}}
-        yield "chat_tool_named", self.chat(tools=[TOOL], tool_choice=named, max_tokens=128)
-        yield "chat_tool_named_stream", self.chat(tools=[TOOL], tool_choice=named, max_tokens=128, **USAGE)
+        yield "chat_tool_named", self.chat(tools=[TOOL], tool_choice=named, ignore_eos=..., max_tokens=128)
+        yield (
+            "chat_tool_named_stream",
+            self.chat(tools=[TOOL], tool_choice=named, ignore_eos=..., max_tokens=128, **USAGE),
+        )
         yield (
             "chat_tool_required_stream",
-            self.chat(tools=[TOOL], tool_choice="required", max_tokens=60, stream=True),
+            self.chat(tools=[TOOL], tool_choice="required", ignore_eos=..., max_tokens=60, stream=True),
         )
         yield "chat_tool_none", self.chat(tools=[TOOL], tool_choice="none")
         yield (
@@ -234,7 +249,7 @@ class Questions:
         yield "limit_completion_max_tokens_over_context", self.text(max_tokens=9999)
         yield (
             "limit_completion_clamped",
-            self.text(prompt=[5] * (self.context - 8), max_tokens=100, ignore_eos=True),
+            self.text(prompt=[5] * (self.context - 8), max_tokens=100),
         )
         yield "limit_completion_one_left", self.text(prompt=[5] * (self.context - 1), max_tokens=100)
         yield "limit_completion_full", self.text(prompt=[5] * self.context, max_tokens=100)
@@ -244,14 +259,14 @@ class Questions:
         )
         yield "limit_completion_too_long", self.text(prompt=[5] * (self.context + 1), max_tokens=100)
         words = self.words_that_leave(8)
-        yield "limit_chat_clamped", self.chat(messages=_words(words), max_tokens=100, ignore_eos=True)
+        yield "limit_chat_clamped", self.chat(messages=_words(words), max_tokens=100)
         yield (
             "limit_chat_clamped_stream",
-            self.chat(messages=_words(words), max_tokens=100, ignore_eos=True, **USAGE),
+            self.chat(messages=_words(words), max_tokens=100, **USAGE),
         )
         yield (
             "limit_chat_without_max_tokens",
-            self.chat(messages=_words(words), max_tokens=..., ignore_eos=True),
+            self.chat(messages=_words(words), max_tokens=...),
         )
         yield "limit_chat_too_long", self.chat(messages=_words(words + 1000))
         yield "limit_chat_too_long_stream", self.chat(messages=_words(words + 1000), stream=True)

@@ -149,6 +149,15 @@ def test_max_tokens_cuts_the_answer(mock: MockVllm, asked: int, got: int, reason
     assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (got, reason)
 
 
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(mock: MockVllm) -> None:
+    whole = json.loads(exchange(mock.url, ask()).body)["choices"][0]["message"]["content"]
+    # Begins in one token and ends in the next.
+    stop = whole[7:12]
+    choice = json.loads(exchange(mock.url, ask(CHAT | {"stop": ["never said", stop]})).body)["choices"][0]
+    assert choice["message"]["content"] == whole.partition(stop)[0]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+
+
 def test_a_prompt_seen_before_is_cached_in_whole_blocks(mock: MockVllm) -> None:
     long = CHAT | {"messages": [{"role": "user", "content": f"word {time.monotonic_ns()} " * 20}]}
     details = [
