@@ -114,7 +114,7 @@ class Answer:
             "speculative_decoding": None,
         }
         draft = self.profile.draft_tokens
-        # A stop text is found by the front end, which aborts the request: the engine's own count never arrives.
+        # A stop text is found by the front end, which aborts the request: the engine's count never arrives.
         if draft and self.scripts[0].stop is None:
             found["speculative_decoding"] = speculation(self.scripts[0].accepted, draft)
         return found
