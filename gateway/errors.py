@@ -20,7 +20,7 @@ GatewayError                      code                  status  retryable
 │  ├─ UpstreamUnavailable         upstream_unavailable    502     yes    connect, or the connection broke
 │  ├─ UpstreamTimeout             upstream_timeout        504     yes    connect | first_token | total
 │  ├─ UpstreamOverloaded          upstream_overloaded     503     yes    429 or 503 from it
-│  ├─ UpstreamRejected            its own 4xx code        4xx     no     passed on
+│  ├─ UpstreamRejected            upstream_rejected       4xx     no     passed on with its own code
 │  └─ UpstreamProtocolError       upstream_protocol       502     yes    unreadable answer
 ├─ AllAttemptsFailed              of the most telling attempt
 └─ ConfigurationError             at start-up or on save; never travels over HTTP at run time
@@ -213,6 +213,7 @@ class UpstreamOverloaded(UpstreamError):
 class UpstreamRejected(UpstreamError):
     """The replica refused the request itself (4xx): its message is passed on, nothing is retried."""
 
+    code = "upstream_rejected"
     is_retryable = False
     log_level = logging.INFO
 

@@ -61,6 +61,17 @@ class Answer:
     timing: AttemptTiming
 
 
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """One attempt at one replica."""
+
+    call: Call
+    decision: RouteDecision
+    target: Target
+    lease: ReplicaLease
+    cache_salt: str
+
+
 class AnswerStream:
     """A stream whose first content is there; nobody else may take over from here."""
 
@@ -114,6 +125,8 @@ class AnswerStream:
             if not chunk:
                 self.relay.end()
             self._head += self.relay.feed(chunk)
+            if self.relay.failure is not None:  # nobody has seen anything of it yet
+                raise self.relay.failure
         self._ttft_ms = _ms_since(self._started_s)
 
     async def read(self) -> bytes:
@@ -134,14 +147,14 @@ class AnswerStream:
                     relay.end()
                 if block := relay.feed(chunk):
                     return block
-            await self._read_end()
+        await self._read_end()
         return b""
 
     async def _read_end(self) -> None:
         """Read the end of the HTTP message behind [DONE], so that the connection can be used again."""
-        self._guard.relimit(_END_S, "end of the stream")
-        # The answer is whole; what happens to its connection now only decides whether that is kept.
-        with contextlib.suppress(UpstreamError):
+        # The answer is whole; what happens to its connection now only decides whether that is kept. The
+        # guard is inside, so that its timeout is one of the errors that do not matter any more.
+        with contextlib.suppress(UpstreamError), StallGuard(_END_S, "end of the stream"):
             while await self._response.read():
                 pass
 
@@ -187,7 +200,7 @@ class Dispatcher:
             try:
                 observer.started(target, lease.replica, len(failures) + 1)
                 with StallGuard(self._timeouts.total_s, "whole answer"):
-                    completion = await self._complete(call, decision, target, lease, cache_salt)
+                    completion = await self._complete(_Try(call, decision, target, lease, cache_salt))
             except UpstreamRejected as error:
                 observer.failed(error, _timing(started_s))
                 lease.succeeded()  # the replica is well, the request was not
@@ -231,9 +244,10 @@ class Dispatcher:
             try:
                 with _released_on_failure(lease):
                     observer.started(target, lease.replica, len(failures) + 1)
-                    return await self._open(call, decision, target, lease, relay, cache_salt)
+                    return await self._open(_Try(call, decision, target, lease, cache_salt), relay)
             except UpstreamRejected as error:
                 observer.failed(error, _timing(started_s))
+                lease.succeeded()  # the replica is well, the request was not
                 raise
             except UpstreamError as error:
                 observer.failed(error, _timing(started_s))
@@ -251,23 +265,15 @@ class Dispatcher:
                 tried.add(lease.replica)
                 yield target, lease
 
-    async def _open(
-        self,
-        call: Call,
-        decision: RouteDecision,
-        target: Target,
-        lease: ReplicaLease,
-        relay: StreamRelay,
-        cache_salt: str,
-    ) -> AnswerStream:
+    async def _open(self, attempt: _Try, relay: StreamRelay) -> AnswerStream:
         started_s = time.monotonic()
         with StallGuard(self._timeouts.first_token_s, "first token"):
-            response = await self._post(call, decision, target, lease, cache_salt)
+            response = await self._post(attempt)
             try:
-                await self._check_status(response, lease)
+                await self._check_status(response, attempt.lease)
                 stream = AnswerStream(
-                    target=target,
-                    lease=lease,
+                    target=attempt.target,
+                    lease=attempt.lease,
                     response=response,
                     relay=relay,
                     started_s=started_s,
@@ -279,25 +285,21 @@ class Dispatcher:
                 raise
         return stream
 
-    async def _complete(
-        self, call: Call, decision: RouteDecision, target: Target, lease: ReplicaLease, cache_salt: str
-    ) -> Completion:
-        response = await self._post(call, decision, target, lease, cache_salt)
+    async def _complete(self, attempt: _Try) -> Completion:
+        response = await self._post(attempt)
         try:
-            await self._check_status(response, lease)
+            await self._check_status(response, attempt.lease)
             body = await response.read_all(limit_bytes=ANSWER_BYTES_MAX)
         finally:
             response.close()
-        return read_completion(body, alias=call.model_alias)
+        return read_completion(body, alias=attempt.call.model_alias)
 
-    async def _post(
-        self, call: Call, decision: RouteDecision, target: Target, lease: ReplicaLease, cache_salt: str
-    ) -> UpstreamResponse:
+    async def _post(self, attempt: _Try) -> UpstreamResponse:
         return await self._client.post(
-            self._origin(lease.url),
-            f"/v1/{call.endpoint}",
+            self._origin(attempt.lease.url),
+            f"/v1/{attempt.call.endpoint}",
             headers=REQUEST_HEADERS,
-            body=request_body(call, decision, target, cache_salt=cache_salt),
+            body=request_body(attempt.call, attempt.decision, attempt.target, cache_salt=attempt.cache_salt),
         )
 
     @staticmethod
@@ -324,6 +326,8 @@ def _released_on_failure(lease: ReplicaLease) -> Iterator[None]:
 
 
 def _count_failure(lease: ReplicaLease, error: UpstreamError) -> None:
+    if isinstance(error, UpstreamOverloaded):
+        return  # busy is not ill: ejecting it would only push its load onto the others
     is_gone = isinstance(error, UpstreamUnavailable) and error.upstream_status is None
     lease.failed(error.operator_detail, fatal=is_gone and isinstance(error.__cause__, ConnectionRefusedError))
 

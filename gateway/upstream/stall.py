@@ -38,15 +38,6 @@ class StallGuard:
         """Something arrived."""
         self._deadline_s = self._loop.time() + self._limit_s
 
-    def relimit(self, limit_s: float, what: str) -> None:
-        """From now on another limit holds."""
-        self._limit_s = limit_s
-        self._what = what
-        self._deadline_s = self._loop.time() + limit_s
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline_s, self._look)
-
     def __enter__(self) -> Self:
         if self._timer is None:
             self._timer = self._loop.call_at(self._deadline_s, self._look)

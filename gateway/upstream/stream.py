@@ -12,24 +12,15 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.errors import UpstreamProtocolError, UpstreamUnavailable
+from gateway.errors import UpstreamError, UpstreamProtocolError, UpstreamUnavailable
 from gateway.inference import EngineMetrics, TokenUsage
 from gateway.protocols.json_body import ABSENT, encode_object, is_there, raw
 from gateway.protocols.openai import read_engine_metrics, read_usage
 from gateway.protocols.sse import DONE, EventBuffer, encode_event, event_data, split_events
+from gateway.upstream.vllm import ENGINE_ONLY, error_in_stream
 
 _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-ENGINE_ONLY = (
-    "system_fingerprint",
-    "metrics",
-    "prompt_token_ids",
-    "prompt_text",
-    "kv_transfer_params",
-    "ec_transfer_params",
-)
-"""vLLM's additions that describe the engine, not the answer."""
 
 CostText = Callable[[TokenUsage], str]
 """The charge of a usage as a decimal string in USD; injected, since this room knows no prices."""
@@ -61,6 +52,7 @@ class StreamRelay:
         "_wants_usage",
         "content_events",
         "engine",
+        "failure",
         "has_content",
         "is_done",
         "usage",
@@ -75,17 +67,22 @@ class StreamRelay:
         self.is_done = False
         """`[DONE]` was seen."""
         self.content_events = 0
-        """Events with choices so far: a lower bound of the tokens generated."""
+        """Events with content so far: a lower bound of the tokens generated."""
         self.usage: TokenUsage | None = None
         self.engine = EngineMetrics()
+        self.failure: UpstreamError | None = None
+        """What the engine said behind content that came in the same piece; raised by the next call."""
 
     def feed(self, chunk: bytes) -> bytes:
         """What the client shall get for these bytes; may be empty.
 
         Raises:
             UpstreamUnavailable: the engine reported an error inside the stream.
+            UpstreamRejected: the engine refused the request there, before any content.
             UpstreamProtocolError: not a stream of OpenAI's events.
         """
+        if self.failure is not None:
+            raise self.failure
         block = self._buffer.feed(chunk)
         if not block:
             return block
@@ -97,7 +94,7 @@ class StreamRelay:
         ):
             self.content_events += block.count(b"\n\n")
         else:
-            block = b"".join([self._look_at(event) for event in split_events(block)])
+            block = self._look_at_all(block)
         return block if self._model is None else block.replace(*self._model)
 
     def end(self) -> None:
@@ -106,11 +103,25 @@ class StreamRelay:
         Raises:
             UpstreamUnavailable: before it was finished.
         """
+        if self.failure is not None:
+            raise self.failure
         if self._buffer.has_rest or not self.is_done:
             raise UpstreamUnavailable(
                 "The model's answer ended before it was complete.",
                 operator_detail="the engine closed the stream before [DONE]",
             )
+
+    def _look_at_all(self, block: bytes) -> bytes:
+        seen: list[bytes] = []
+        for event in split_events(block):
+            try:
+                seen.append(self._look_at(event))
+            except UpstreamError as error:
+                if not seen:
+                    raise
+                self.failure = error
+                break
+        return b"".join(seen)
 
     def _look_at(self, event: bytes) -> bytes:
         data = event_data(event)
@@ -127,15 +138,13 @@ class StreamRelay:
                 operator_detail=f"not an OpenAI stream event: {error}: {data[:200]!r}",
             ) from None
         if is_there(parsed.error):
-            raise UpstreamUnavailable(
-                "The model stopped with an error.",
-                operator_detail=f"error in the stream: {bytes(parsed.error)[:500]!r}",
-            )
+            raise error_in_stream(data, has_content=self.has_content)
         if is_there(parsed.usage):
             self._learn(parsed)
         if parsed.choices:
-            self.content_events += 1
-            self.has_content = self.has_content or any(_has_content(choice) for choice in parsed.choices)
+            if any(_has_content(choice) for choice in parsed.choices):
+                self.content_events += 1
+                self.has_content = True
             return event
         if is_there(parsed.usage):
             return self._usage_event(data) if self._wants_usage else b""

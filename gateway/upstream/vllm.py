@@ -21,11 +21,20 @@ from gateway.errors import (
 from gateway.inference import Call, Completion, EngineMetrics, RouteDecision, Target, UsageSource
 from gateway.protocols.json_body import encode_object, raw
 from gateway.protocols.openai import read_engine_metrics, read_usage
-from gateway.upstream.stream import ENGINE_ONLY
 
 REQUEST_HEADERS = b"content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
 ERROR_BYTES_MAX = 1_000_000
 ANSWER_BYTES_MAX = 64_000_000
+
+ENGINE_ONLY = (
+    "system_fingerprint",
+    "metrics",
+    "prompt_token_ids",
+    "prompt_text",
+    "kv_transfer_params",
+    "ec_transfer_params",
+)
+"""vLLM's additions that describe the engine, not the answer."""
 
 _USAGE_WANTED = raw({"include_usage": True})
 _CONTINUOUS_USAGE_WANTED = raw({"include_usage": True, "continuous_usage_stats": True})
@@ -124,3 +133,21 @@ def error_of(status: int, body: bytes, *, replica: str) -> UpstreamError:
         )
     error.upstream_status = status
     return error
+
+
+def error_in_stream(data: bytes, *, has_content: bool) -> UpstreamError:
+    """Our error for an event that carries one instead of an answer.
+
+    An engine that finds a request wrong only when the stream has begun says so there, with the status it
+    would have answered: before any content that is a refusal like any other.
+    """
+    try:
+        said = _error.decode(data).error
+    except msgspec.DecodeError:
+        said = ""
+    code = said.code if isinstance(said, _ErrorBody) else None
+    if not has_content and isinstance(code, int) and 400 <= code < 500:  # noqa: PLR2004 - HTTP's classes
+        return error_of(code, data, replica="the engine")
+    return UpstreamUnavailable(
+        "The model stopped with an error.", operator_detail=f"error in the stream: {data[:500]!r}"
+    )

@@ -26,17 +26,22 @@ def _plain() -> Iterator[MockVllm]:
 @pytest.fixture
 def speculative(_speculative: MockVllm) -> Iterator[MockVllm]:
     """The engine of the pool `speculative`, behaving and with empty books."""
-    _speculative.reset()
+    _as_new(_speculative)
     yield _speculative
-    _speculative.reset()
+    _as_new(_speculative)
 
 
 @pytest.fixture
 def plain(_plain: MockVllm) -> Iterator[MockVllm]:
     """The engine of the pool `plain`."""
-    _plain.reset()
+    _as_new(_plain)
     yield _plain
-    _plain.reset()
+    _as_new(_plain)
+
+
+def _as_new(mock: MockVllm) -> None:
+    mock.reset()
+    mock.control(ttft_ms=0, tpot_ms=0, answer_tokens=16)
 
 
 @pytest.fixture
