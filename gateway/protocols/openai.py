@@ -8,7 +8,6 @@ speaks OpenAI's format give `TokenUsage`. Formats: OpenAI API reference as of 20
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 from gateway.inference import Call, CallFacts, Endpoint, EngineMetrics, TaskType, TokenUsage
-from gateway.protocols.json_body import decode_object, raw
+from gateway.protocols.json_body import ABSENT, decode_object, is_there, raw
 
 INSTRUCTION_CHARS = 4_000
 """Of a long turn the first and last halves of this are looked at for the task."""
@@ -66,6 +65,8 @@ GUIDED = {
 }
 """vLLM removed these and ignores them silently with status 200; they are carried over to their successor."""
 
+TOKENS_MAX = 2**31 - 1
+"""No context is longer; keeps every amount of money that follows from a count within 64 bits."""
 REQUEST_ID_CHARS = 256
 TAGS_MAX = 16
 TAG_NAME_CHARS = 64
@@ -128,6 +129,7 @@ def parse_call(
     endpoint: Endpoint,
     body: bytes,
     headers: Mapping[str, str],
+    *,
     limits: ParseLimits,
 ) -> Call:
     """The call that a request body makes.
@@ -170,12 +172,12 @@ def parse_call(
         is_streaming=is_streaming,
         wants_usage=bool(stream_options and stream_options.include_usage),
         wants_continuous_usage=bool(stream_options and stream_options.continuous_usage_stats),
-        max_tokens=_max_tokens(fields),
+        max_tokens=_max_tokens(endpoint, fields),
         choices=choices,
         facts=_facts(fields, instruction, system),
         declared_task=_declared_task(headers.get("x-tollgate-task"), tags),
         tags=tags,
-        end_user=_optional(fields, "safety_identifier") or _optional(fields, "user"),
+        end_user=_optional(fields, "safety_identifier") or _optional(fields, "user") or None,
         service_tier=_service_tier(fields),
         affinity_key=_optional(fields, "prompt_cache_key"),
         dropped=dropped,
@@ -190,12 +192,12 @@ def parse_call(
 def _read(name: str, value: msgspec.Raw) -> Any:
     try:
         return _DECODERS[name].decode(value)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise InvalidRequest(
             f"`{name}` has the wrong type: {_plain(str(error), name)}.", param=name
         ) from None
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"`{name}` cannot be read: {error}.", param=name) from None
+    except RecursionError:
+        raise InvalidRequest(f"`{name}` is nested too deeply.", param=name) from None
 
 
 def _optional(fields: Mapping[str, msgspec.Raw], name: str) -> Any:
@@ -222,11 +224,15 @@ def _positive(fields: Mapping[str, msgspec.Raw], name: str, *, default: int) -> 
         return default
     if value < 1:
         raise InvalidRequest(f"`{name}` must be at least 1, not {value}.", param=name)
+    if value > TOKENS_MAX:
+        raise InvalidRequest(f"`{name}` must be at most {TOKENS_MAX}.", param=name)
     return value
 
 
-def _max_tokens(fields: Mapping[str, msgspec.Raw]) -> int | None:
-    for name in ("max_completion_tokens", "max_tokens"):
+def _max_tokens(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int | None:
+    # vLLM reads the newer name for chats only (completion/protocol.py): elsewhere it would limit nothing.
+    is_chat = endpoint is Endpoint.CHAT_COMPLETIONS
+    for name in ("max_completion_tokens", "max_tokens") if is_chat else ("max_tokens",):
         if _optional(fields, name) is not None:
             return _positive(fields, name, default=1)
     return None
@@ -285,8 +291,6 @@ def _read_prompt(fields: Mapping[str, msgspec.Raw]) -> tuple[str, int]:
 def _facts(fields: Mapping[str, msgspec.Raw], instruction: str, system: str) -> CallFacts:
     response_format = _optional(fields, "response_format")
     temperature: float | None = _optional(fields, "temperature")
-    if temperature is not None and not math.isfinite(temperature):
-        raise InvalidRequest("`temperature` must be a finite number.", param="temperature")
     format_type = response_format.type if response_format is not None else ""
     return CallFacts(
         instruction=instruction,
@@ -310,10 +314,13 @@ def _drop_forbidden(fields: dict[str, msgspec.Raw], headers: Mapping[str, str]) 
 
 
 def _carry_over_guided(fields: dict[str, msgspec.Raw]) -> None:
+    for name in GUIDED:
+        if name in fields and not is_there(fields[name]):
+            del fields[name]
     found = [name for name in GUIDED if name in fields]
     if not found:
         return
-    if len(found) > 1 or "structured_outputs" in fields:
+    if len(found) > 1 or is_there(fields.get("structured_outputs", ABSENT)):
         raise InvalidRequest(
             f"`{found[0]}` together with another constraint on the output: send one, as"
             ' {"structured_outputs": {"' + GUIDED[found[0]] + '": …}}.',
@@ -335,6 +342,8 @@ def _read_tags(fields: Mapping[str, msgspec.Raw]) -> dict[str, str]:
                 f" values at most {TAG_VALUE_CHARS}.",
                 param="metadata",
             )
+        if "\0" in name or "\0" in value:  # PostgreSQL cannot keep it in a text
+            raise InvalidRequest("`metadata` holds a NUL character.", param="metadata")
     return tags
 
 

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from gateway.errors import InvalidRequest, UnsupportedEncoding
 from gateway.protocols.json_body import ABSENT, decode_object, encode_object, is_there, raw
 
+texts = st.text('aé"\\/\n\x00\U0001f600[{:,', max_size=6)
 json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
-    max_leaves=12,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
 )
-json_objects = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), json_values, max_size=6)
+json_objects = st.dictionaries(texts, json_values, max_size=5)
+
+# What malformed bodies are made of.
+PIECES = ['{"a":1', '{"a": ', *'[]{},:"\\1-. \n\0/é', "\\u00", "\\ud800", "e9", "NaN", "null", "\ufeff"]
 
 
 def refusal(body: bytes) -> InvalidRequest:
@@ -242,13 +242,7 @@ def test_a_malformed_body_with_a_number_longer_than_python_reads_is_refused() ->
 
 
 @given(
-    st.lists(
-        st.sampled_from(
-            ['{"a":1', '{"a": ', "[", "]", "{", "}", ",", ":", '"', "\\", "\\u00", "\\ud800", "1", "-", "e9"]
-            + [".", "NaN", "null", " ", "\n", "é", "\0", "\ufeff", "/"]
-        ),
-        max_size=9,
-    ),
+    st.lists(st.sampled_from(PIECES), max_size=9),
     st.binary(max_size=2),
 )
 def test_whatever_arrives_is_read_or_refused_politely(parts: list[str], tail: bytes) -> None:
