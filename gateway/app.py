@@ -216,8 +216,8 @@ class _Parts:
         self._telemetry.watch_by_label(
             "tollgate_replicas_ready",
             "Replicas that can take a request",
-            "pool",
-            {name: _ready(self._registry, name) for name in self._registry.specs},
+            label="pool",
+            read={name: _ready(self._registry, name) for name in self._registry.specs},
         )
 
     async def _keep_keys_fresh(self, services: Services, stopping: asyncio.Event) -> None:

@@ -75,13 +75,40 @@ class Served:
     charge_usd_nanos: UsdNanos
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What is known of a request before it is sent."""
+
+    call: Call
+    caller: Caller
+    request_id: str
+    task: Task
+    decision: RouteDecision
+    prices: PriceBook
+    reservation: Reservation
+
+    def facts(self, target: Target, replica: str) -> ServedFacts:
+        """What the answer of a replica says about itself."""
+        call, decision = self.call, self.decision
+        return ServedFacts(
+            request_id=self.request_id,
+            task=self.task,
+            policy_version=decision.policy_version,
+            pool=target.pool,
+            replica=replica,
+            cache=find(),
+            dropped=call.dropped,
+            max_tokens_set=None if call.max_tokens is not None else output_bound(call, decision, target),
+        )
+
+
 class ServedStream:
     """An answer that is still coming. Whoever sends it on ends it, in exactly one of the three ways."""
 
     __slots__ = ("_attempt", "_reservation", "_stream", "facts")
 
     def __init__(
-        self, facts: ServedFacts, stream: AnswerStream, attempt: OpenAttempt, reservation: Reservation
+        self, facts: ServedFacts, stream: AnswerStream, *, attempt: OpenAttempt, reservation: Reservation
     ) -> None:
         self.facts = facts
         self._stream = stream
@@ -159,9 +186,10 @@ class Pipeline:
             UpstreamRejected: the engine refused the request.
             AllAttemptsFailed: every target was tried.
         """
-        task, decision, log = self._prepare(call, caller, request_id)
+        log = self._prepare(call, caller, request_id)
+        prepared = log.prepared
         try:
-            answer = await self._dispatcher.send(call, decision, log, cache_salt=caller.cache_salt)
+            answer = await self._dispatcher.send(call, prepared.decision, log, cache_salt=caller.cache_salt)
             completion = answer.completion
             charged = log.current.end(
                 Outcome(
@@ -179,97 +207,57 @@ class Pipeline:
             log.given_up()
             raise
         finally:
-            log.reservation.end()
-        return Served(
-            facts=self._facts(call, task, decision, answer.target, answer.replica, request_id),
-            body=completion.body,
-            charge_usd_nanos=charged,
-        )
+            prepared.reservation.end()
+        facts = prepared.facts(answer.target, answer.replica)
+        return Served(facts=facts, body=completion.body, charge_usd_nanos=charged)
 
     async def serve_stream(self, call: Call, caller: Caller, request_id: str) -> ServedStream:
         """A stream that has its first content; the same errors as `serve`, all before that."""
-        task, decision, log = self._prepare(call, caller, request_id)
+        log = self._prepare(call, caller, request_id)
+        prepared = log.prepared
         try:
             stream = await self._dispatcher.open_stream(
-                call, decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
+                call, prepared.decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
             )
         except asyncio.CancelledError:
             log.cancelled()
-            log.reservation.end()
+            prepared.reservation.end()
             raise
         except GatewayError:
             log.given_up()
-            log.reservation.end()
+            prepared.reservation.end()
             raise
-        facts = self._facts(call, task, decision, stream.target, stream.replica, request_id)
-        return ServedStream(facts, stream, log.current, log.reservation)
+        facts = prepared.facts(stream.target, stream.replica)
+        return ServedStream(facts, stream, attempt=log.current, reservation=prepared.reservation)
 
-    def _prepare(
-        self, call: Call, caller: Caller, request_id: str
-    ) -> tuple[Task, RouteDecision, _AttemptLog]:
+    def _prepare(self, call: Call, caller: Caller, request_id: str) -> _AttemptLog:
         routing = self.routing
         task = classify(call, default=routing.policy.default_task)
         pools = {snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()}
-        decision = decide(call, task, routing.policy, pools)
-        hold = _hold(call, decision, routing.prices)
-        log = _AttemptLog(
+        decision = decide(call, task, routing.policy, pools=pools)
+        prepared = _Prepared(
             call=call,
             caller=caller,
+            request_id=request_id,
             task=task,
             decision=decision,
             prices=routing.prices,
-            reservation=self._holds.reserve(hold),
-            settlement=self._settlement,
-            clock=self._clock,
-            telemetry=self._telemetry,
-            request_id=request_id,
+            reservation=self._holds.reserve(_hold(call, decision, routing.prices)),
         )
-        return task, decision, log
-
-    @staticmethod
-    def _facts(
-        call: Call, task: Task, decision: RouteDecision, target: Target, replica: str, request_id: str
-    ) -> ServedFacts:
-        return ServedFacts(
-            request_id=request_id,
-            task=task,
-            policy_version=decision.policy_version,
-            pool=target.pool,
-            replica=replica,
-            cache=find(),
-            dropped=call.dropped,
-            max_tokens_set=None if call.max_tokens is not None else output_bound(call, decision, target),
-        )
+        return _AttemptLog(prepared, self._settlement, clock=self._clock, telemetry=self._telemetry)
 
 
 class _AttemptLog:
     """Tells the ledger of each attempt, in the ledger's words."""
 
     def __init__(
-        self,
-        *,
-        call: Call,
-        caller: Caller,
-        task: Task,
-        decision: RouteDecision,
-        prices: PriceBook,
-        reservation: Reservation,
-        settlement: Settlement,
-        clock: Clock,
-        telemetry: Telemetry,
-        request_id: str,
+        self, prepared: _Prepared, settlement: Settlement, *, clock: Clock, telemetry: Telemetry
     ) -> None:
-        self._call = call
-        self._caller = caller
-        self._task = task
-        self._decision = decision
-        self._prices = prices
+        self.prepared = prepared
         self._settlement = settlement
         self._clock = clock
         self._telemetry = telemetry
-        self._request_id = request_id
         self._current: OpenAttempt | None = None
-        self.reservation = reservation
 
     @property
     def current(self) -> OpenAttempt:
@@ -280,13 +268,14 @@ class _AttemptLog:
 
     def started(self, target: Target, replica: str, number: int) -> None:
         """Write the attempt down before it is sent."""
-        call, caller = self._call, self._caller
+        prepared = self.prepared
+        call, caller, decision = prepared.call, prepared.caller, prepared.decision
         now_ms = self._clock.epoch_ms()
-        price = self._prices.price_of(target.pool)
+        price = prepared.prices.price_of(target.pool)
         input_tokens = estimated_input_tokens(call.body_bytes)
         start = AttemptStart(
             attempt_id=new_id("att_", now_ms),
-            request_id=self._request_id,
+            request_id=prepared.request_id,
             attempt_number=number,
             tenant_id=caller.tenant_id,
             project_id=caller.project_id,
@@ -298,14 +287,14 @@ class _AttemptLog:
             is_streaming=call.is_streaming,
             pool=target.pool,
             replica=replica,
-            task=self._task.type,
-            task_source=self._task.source,
-            nature=self._decision.nature,
-            policy_version=self._decision.policy_version,
+            task=prepared.task.type,
+            task_source=prepared.task.source,
+            nature=decision.nature,
+            policy_version=decision.policy_version,
             price_version=price.version,
             service_tier=call.service_tier,
             tags=call.tags,
-            hold_usd_nanos=self.reservation.bound_usd_nanos,
+            hold_usd_nanos=prepared.reservation.bound_usd_nanos,
             estimated_input_tokens=input_tokens,
             estimated_charge_usd_nanos=charge(TokenUsage(input=input_tokens), price.rates),
             started_at_ms=now_ms,

@@ -68,7 +68,9 @@ class Telemetry:
         """A gauge whose value is asked for when somebody looks."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
-    def watch_by_label(self, name: str, text: str, label: str, read: dict[str, Callable[[], float]]) -> None:
+    def watch_by_label(
+        self, name: str, text: str, *, label: str, read: dict[str, Callable[[], float]]
+    ) -> None:
         """One gauge per label value, asked for when somebody looks."""
         gauge = Gauge(name, text, (label,), registry=self.registry)
         for value, function in read.items():

@@ -20,6 +20,7 @@ router = APIRouter(prefix="/admin/v1", tags=["reports"], dependencies=[AdminDep]
 async def spend(
     services: ServicesDep,
     session: SessionDep,
+    *,
     group_by: Annotated[str, Query(description="comma list of tenant, project, key, …")] = "tenant",
     since: Annotated[
         str | None, Query(alias="from", description="ISO 8601; default: this month's start")

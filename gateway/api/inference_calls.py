@@ -32,7 +32,7 @@ async def completions(request: EdgeRequest) -> Response:
 
 async def _serve(endpoint: Endpoint, request: EdgeRequest) -> Response:
     services = request.services
-    call = parse_call(endpoint, request.body, request.headers, services.parse_limits)
+    call = parse_call(endpoint, request.body, request.headers, limits=services.parse_limits)
     pipeline = services.pipeline
     if call.is_streaming:
         stream = await pipeline.serve_stream(call, request.caller, request.request_id)

@@ -57,7 +57,7 @@ class OpenAttempt:
 
     __slots__ = ("_clock", "_is_open", "_price", "_spool", "_start", "charge_usd_nanos")
 
-    def __init__(self, spool: Spool, clock: Clock, start: AttemptStart, price: Price) -> None:
+    def __init__(self, spool: Spool, clock: Clock, start: AttemptStart, *, price: Price) -> None:
         self._spool = spool
         self._clock = clock
         self._start = start
@@ -122,7 +122,7 @@ class Settlement:
             Overloaded: it cannot be written down, so it must not be sent.
         """
         self._spool.start(start)
-        return OpenAttempt(self._spool, self._clock, start, price)
+        return OpenAttempt(self._spool, self._clock, start, price=price)
 
 
 def estimated_input_tokens(body_bytes: int) -> int:

@@ -14,7 +14,7 @@ from gateway.inference import Call, Drop, RouteDecision, Target, Task
 from gateway.routing.policy import Policy
 
 
-def decide(call: Call, task: Task, policy: Policy, pools: Mapping[str, PoolSnapshot]) -> RouteDecision:
+def decide(call: Call, task: Task, policy: Policy, *, pools: Mapping[str, PoolSnapshot]) -> RouteDecision:
     """The targets for a call, best first.
 
     Args:

@@ -19,6 +19,7 @@ from gateway.errors import (
     AllAttemptsFailed,
     NoEligibleTarget,
     UpstreamError,
+    UpstreamOverloaded,
     UpstreamRejected,
     UpstreamUnavailable,
 )
