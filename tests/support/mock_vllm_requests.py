@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from tests.support.mock_vllm_checks import (
@@ -25,6 +26,7 @@ from tests.support.mock_vllm_checks import (
 from tests.support.mock_vllm_text import sample_json
 
 MESSAGE_OVERHEAD_TOKENS: Final = 4
+REMEMBERED_BYTES_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,11 @@ def parse_generation(raw: bytes, content_type: str, profile: ServerProfile, *, i
     Raises:
         Refused: vLLM would answer with an error.
     """
+    parse = _parse_again if len(raw) <= REMEMBERED_BYTES_MAX else _parse
+    return parse(raw, content_type, profile, is_chat)
+
+
+def _parse(raw: bytes, content_type: str, profile: ServerProfile, is_chat: bool) -> Generation:  # noqa: FBT001 - for the cache
     body = check_body(_decoded(raw, content_type), is_chat=is_chat)
     check_model(body, profile.models)
     check_tools(body, has_parser=profile.has_auto_tools)
@@ -126,6 +133,10 @@ def parse_generation(raw: bytes, content_type: str, profile: ServerProfile, *, i
         stops=_stops(body.get("stop")),
         least_tokens=limit if body.get("ignore_eos") else body.get("min_tokens") or 0,
     )
+
+
+# Generators of load repeat themselves, and a mock should be cheaper than what it stands behind.
+_parse_again = lru_cache(maxsize=1024)(_parse)
 
 
 def _decoded(raw: bytes, content_type: str) -> object:
