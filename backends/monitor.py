@@ -88,7 +88,14 @@ class FleetMonitor:
                     watched.pop(key).cancel()
                 for key, spec in present.items():
                     if key not in watched:
-                        watch = _Watch(self._registry, client, spec, *key, self._poll_interval_s)
+                        watch = _Watch(
+                            self._registry,
+                            client,
+                            spec,
+                            name=key[0],
+                            url=key[1],
+                            interval_s=self._poll_interval_s,
+                        )
                         watched[key] = group.create_task(watch.run())
                 await asyncio.sleep(self._poll_interval_s)
 
@@ -145,6 +152,7 @@ class _Watch:
         registry: PoolRegistry,
         client: httpx.AsyncClient,  # noqa: TID251 - control plane
         spec: PoolSpec,
+        *,
         name: str,
         url: str,
         interval_s: float,

@@ -67,7 +67,7 @@ def load_yaml_with_lines(text: str) -> tuple[Any, dict[KeyPath, int]]:
         if node is None:
             return None, {(): 1}
         lines: dict[KeyPath, int] = {(): node.start_mark.line + 1}
-        return _construct(loader, node, (), lines), lines
+        return _construct(loader, node, (), lines=lines), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = " ".join(part for part in (error.context, error.problem) if part)
@@ -115,15 +115,15 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def _construct(loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
+def _construct(loader: _Loader, node: yaml.Node, path: KeyPath, *, lines: dict[KeyPath, int]) -> Any:
     line = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode) and node.tag == _MAP_TAG:
-        return _construct_mapping(loader, node, path, lines)
+        return _construct_mapping(loader, node, path, lines=lines)
     if isinstance(node, yaml.SequenceNode) and node.tag == _SEQ_TAG:
         values = []
         for position, item in enumerate(node.value):
             lines[*path, position] = item.start_mark.line + 1
-            values.append(_construct(loader, item, (*path, position), lines))
+            values.append(_construct(loader, item, (*path, position), lines=lines))
         return values
     if not isinstance(node, yaml.ScalarNode):
         raise YamlSourceError(f"the tag {node.tag} is not supported", line)
@@ -135,14 +135,14 @@ def _construct(loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyP
 
 
 def _construct_mapping(
-    loader: _Loader, node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int]
+    loader: _Loader, node: yaml.MappingNode, path: KeyPath, *, lines: dict[KeyPath, int]
 ) -> dict[Hashable, Any]:
     mapping: dict[Hashable, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
             raise YamlSourceError("a key must be a plain word, text or number", line)
-        key = _construct(loader, key_node, path, lines)
+        key = _construct(loader, key_node, path, lines=lines)
         below: KeyPath = (*path, key if isinstance(key, int) and not isinstance(key, bool) else str(key))
         if key in mapping:
             first = lines[below]
@@ -150,7 +150,7 @@ def _construct_mapping(
                 f"duplicate key {dotted(below)!r}: on line {first} and on line {line}", line
             )
         lines[below] = line
-        mapping[key] = _construct(loader, value_node, below, lines)
+        mapping[key] = _construct(loader, value_node, below, lines=lines)
     return mapping
 
 

@@ -64,13 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
     second_pid = os.fork()
     if second_pid:
         # The second keeper needs the grace for the command; ours must outlast it.
-        keeper = _Keeper(second_pid, wake_fd, options.watch_fd, options.grace_s + 2 * _STRAGGLERS_GRACE_S)
+        keeper = _Keeper(
+            second_pid,
+            wake_fd,
+            watch_fd=options.watch_fd,
+            grace_s=options.grace_s + 2 * _STRAGGLERS_GRACE_S,
+        )
         return keeper.run()
     os.close(options.watch_fd)
     wake_fd = _catch_signals()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _die_with(keeper_pid, signal.SIGTERM)
-    return _Keeper(_start(options.command), wake_fd, None, options.grace_s).run()
+    return _Keeper(_start(options.command), wake_fd, watch_fd=None, grace_s=options.grace_s).run()
 
 
 def stat_of(pid: int) -> _Status | None:
@@ -108,7 +113,7 @@ def signal_all(pids: list[int], number: signal.Signals) -> None:
 class _Keeper:
     """Waits for one child, and ends everything below this process when it is time."""
 
-    def __init__(self, child_pid: int, wake_fd: int, watch_fd: int | None, grace_s: float) -> None:
+    def __init__(self, child_pid: int, wake_fd: int, *, watch_fd: int | None, grace_s: float) -> None:
         self._child_pid = child_pid
         self._wake_fd = wake_fd
         self._watch_fd = watch_fd

@@ -24,7 +24,7 @@ TARGET_SHARE = 0.75
 
 
 def write_model(
-    directory: Path, tokenizer: Tokenizer, shape: Shape, state: dict[str, Any], extra: dict[str, Any]
+    directory: Path, tokenizer: Tokenizer, shape: Shape, *, state: dict[str, Any], extra: dict[str, Any]
 ) -> None:
     """Write weights, configuration and tokenizer as vLLM expects them in a directory."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def make(*, minutes: float, seed: int, out: Path, resume: bool, threads: int) ->
     for name, plan in plans.items():
         model, progress = train(plan, tokenizer, name=name, checkpoint=work / f"{name}.pt", resume=resume)
         state = _sixteen_bit(model)
-        write_model(out / name, tokenizer, plan.shape, state, {})
+        write_model(out / name, tokenizer, plan.shape, state=state, extra={})
         if name == "target":
             quantized = quantize_state(state_of(model))
             halves = {
@@ -80,8 +80,8 @@ def make(*, minutes: float, seed: int, out: Path, resume: bool, threads: int) ->
                 out / "target-awq",
                 tokenizer,
                 plan.shape,
-                halves,
-                {"quantization_config": QUANTIZATION_CONFIG},
+                state=halves,
+                extra={"quantization_config": QUANTIZATION_CONFIG},
             )
         figures[name] = {
             "parameters": model.parameter_count(),

@@ -170,7 +170,7 @@ def _structured(rng: Random, split: Split) -> tuple[list[Message], dict[str, str
     return _turns(*pairs), {key: record.values[key] for key in keys}
 
 
-def conversation(seed: int, split: Split, index: int, kind: Kind | None = None) -> Conversation:
+def conversation(seed: int, split: Split, index: int, *, kind: Kind | None = None) -> Conversation:
     """Write conversation number `index` of a split.
 
     Args:
@@ -194,10 +194,10 @@ def conversation(seed: int, split: Split, index: int, kind: Kind | None = None) 
 
 
 def conversations(
-    seed: int, split: Split, kind: Kind | None = None, start: int = 0
+    seed: int, split: Split, kind: Kind | None = None, *, start: int = 0
 ) -> Iterator[Conversation]:
     """Write conversations without end, from number `start`."""
     index = start
     while True:
-        yield conversation(seed, split, index, kind)
+        yield conversation(seed, split, index, kind=kind)
         index += 1

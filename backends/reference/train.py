@@ -118,7 +118,7 @@ def pad(rows: list[tuple[list[int], list[bool]]]) -> tuple[Tensor, Tensor]:
 
 
 def text_batches(
-    tokenizer: Tokenizer, seed: int, batch_tokens: int, start: int = 0
+    tokenizer: Tokenizer, seed: int, batch_tokens: int, *, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of training conversations without end, from conversation number `start`."""
     rng = Random(f"batches/{seed}/{start}")
@@ -183,7 +183,7 @@ def _start_model(plan: Plan) -> Llama:
     return Llama(Shape(**{**vars(plan.shape), "layers": layers}))
 
 
-def _save(path: Path, model: Llama, muon: Muon, adam: Any, progress: Progress) -> None:
+def _save(path: Path, model: Llama, progress: Progress, *, muon: Muon, adam: Any) -> None:
     state = {
         "model": model.state_dict(),
         "layers": len(model.layers),
@@ -245,7 +245,7 @@ def train(
             ids, labels = (
                 drill_batch(drills, plan.shape.vocabulary, plan.batch_tokens) if is_drill else next(texts)
             )
-            loss = _step(model, muon, adam, ids, labels, plan=plan, factor=rate_factor(ratio))
+            loss = _step(model, ids, labels, muon=muon, adam=adam, plan=plan, factor=rate_factor(ratio))
             now = _clock_s()
             progress.elapsed_s += now - last
             last = now
@@ -260,17 +260,17 @@ def train(
                 f"{progress.tokens / progress.elapsed_s:.0f} tokens/s"
             )
             if now - saved > CHECKPOINT_EVERY_S:
-                _save(checkpoint, model, muon, adam, progress)
+                _save(checkpoint, model, progress, muon=muon, adam=adam)
                 saved = now
     if len(model.layers) < plan.shape.layers:
         model = _grown(model, plan.shape)
         muon, adam = _optimizers(model, plan)
-    _save(checkpoint, model, muon, adam, progress)
+    _save(checkpoint, model, progress, muon=muon, adam=adam)
     return model, progress
 
 
 def _step(
-    model: Llama, muon: Muon, adam: Any, ids: Tensor, labels: Tensor, *, plan: Plan, factor: float
+    model: Llama, ids: Tensor, labels: Tensor, *, muon: Muon, adam: Any, plan: Plan, factor: float
 ) -> float:
     learned = labels != IGNORED
     # Only the learned positions need scores: the vocabulary is as wide as eight hidden states.

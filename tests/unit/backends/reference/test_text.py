@@ -40,7 +40,7 @@ def test_another_seed_writes_other_words() -> None:
 
 def test_words_do_not_change_between_machines_and_releases() -> None:
     # A golden answer: weights and measurements are only comparable while the text stays what it was.
-    assert conversation(1, "train", 0, "structured").messages == GOLDEN
+    assert conversation(1, "train", 0, kind="structured").messages == GOLDEN
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
