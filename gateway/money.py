@@ -6,7 +6,7 @@ per million tokens. Outside: decimal strings. No float, in either direction.
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import NewType
 
 from gateway.errors import ConfigurationError
@@ -14,6 +14,9 @@ from gateway.errors import ConfigurationError
 UsdNanos = NewType("UsdNanos", int)
 
 NANOS_PER_USD = 1_000_000_000
+USD_MAX = 9_000_000_000
+"""A larger amount would not fit into 64 bits of nano-USD."""
+_DIGITS = 60
 TOKENS_PER_RATE = 1_000_000
 """A rate is stated per this many tokens."""
 
@@ -22,7 +25,7 @@ def usd_nanos_from_decimal(amount: Decimal | str, *, what: str) -> UsdNanos:
     """Exact nano-USD of a decimal amount.
 
     Raises:
-        ConfigurationError: not a number, negative, or finer than a nano-USD (never rounded silently).
+        ConfigurationError: not a number, negative, too large, or finer than a nano-USD (never rounded).
     """
     try:
         decimal = Decimal(amount)
@@ -30,8 +33,15 @@ def usd_nanos_from_decimal(amount: Decimal | str, *, what: str) -> UsdNanos:
         raise ConfigurationError(f"{what}: {amount!r} is not a decimal amount such as 0.15") from None
     if not decimal.is_finite() or decimal < 0:
         raise ConfigurationError(f"{what}: {amount} must be a finite amount of 0 or more")
-    nanos = decimal * NANOS_PER_USD
-    if nanos != nanos.to_integral_value():
+    if decimal > USD_MAX:
+        raise ConfigurationError(f"{what}: {amount} is more than {USD_MAX} USD, the largest amount kept")
+    try:
+        # Not `*`, which rounds to 28 digits without a word.
+        nanos = Context(prec=_DIGITS, traps=[Inexact]).multiply(decimal, Decimal(NANOS_PER_USD))
+        is_whole = nanos == nanos.to_integral_value()
+    except Inexact:
+        is_whole = False
+    if not is_whole:
         raise ConfigurationError(f"{what}: {amount} is finer than 0.000000001 USD, the smallest amount kept")
     return UsdNanos(int(nanos))
 
