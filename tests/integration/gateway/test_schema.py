@@ -1,0 +1,116 @@
+"""Do the migrations make, on both databases, exactly the tables that the program expects?"""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic import command
+from sqlalchemy import inspect, text
+from sqlalchemy.engine import Connection
+
+from gateway.db import create_engine
+from gateway.errors import ConfigurationError
+from gateway.migrate import alembic_config, downgrade, head_revision, require_current, upgrade
+from tests.integration.gateway.databases import new_database
+
+TABLES = {
+    "api_keys",
+    "attempts",
+    "changes",
+    "policy_versions",
+    "price_versions",
+    "projects",
+    "tenants",
+}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of a database without tables."""
+    if request.param == "sqlite":
+        yield f"sqlite+aiosqlite:///{tmp_path / 'empty.db'}"
+    else:
+        with new_database(request.getfixturevalue("postgres")) as url:
+            yield url
+
+
+def _tables(url: str) -> set[str]:
+    def names(connection: Connection) -> set[str]:
+        return set(inspect(connection).get_table_names())
+
+    async def look() -> set[str]:
+        engine = create_engine(url)
+        async with engine.connect() as connection:
+            found = await connection.run_sync(names)
+        await engine.dispose()
+        return found
+
+    return asyncio.run(look())
+
+
+def _execute(url: str, *statements: str) -> list[tuple[object, ...]]:
+    async def run() -> list[tuple[object, ...]]:
+        engine = create_engine(url)
+        rows: list[tuple[object, ...]] = []
+        async with engine.begin() as connection:
+            for statement in statements:
+                answer = await connection.execute(text(statement))
+                rows = [tuple(row) for row in answer] if answer.returns_rows else rows
+        await engine.dispose()
+        return rows
+
+    return asyncio.run(run())
+
+
+def test_up_down_up(empty: str) -> None:
+    upgrade(empty)
+    assert _tables(empty) == TABLES | {"alembic_version"}
+    _execute(empty, "INSERT INTO tenants (id, name, created_at_ms) VALUES ('ten_1', 'acme', 1)")
+    downgrade(empty, revision="base")
+    assert _tables(empty) == {"alembic_version"}
+    upgrade(empty)
+    assert _tables(empty) == TABLES | {"alembic_version"}
+    assert _execute(empty, "SELECT * FROM tenants") == []
+
+
+def test_migrating_again_changes_nothing_and_keeps_the_rows(empty: str) -> None:
+    upgrade(empty)
+    _execute(empty, "INSERT INTO tenants (id, name, created_at_ms) VALUES ('ten_1', 'acme', 1)")
+    upgrade(empty)
+    assert _execute(empty, "SELECT name FROM tenants") == [("acme",)]
+
+
+def test_the_tables_are_what_the_program_declares(empty: str) -> None:
+    upgrade(empty)
+    command.check(alembic_config(empty))  # raises where the two differ
+
+
+def test_every_column_says_what_it_holds(postgres: str) -> None:
+    with new_database(postgres) as url:
+        upgrade(url)
+        silent = _execute(
+            url,
+            "SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = 'public' AND c.relkind = 'r' AND a.attnum > 0"
+            " AND c.relname <> 'alembic_version' AND col_description(c.oid, a.attnum) IS NULL",
+        )
+        assert silent == []
+
+
+def test_a_database_without_tables_or_with_old_ones_is_refused_with_what_to_do(empty: str) -> None:
+    async def require() -> None:
+        engine = create_engine(empty)
+        try:
+            await require_current(engine)
+        finally:
+            await engine.dispose()
+
+    with pytest.raises(ConfigurationError, match=r"no tables yet.*run `tollgate migrate` first"):
+        asyncio.run(require())
+    upgrade(empty)
+    asyncio.run(require())
+    _execute(empty, "UPDATE alembic_version SET version_num = '0000'")
+    with pytest.raises(ConfigurationError, match=f"at revision 0000, this program needs {head_revision()}"):
+        asyncio.run(require())
