@@ -161,6 +161,10 @@ class Questions:
         yield "chat_unknown_role", self.chat(messages=[{"role": "wizard", "content": "hello"}])
         yield "chat_null_content", self.chat(messages=[{"role": "user", "content": None}])
         yield "chat_numbers_as_text", self.chat(max_tokens="8", temperature="0", stream="false")
+        yield from self._text_answers()
+
+    def _text_answers(self) -> Iterator[tuple[str, Ask]]:
+        """What a server completes."""
         yield "completion", self.text()
         yield "completion_default_length", self.text(max_tokens=None)
         yield "completion_stream", self.text(stream=True)
