@@ -150,13 +150,14 @@ def test_an_answer_in_any_pieces_is_the_same(cuts: list[int]) -> None:
 async def test_a_connection_serves_one_answer_after_another() -> None:
     exchange = await answered(CHUNKED)
     assert await exchange.outcome() == CHUNKED_OUTCOME
-    for wire, expected in ((SIZED, SIZED_OUTCOME), (CHUNKED, CHUNKED_OUTCOME)):
+    # So often that limits which were not begun anew would be hit.
+    for wire, expected in ((SIZED, SIZED_OUTCOME), (CHUNKED, CHUNKED_OUTCOME)) * 100:
         exchange.connection.make_idle(0.0)
         exchange.sending = asyncio.get_running_loop().create_task(exchange.send())
         await asyncio.sleep(0)
         exchange.feed(wire)
         assert await exchange.outcome() == expected
-    assert len(exchange.transport.writes) == 3
+    assert len(exchange.transport.writes) == 201
 
 
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
