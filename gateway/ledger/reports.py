@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Integer, case, cast, func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -170,7 +170,8 @@ def _sums() -> list[Any]:
 
 def _expression(name: str) -> Any:
     if name in PERIODS:
-        return cast(col(Attempt.started_at_ms) / MS_PER_DAY, Integer)
+        # Floor division: with `/` PostgreSQL divides exactly and a cast then rounds, noon being tomorrow.
+        return col(Attempt.started_at_ms) // MS_PER_DAY
     if name.startswith(TAG_PREFIX):
         return Attempt.tags[name.removeprefix(TAG_PREFIX)].as_string()  # type: ignore[attr-defined]  # a JSON column
     return _COLUMNS[name]
