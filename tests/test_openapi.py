@@ -1,0 +1,93 @@
+"""Does /openapi.json name every path that the program answers, and no other?"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+
+import gateway.admin
+import gateway.api
+from gateway.api.edge import ROUTES
+from gateway.app import create_app
+from gateway.settings import Settings
+from tests.support.pool_files import DEFAULT_POLICY, write_pools
+
+VERBS = {"get", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> FastAPI:
+    nowhere = ["http://127.0.0.1:9"]
+    pools = write_pools(tmp_path / "pools", {"speculative": nowhere, "plain": nowhere})
+    return create_app(Settings(state_dir=tmp_path / "state", pools=pools, policy=DEFAULT_POLICY))
+
+
+@pytest.fixture
+def document(app: FastAPI) -> dict[str, Any]:
+    return app.openapi()
+
+
+def operations(document: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(path, verb) for path, entry in document["paths"].items() for verb in entry if verb in VERBS}
+
+
+def test_every_path_of_the_raw_door_is_described(document: dict[str, Any]) -> None:
+    wanted = {(path, method.lower()) for path, methods in ROUTES.items() for method in methods}
+    assert wanted
+    assert wanted <= operations(document)
+    for path, verb in wanted:
+        operation = document["paths"][path][verb]
+        assert operation["summary"]
+        assert operation["security"] == [{"apiKey": []}]
+        assert "200" in operation["responses"]
+        assert ("requestBody" in operation) == (verb == "post")
+
+
+def routers() -> list[APIRouter]:
+    """Every router for programs that a module of the two rooms offers, included in the app or forgotten."""
+    found = []
+    for room in (gateway.api, gateway.admin):
+        for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+            router = getattr(importlib.import_module(module.name), "router", None)
+            if isinstance(router, APIRouter):
+                found.append(router)
+    return found
+
+
+def test_every_other_path_for_programs_is_described_and_the_console_is_not(document: dict[str, Any]) -> None:
+    wanted = {
+        (route.path, method.lower())
+        for router in routers()
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    }
+    assert {("/healthz", "get"), ("/readyz", "get"), ("/metrics", "get")} <= wanted
+    assert ("/admin/v1/reports/spend", "get") in wanted
+    raw = {(path, method.lower()) for path, methods in ROUTES.items() for method in methods}
+    assert operations(document) == wanted | raw
+
+
+def test_nothing_that_is_described_is_hidden_by_the_raw_door(document: dict[str, Any]) -> None:
+    below = {path for path in document["paths"] if path.startswith("/v1/")}
+    assert below == set(ROUTES)
+
+
+def test_the_document_hangs_together(document: dict[str, Any]) -> None:
+    assert document["info"]["title"] == "Tollgate"
+    assert document["components"]["securitySchemes"]["apiKey"] == {"type": "http", "scheme": "bearer"}
+    ids = [
+        entry[verb]["operationId"]
+        for entry in document["paths"].values()
+        for verb in entry
+        if "operationId" in entry[verb]
+    ]
+    assert len(ids) == len(set(ids))
+
+
+def test_it_is_made_once(app: FastAPI) -> None:
+    assert app.openapi() is app.openapi()
