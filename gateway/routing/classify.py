@@ -19,7 +19,8 @@ TAIL_CHARS = 160
 CREATIVE_TEMPERATURE = 1.0
 """Callers who raise the temperature this far want variety."""
 
-_CODE_THING = r"(?:function|class|script|program|code|query|regex|unit tests?|method|sql)\b"
+_CODE_THING = r"(?:function|class|script|program|code|query|regex|unit tests?|method|sql|bug)\b"
+_CODE_LANGUAGE = r"(?:python|java|javascript|typescript|rust|kotlin|bash|sql|c\+\+|c#)(?!\w)"
 _ART_THING = (
     r"(?:story|stories|poem|tale|song|haiku|lyrics|limerick|novel|scene|dialogue|slogan|fable|joke)\b"
 )
@@ -36,6 +37,8 @@ _PHRASES: tuple[tuple[TaskType, str, str], ...] = (
     (TaskType.CLASSIFICATION, "is", r" (?:the|this) (?:\w+ )?(?:positive|negative|spam)\b"),
     (TaskType.CLASSIFICATION, "positive", r" or negative\b"),
     (TaskType.CLASSIFICATION, "which", r" category\b"),
+    (TaskType.CLASSIFICATION, "determine decide", r" (?:whether|if)\b"),
+    (TaskType.STRUCTURED, "as in into", r" (?:valid |strict )?(?:json|yaml|csv|xml)\b"),
     (TaskType.SUMMARIZATION, "summarize summarise summary tldr condense", ""),
     (TaskType.SUMMARIZATION, "tl", r"; ?dr\b"),
     (TaskType.SUMMARIZATION, "key", r" points of\b"),
@@ -45,12 +48,18 @@ _PHRASES: tuple[tuple[TaskType, str, str], ...] = (
     (TaskType.REWRITING, "rewrite rephrase paraphrase proofread polish", ""),
     (TaskType.REWRITING, "correct", r" (?:the |this |my )?(?:grammar|spelling|text|sentence)\b"),
     (TaskType.REWRITING, "fix", r" (?:the |my )?(?:grammar|spelling)\b"),
+    (
+        TaskType.REWRITING,
+        "improve",
+        r" (?:the |this |my )?(?:wording|text|style|sentence|paragraph|writing|clarity)\b",
+    ),
     (TaskType.REWRITING, "make", r" (?:this|it) (?:shorter|more formal|simpler)\b"),
     (
         TaskType.CODE,
         "write implement fix debug refactor complete review create",
         r" (?:a |an |the |this |my )?(?:\w+ ){0,3}?" + _CODE_THING,
     ),
+    (TaskType.CODE, "in", f" {_CODE_LANGUAGE}"),
     (TaskType.BRAINSTORMING, "brainstorm", ""),
     (
         TaskType.BRAINSTORMING,
@@ -73,7 +82,7 @@ _PHRASES: tuple[tuple[TaskType, str, str], ...] = (
     (
         TaskType.QA,
         "what who when where which why how",
-        r" (?:is|are|was|were|does|do|did|can|many|much|long|far)\b",
+        r" (?!are you\b)(?:is|are|was|were|does|do|did|can|many|much|long|far)\b",
     ),
 )
 

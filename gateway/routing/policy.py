@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +20,8 @@ from gateway.errors import ConfigurationError, ModelNotFound
 from gateway.inference import CREATIVE_TASKS, Nature, TaskType
 
 SHOWN_MODELS = 20
+MODEL_CHARS = 128
+"""What the ledger keeps of an alias."""
 
 
 class _Strict(BaseModel):
@@ -54,7 +56,9 @@ class PolicyFile(_Strict):
 
     name: str = Field(min_length=1, max_length=64)
     description: str = ""
-    models: dict[str, ModelEntry] = Field(min_length=1)
+    models: dict[Annotated[str, Field(min_length=1, max_length=MODEL_CHARS)], ModelEntry] = Field(
+        min_length=1
+    )
     tasks: TaskSection = Field(default_factory=TaskSection)
     routes: RouteSection
     max_tokens_default: int = Field(gt=0, description="put into requests that state no limit on their output")
@@ -110,9 +114,11 @@ def load_policy(path: Path, *, pools: Collection[str]) -> Policy:
         ConfigurationError: unreadable, or wrong; one sentence per mistake with file, line and key.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{path}: the policy cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: the policy cannot be read: not UTF-8 text") from None
     return parse_policy(text, source=str(path), pools=pools)
 
 

@@ -1,0 +1,134 @@
+"""Does a call go where its nature, its alias and its pools say, and is every drop explained?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.errors import ModelNotFound, NoEligibleTarget
+from gateway.inference import CREATIVE_TASKS, Drop, Nature, RouteDecision, Target, TaskType
+from gateway.routing.decide import decide
+from gateway.routing.policy import Policy
+from tests.support.factories import POLICY_TEXT, make_call, make_policy, make_pool, make_task
+
+SAMPLING = {"needs_full_sampling": True}
+
+
+def decision(
+    task: TaskType = TaskType.EXTRACTION,
+    *,
+    policy: Policy | None = None,
+    plain: int = 1,
+    speculative: int = 1,
+    **call: Any,
+) -> RouteDecision:
+    pools = {
+        "plain": make_pool("plain", ready=plain, down=1),
+        "speculative": make_pool("speculative", ready=speculative),
+    }
+    return decide(make_call(**call), make_task(task), policy or make_policy(), pools=pools)
+
+
+def order(found: RouteDecision) -> list[str]:
+    return [target.pool for target in found.targets]
+
+
+def refusal(**arguments: Any) -> NoEligibleTarget:
+    with pytest.raises(NoEligibleTarget) as caught:
+        decision(**arguments)
+    return caught.value
+
+
+@pytest.mark.parametrize("task", list(TaskType))
+def test_the_nature_of_a_task_orders_its_pools(task: TaskType) -> None:
+    found = decision(task)
+    if task in CREATIVE_TASKS:
+        assert (found.nature, order(found)) == (Nature.CREATIVE, ["plain", "speculative"])
+    else:
+        assert (found.nature, order(found)) == (Nature.PREDICTABLE, ["speculative", "plain"])
+
+
+def test_a_decision_says_all_that_its_receipt_needs() -> None:
+    policy = make_policy()
+    assert decision(policy=policy) == RouteDecision(
+        targets=(
+            Target(pool="speculative", upstream_model="tollgate-reference", max_model_len=1024),
+            Target(pool="plain", upstream_model="tollgate-reference", max_model_len=1024),
+        ),
+        nature=Nature.PREDICTABLE,
+        reason="extraction is predictable: speculative then plain",
+        drops=(),
+        policy_version=policy.version,
+        max_tokens_default=256,
+    )
+
+
+def test_a_policy_may_see_a_task_otherwise() -> None:
+    policy = make_policy(POLICY_TEXT + "tasks: {natures: {chat: predictable, extraction: creative}}\n")
+    assert order(decision(TaskType.CHAT, policy=policy)) == ["speculative", "plain"]
+    assert order(decision(TaskType.EXTRACTION, policy=policy)) == ["plain", "speculative"]
+    assert order(decision(TaskType.CREATIVE, policy=policy)) == ["plain", "speculative"]
+
+
+@pytest.mark.parametrize(
+    ("alias", "task", "pools", "dropped"),
+    [
+        ("auto", TaskType.CODE, ["speculative", "plain"], []),
+        ("fast", TaskType.CODE, ["speculative"], ["plain"]),
+        ("fast", TaskType.CREATIVE, ["speculative"], ["plain"]),
+        ("careful", TaskType.CODE, ["plain"], ["speculative"]),
+    ],
+)
+def test_an_alias_uses_only_its_pools(
+    alias: str, task: TaskType, pools: list[str], dropped: list[str]
+) -> None:
+    found = decision(task, model_alias=alias)
+    assert order(found) == pools
+    assert found.drops == tuple(Drop(pool, f"model '{alias}' does not use it") for pool in dropped)
+
+
+def test_an_unknown_alias_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        decision(model_alias="gpt-5")
+    assert caught.value.caller_detail == "Unknown model 'gpt-5'. Known models: auto, fast, careful."
+    assert caught.value.param == "model"
+
+
+def test_a_pool_without_a_ready_replica_is_passed_over() -> None:
+    found = decision(TaskType.CODE, speculative=0)
+    assert order(found) == ["plain"]
+    assert found.drops == (Drop("speculative", "no replica is up"),)
+
+
+def test_replicas_that_are_down_do_not_hide_one_that_is_up() -> None:
+    assert order(decision(TaskType.CREATIVE, plain=1))[0] == "plain"
+
+
+@pytest.mark.parametrize("task", [TaskType.CODE, TaskType.CREATIVE])
+def test_what_a_speculating_engine_refuses_is_never_sent_there(task: TaskType) -> None:
+    found = decision(task, facts=SAMPLING)
+    assert order(found) == ["plain"]
+    assert found.drops == (Drop("speculative", "a speculating engine refuses min_p and logit_bias"),)
+
+
+def test_when_nothing_is_up_the_caller_is_told_to_come_back() -> None:
+    error = refusal(plain=0, speculative=0)
+    assert (error.status_code, error.retry_after_s, error.removed_by_rules) == (503, 5, False)
+    assert error.caller_detail == (
+        "No replica that could serve 'auto' is up at the moment. Try again in a few seconds."
+    )
+
+
+def test_when_the_only_pool_that_may_serve_is_down_the_caller_is_told_to_come_back() -> None:
+    assert refusal(model_alias="fast", speculative=0).status_code == 503
+    assert refusal(facts=SAMPLING, plain=0).status_code == 503
+
+
+def test_what_rules_forbid_is_not_worth_another_try() -> None:
+    error = refusal(model_alias="fast", facts=SAMPLING)
+    assert (error.status_code, error.retry_after_s, error.removed_by_rules) == (403, None, True)
+    assert error.caller_detail == (
+        "Nothing may serve this request for 'fast': speculative: a speculating engine refuses min_p and"
+        " logit_bias; plain: model 'fast' does not use it."
+    )

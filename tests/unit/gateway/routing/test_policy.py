@@ -1,0 +1,181 @@
+"""Does a policy mean what it says, and is every mistake told with its file, line and key?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backends.files import load_pools
+from gateway.errors import ConfigurationError, ModelNotFound
+from gateway.inference import CREATIVE_TASKS, Nature, TaskType
+from gateway.routing.policy import SHOWN_MODELS, load_policy, parse_policy
+from tests.support.factories import POLICY_TEXT, POOLS, make_policy
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_policy(text, source="p.yaml", pools=POOLS)
+    return caught.value.caller_detail
+
+
+# --------------------------------------------------------------------------------------------------- meaning
+def test_a_policy_says_which_pools_an_alias_uses() -> None:
+    policy = make_policy()
+    assert policy.pools_of("auto") == {"plain", "speculative"}
+    assert policy.pools_of("fast") == {"speculative"}
+    assert policy.descriptions == {"auto": "Either", "fast": "", "careful": ""}
+
+
+def test_a_policy_orders_pools_by_nature() -> None:
+    routes = make_policy().routes
+    assert routes == {
+        Nature.PREDICTABLE: ("speculative", "plain"),
+        Nature.CREATIVE: ("plain", "speculative"),
+    }
+
+
+def test_every_task_has_a_nature() -> None:
+    natures = make_policy().natures
+    assert {task for task in TaskType if natures[task] is Nature.CREATIVE} == CREATIVE_TASKS
+    assert set(natures) == set(TaskType)
+
+
+def test_tasks_default_to_chat_and_may_be_told_otherwise() -> None:
+    assert make_policy().default_task is TaskType.CHAT
+    changed = make_policy(POLICY_TEXT + "tasks: {default: qa, natures: {chat: predictable}}\n")
+    assert changed.default_task is TaskType.QA
+    assert changed.natures[TaskType.CHAT] is Nature.PREDICTABLE
+    assert changed.natures[TaskType.CREATIVE] is Nature.CREATIVE
+
+
+def test_an_unknown_alias_is_shown_some_known_ones_and_not_all() -> None:
+    models = "".join(f"  m{number}: {{pools: [plain]}}\n" for number in range(50))
+    policy = make_policy(POLICY_TEXT.replace("models:\n", f"models:\n{models}"))
+    with pytest.raises(ModelNotFound) as caught:
+        policy.pools_of("x" * 1_000)
+    assert caught.value.caller_detail.count(",") == SHOWN_MODELS - 1
+    assert len(caught.value.caller_detail) < 400
+
+
+# -------------------------------------------------------------------------------------------------- versions
+@pytest.mark.parametrize(
+    "same",
+    [
+        POLICY_TEXT,
+        f"# a comment\n\n{POLICY_TEXT}\n# another\n",
+        POLICY_TEXT.replace("{pools: [plain]}", "{ pools:  [ plain ] }"),
+        POLICY_TEXT.replace("{pools: [plain]}", "\n    pools:\n      - plain"),
+        POLICY_TEXT.replace("name: test", 'name: "test"'),
+        "max_tokens_default: 256\n" + POLICY_TEXT.replace("max_tokens_default: 256\n", ""),
+    ],
+    ids=["same", "comments", "blanks", "block style", "quotes", "order of keys"],
+)
+def test_the_same_content_is_the_same_version(same: str) -> None:
+    assert make_policy(same).version == make_policy().version
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("256", "257"),
+        ("[speculative, plain]\n  creative", "[plain, speculative]\n  creative"),
+        ("description: Either", "description: Any"),
+        ("  careful: {pools: [plain]}\n", ""),
+        ("routes:", "tasks: {natures: {chat: predictable}}\nroutes:"),
+    ],
+)
+def test_another_content_is_another_version(old: str, new: str) -> None:
+    assert old in POLICY_TEXT
+    assert make_policy(POLICY_TEXT.replace(old, new)).version != make_policy().version
+
+
+def test_a_version_carries_the_policys_name() -> None:
+    name, _, digest = make_policy().version.partition("@")
+    assert (name, len(digest)) == ("test", 12)
+
+
+# -------------------------------------------------------------------------------------------------- mistakes
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: test", "nmae: test", "p.yaml:1: nmae: unknown key; did you mean 'name'?"),
+        ("routes:", "rotues:", "p.yaml:6: rotues: unknown key; did you mean 'routes'?"),
+        ("  creative:", "  creativ:", "p.yaml:8: routes.creativ: unknown key; did you mean 'creative'?"),
+        ("{pools: [plain]}", "{pool: [plain]}", "models.careful.pool: unknown key; did you mean 'pools'?"),
+        ("name: test\n", "", "p.yaml:1: missing key 'name'"),
+        ("  creative: [plain, speculative]\n", "", "p.yaml:6: routes: missing key 'creative'"),
+        ("max_tokens_default: 256\n", "", "missing key 'max_tokens_default'"),
+        ("256", "0", "p.yaml:9: max_tokens_default: expected greater than 0, got 0"),
+        ("256", "many", "p.yaml:9: max_tokens_default: expected a valid integer"),
+        ("name: test", 'name: ""', "p.yaml:1: name: "),
+        ("name: test", "name: " + "n" * 65, "p.yaml:1: name: "),
+        ("{pools: [plain]}", "{pools: []}", "p.yaml:5: models.careful.pools: "),
+        ("  careful: {pools: [plain]}", f"  {'a' * 129}: {{pools: [plain]}}", "p.yaml:5: models."),
+        ("routes:", "tasks: {default: chatt}\nroutes:", "p.yaml:6: tasks.default: expected 'extraction'"),
+        ("routes:", "tasks: {natures: {chat: dull}}\nroutes:", "p.yaml:6: tasks.natures.chat: expected "),
+        ("routes:", "tasks: {natures: {chta: creative}}\nroutes:", "p.yaml:6: tasks.natures.chta: "),
+        ("name: test", "name: test\nname: other", "p.yaml:2: duplicate key 'name'"),
+        ("name: test", "name: [", "p.yaml:3: not valid YAML"),
+        ("name: test", "name: &a test", "p.yaml:1: anchors and aliases are not supported"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line_and_key(old: str, new: str, message: str) -> None:
+    assert old in POLICY_TEXT
+    assert message in refusal(POLICY_TEXT.replace(old, new))
+
+
+@pytest.mark.parametrize(("nature", "line"), [("predictable", 7), ("creative", 8)])
+def test_a_pool_that_does_not_exist_is_told_with_the_ones_that_do(nature: str, line: int) -> None:
+    text = POLICY_TEXT.replace(f"  {nature}: [", f"  {nature}: [gpu, ")
+    assert refusal(text) == (
+        f"p.yaml:{line}: routes.{nature}: there is no pool 'gpu'; known pools: plain, speculative"
+    )
+
+
+def test_without_any_pool_the_message_says_so() -> None:
+    with pytest.raises(ConfigurationError, match="known pools: none"):
+        parse_policy(POLICY_TEXT, source="p.yaml", pools=())
+
+
+@pytest.mark.parametrize("nature", ["predictable", "creative"])
+def test_a_pool_of_a_model_needs_a_place_in_every_route(nature: str) -> None:
+    route = {"predictable": "[speculative, plain]", "creative": "[plain, speculative]"}[nature]
+    found = refusal(POLICY_TEXT.replace(f"{nature}: {route}", f"{nature}: [speculative]"))
+    assert (
+        f"model 'auto' may use pool 'plain', but routes.{nature} does not list it:"
+        " add it there, last if it is only a fallback"
+    ) in found
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    found = refusal(POLICY_TEXT.replace("name:", "nmae:").replace("256", "-1"))
+    assert len(found.splitlines()) == 3
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "just words", "- a\n- b\n"])
+def test_what_is_no_policy_at_all_is_refused(text: str) -> None:
+    assert refusal(text).startswith("p.yaml:1: ")
+
+
+# ----------------------------------------------------------------------------------------------------- files
+def test_the_default_policy_fits_the_bundled_pools() -> None:
+    pools = load_pools(ROOT / "backends/pools")
+    policy = load_policy(ROOT / "policies/default.yaml", pools=pools)
+    assert policy.pools_of("auto") == set(pools)
+    assert policy.routes[Nature.PREDICTABLE][0] == "speculative"
+    assert policy.routes[Nature.CREATIVE][0] == "plain"
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"p\.yaml: the policy cannot be read: No such file"):
+        load_policy(tmp_path / "p.yaml", pools=POOLS)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_bytes(POLICY_TEXT.replace("Either", "für alle").encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"p\.yaml: the policy cannot be read: not UTF-8"):
+        load_policy(path, pools=POOLS)
