@@ -11,11 +11,13 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.types import Receive, Scope, Send
 
 from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
@@ -77,20 +79,35 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> FastAPI:
             finally:
                 runtime.services = None
 
-    app = FastAPI(
+    app = _Application(
+        runtime,
         title="Tollgate",
         summary="A cost-aware gateway for a company's own vLLM fleet",
         version="0.1.0",
         lifespan=lifespan,
     )
     app.state.runtime = runtime
-    app.add_middleware(Edge, runtime=runtime)
     app.add_exception_handler(GatewayError, _as_response)
     app.include_router(health.router)
     app.include_router(usage.router)
     app.include_router(console_router())
     openapi.describe_data_plane(app)
     return app
+
+
+class _Application(FastAPI):
+    """The one application object, with the raw door around everything that FastAPI puts around a request.
+
+    A middleware would stand inside FastAPI's own layers, which wrap every chunk of a stream.
+    """
+
+    def __init__(self, runtime: Runtime, **options: Any) -> None:
+        super().__init__(**options)
+        self._edge = Edge(super().__call__, runtime)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or the lifespan."""
+        await self._edge(scope, receive, send)
 
 
 async def _as_response(request: Request, error: Exception) -> Response:

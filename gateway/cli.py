@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+import uvloop
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -148,6 +149,8 @@ def _prepare_embedded(settings: Settings) -> str | None:
 
 
 def _migrate(settings: Settings) -> None:
+    if settings.is_embedded:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
     owner = settings.migration_database_url
     upgrade(owner.get_secret_value() if owner is not None else settings.effective_database_url)
 
@@ -369,7 +372,7 @@ def _in_session(settings: Settings, work: Callable[[AsyncSession], Coroutine[Any
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:
     """Run to the end; of several failures the first known one is told."""
     try:
-        asyncio.run(coroutine)
+        uvloop.run(coroutine)
     except BaseExceptionGroup as group:
         known, unknown = group.split((GatewayError, LaunchError))
         if unknown is not None or known is None:

@@ -87,7 +87,9 @@ async def insert_ignoring_duplicates(
         return
     dialect = session.get_bind().dialect.name
     insert = postgresql_insert if dialect == "postgresql" else sqlite_insert
-    await session.execute(insert(table).on_conflict_do_nothing(), list(rows))
+    # The table itself, not its class: the ORM would look at every value of every row.
+    plain = metadata.tables[str(table.__tablename__)]
+    await session.execute(insert(plain).on_conflict_do_nothing(), list(rows))
 
 
 async def note_change(session: AsyncSession, topic: str) -> None:

@@ -46,6 +46,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         log_config=None,
         timeout_graceful_shutdown=DRAIN_S,
     )

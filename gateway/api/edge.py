@@ -1,6 +1,6 @@
 """The one raw door of the data plane.
 
-A pure ASGI callable, outermost in the FastAPI app: path table → authenticate → body → handler → answer or
+A pure ASGI callable around the FastAPI app: path table → authenticate → body → handler → answer or
 error. Every other path, and the lifespan, falls through to FastAPI. Nothing here parses a body or knows a
 policy; no framework stands between a stream's chunks and the socket (a BaseHTTPMiddleware would cost 26 µs
 per chunk, PERFORMANCE notes in the README).

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import secrets
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,12 +47,14 @@ class Spool:
         self._unshipped_max = unshipped_max
         self._open: dict[str, AttemptStart] = {}
         self._ready: deque[tuple[AttemptStart, AttemptEnd]] = deque()
-        self._path = folder / f"{clock.epoch_ms():013d}-{os.getpid()}{SUFFIX}"
+        self._path = folder / f"{clock.epoch_ms():013d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
         self._file = _create_locked(self._path)
         self._size = 0
         self._needed_bytes = 0
         """What the last trim could not throw away; the next one waits until the file is well beyond."""
         self._is_dirty = False
+        self._is_torn = False
+        """The file ends in the middle of a line: the disk was full."""
 
     @property
     def unshipped_count(self) -> int:
@@ -109,7 +112,7 @@ class Spool:
         if not self._ready and not self._open:
             if self._size:
                 os.ftruncate(self._file, 0)
-                self._size = 0
+                self._size = self._needed_bytes = 0
         elif self._size > TRIM_BYTES + 4 * self._needed_bytes:
             self._trim()
 
@@ -131,13 +134,16 @@ class Spool:
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
             if path == self._path:
                 continue
-            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # booked by another process, or not needed any more
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, path):
+                    yield path, self._rows_of(path)
             except BlockingIOError:
                 continue  # its owner is alive
-            else:
-                yield path, self._rows_of(path)
             finally:
                 os.close(descriptor)
 
@@ -163,12 +169,13 @@ class Spool:
 
     def _append(self, record: Record) -> None:
         line = _encode(record) + b"\n"
+        if self._is_torn:  # so that this record starts on a line of its own
+            line = b"\n" + line
         written = os.write(self._file, line)
         self._size += written
         self._is_dirty = True
-        if written != len(line):
-            # Disk full in the middle of a line: end it, so that the next record starts on a line of its own.
-            os.write(self._file, b"\n")
+        self._is_torn = written != len(line)
+        if self._is_torn:
             raise OSError(f"only {written} of {len(line)} bytes were written")
 
     def _trim(self) -> None:
@@ -178,17 +185,34 @@ class Spool:
             records += (start, end)
         content = b"".join(_encode(record) + b"\n" for record in records)
         draft = self._path.with_suffix(".draft")
+        draft.unlink(missing_ok=True)  # of a trim that failed
         file = _create_locked(draft)
-        with os.fdopen(os.dup(file), "wb") as writer:
-            writer.write(content)
-        os.fsync(file)
-        draft.replace(self._path)
+        try:
+            with os.fdopen(os.dup(file), "wb") as writer:
+                writer.write(content)
+            os.fsync(file)
+            draft.replace(self._path)
+        except OSError:  # the old file is whole; a full disk must not cost a descriptor at every attempt
+            os.close(file)
+            draft.unlink(missing_ok=True)
+            raise
         os.close(self._file)
         self._file = file
         self._size = self._needed_bytes = len(content)
 
 
 def _create_locked(path: Path) -> int:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
+    while True:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if _is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # a process that recovers took the empty file for a dead one's and deleted it
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """The open file is still the one of that name: it may be deleted or replaced before its lock is had."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

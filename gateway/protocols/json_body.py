@@ -48,7 +48,7 @@ def decode_object(body: bytes) -> dict[str, msgspec.Raw]:
         _refuse_bad_utf8(body)
     # Encoding what was decoded gives the same length only if no key was lost and no key was escaped; a body
     # with spaces between its parts is longer too and is looked at more closely.
-    if len(_encode(fields)) != len(body):
+    if len(_encode(fields)) != len(body.strip()):
         _refuse_repeated_keys(body)
     return fields
 

@@ -29,6 +29,9 @@ from gateway.upstream.connection import BROKEN, UNREACHABLE, UNREADABLE, Connect
 _DEFAULT_PORT: Final = {"http": 80, "https": 443}
 _SHUTTING_DOWN: Final = "the gateway is shutting down"
 
+STALE_WITHIN_S = 1.0
+"""A server that closes an idle connection just as a request arrives shows it within milliseconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -197,12 +200,15 @@ class UpstreamClient:
             raise self._closed_error(origin)
         connection = self._take_idle(origin)
         if connection is not None:
+            sent_s = asyncio.get_running_loop().time()
             try:
                 await connection.send(path, headers, body)
             except UpstreamUnavailable:
                 # The server closed it while the request was on its way: nothing was answered, so the request
-                # may be sent again. Once, because a fresh connection cannot be stale.
-                if connection.has_received or self._is_closed:
+                # may be sent again. Once, because a fresh connection cannot be stale; and only at once,
+                # because a server that dies later may have worked on it.
+                waited_s = asyncio.get_running_loop().time() - sent_s
+                if connection.has_received or self._is_closed or waited_s > STALE_WITHIN_S:
                     raise
             else:
                 return UpstreamResponse(self, origin, connection)
