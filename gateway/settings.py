@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -24,6 +26,7 @@ from gateway.errors import ConfigurationError
 
 SETTINGS_FILE = Path("tollgate.toml")
 PREFIX = "TOLLGATE_"
+MASK = "**********"
 
 
 class TimeoutSettings(BaseModel):
@@ -139,17 +142,20 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         return Settings()
     except ValidationError as error:
         raise ConfigurationError(_readable(error)) from None
-    except ValueError as error:  # a TOML file that does not parse
+    except SettingsError as error:  # a group in one variable, as JSON that does not parse
+        raise ConfigurationError(f"in the environment: {error}") from None
+    except (ValueError, OSError) as error:  # a TOML file that cannot be read
         raise ConfigurationError(f"{SETTINGS_FILE}: {error}") from None
 
 
 def _refuse_unknown_names(names: Mapping[str, str]) -> None:
-    known = {f"{PREFIX}{name.upper()}" for name in _known_keys()}
+    known = {name.upper() for name in _known_keys()}
     for name in names:
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            raise ConfigurationError(
-                f"unknown setting {name} in the environment{_nearest(name.upper(), known)}"
-            )
+        # The prefix is left out of the comparison: it alone would make every name look like another.
+        prefix, key = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()
+        if prefix == PREFIX and key not in known:
+            hint = _nearest(key, known, prefix=PREFIX)
+            raise ConfigurationError(f"unknown setting {name} in the environment{hint}")
 
 
 def _known_keys() -> set[str]:
@@ -162,9 +168,9 @@ def _known_keys() -> set[str]:
     return keys
 
 
-def _nearest(name: str, known: set[str]) -> str:
+def _nearest(name: str, known: set[str], *, prefix: str = "") -> str:
     close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {close[0]}?" if close else "; `tollgate config` lists the known ones"
+    return f"; did you mean {prefix}{close[0]}?" if close else "; `tollgate config` lists the known ones"
 
 
 def _readable(error: ValidationError) -> str:
@@ -174,18 +180,27 @@ def _readable(error: ValidationError) -> str:
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown setting {path!r} in {SETTINGS_FILE}{_nearest(path, known)}")
+        elif problem["loc"][0] in _CONFIDENTIAL:
+            lines.append(f"setting {path!r}: {problem['msg']}")
         else:
             lines.append(f"setting {path!r}: {problem['msg']} (got {problem['input']!r})")
     return "; ".join(lines)
+
+
+_SECRETS = frozenset(
+    name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
+)
+_CONFIDENTIAL = _SECRETS | {"database_url"}
+"""Never shown as they are, in mistakes either."""
 
 
 def masked(settings: Settings) -> dict[str, Any]:
     """The effective values as plain JSON, secrets and passwords in URLs replaced by asterisks."""
     values = settings.model_dump(mode="json")
     values["database_url"] = _without_password(settings.effective_database_url)
-    for name, field in Settings.model_fields.items():
-        if "SecretStr" in str(field.annotation) and values[name] is not None:
-            values[name] = "**********"
+    for name in _SECRETS:
+        if values[name] is not None:
+            values[name] = MASK
     return values
 
 
@@ -193,4 +208,6 @@ def _without_password(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     credentials, at, address = rest.rpartition("@")
     user, colon, _ = credentials.partition(":")
-    return f"{scheme}{separator}{user}{':**********' if colon else ''}{at}{address}" if at else url
+    shown = f"{scheme}{separator}{user}{f':{MASK}' if colon else ''}{at}{address}"
+    # PostgreSQL's drivers take a password as a parameter too.
+    return re.sub(r"(?i)([?&][^=&]*password[^=&]*=)[^&]*", rf"\1{MASK}", shown)
