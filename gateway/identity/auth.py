@@ -86,7 +86,7 @@ class KeyRing:
         """
         digest = hashlib.sha256(_presented_key(headers).encode("latin-1")).digest()
         caller = self._callers.get(digest)
-        if caller is None:
+        if digest in self._revoked:  # stays so, however old that news is
             raise self._refusal(digest)
         age_s = self.age_s
         if age_s is None or age_s > self._stale_max_s:
@@ -95,6 +95,8 @@ class KeyRing:
                 retry_after_s=5,
                 operator_detail=f"keys were last confirmed {age_s} s ago",
             )
+        if caller is None:
+            raise self._refusal(digest)
         return caller
 
     def _refusal(self, digest: bytes) -> AuthenticationFailed:

@@ -36,7 +36,7 @@ def load_root_key(settings: Settings) -> bytes:
     elif settings.secret_key_file is not None:
         try:
             text = settings.secret_key_file.read_text()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"TOLLGATE_SECRET_KEY_FILE: {error}") from None
     elif settings.is_embedded:
         text = generated_secret(settings.state_dir / "secret-key")
