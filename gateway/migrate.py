@@ -11,6 +11,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import ConfigurationError
@@ -26,8 +28,15 @@ def alembic_config(url: str) -> Config:
 
 
 def upgrade(url: str, *, revision: str = "head") -> None:
-    """Bring the database up to `revision`. Not from within an event loop."""
-    command.upgrade(alembic_config(url), revision)
+    """Bring the database up to `revision`. Not from within an event loop.
+
+    Raises:
+        ConfigurationError: the database cannot be reached, or does not let us.
+    """
+    try:
+        command.upgrade(alembic_config(url), revision)
+    except (SQLAlchemyError, OSError) as error:
+        raise _unreachable(make_url(url), error) from error
 
 
 def downgrade(url: str, *, revision: str) -> None:
@@ -44,15 +53,23 @@ async def require_current(engine: AsyncEngine) -> None:
     """Check that the schema is the newest.
 
     Raises:
-        ConfigurationError: it is not; says what to run.
+        ConfigurationError: it is not, or the database cannot be reached; says what to do.
     """
-    async with engine.connect() as connection:
-        found = await connection.run_sync(
-            lambda sync: MigrationContext.configure(sync).get_current_revision()
-        )
+    try:
+        async with engine.connect() as connection:
+            found = await connection.run_sync(
+                lambda sync: MigrationContext.configure(sync).get_current_revision()
+            )
+    except (SQLAlchemyError, OSError) as error:
+        raise _unreachable(engine.url, error) from error
     head = head_revision()
     if found != head:
         state = "has no tables yet" if found is None else f"is at revision {found}"
         raise ConfigurationError(
             f"the database {state}, this program needs {head}: run `tollgate migrate` first"
         )
+
+
+def _unreachable(url: URL, error: Exception) -> ConfigurationError:
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    return ConfigurationError(f"the database cannot be used ({url.render_as_string()}): {reason}")

@@ -15,12 +15,17 @@ from pathlib import Path
 from backends.files import PoolFileError, load_pools
 from backends.launch.process import ProcessFleet, ReplicaProgress
 from gateway.app import create_app
+from gateway.dependencies import Runtime
+from gateway.db import create_engine
 from gateway.errors import ConfigurationError
+from gateway.migrate import require_current
 from gateway.server import Server, make_server
 from gateway.settings import Settings
 
 VLLM_PYTHON = Path(".venv-vllm/bin/python").absolute()
 BIND_TIMEOUT_S = 30.0
+REPLICAS_TIMEOUT_S = 5.0
+"""How long to wait for the first look at the replicas before saying that the gateway serves."""
 
 OnProgress = Callable[[ReplicaProgress], None]
 OnServing = Callable[[str], None]
@@ -100,15 +105,25 @@ def _is_vllm_installed() -> bool:
 
 async def _serve(settings: Settings, stop: asyncio.Event, on_serving: OnServing) -> None:
     app = create_app(settings)
+    # The app looks too, but what fails inside its lifespan is told as a server's traceback.
+    await _require_database(settings)
     server = make_server(app, settings)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(_run(server, settings))
         stopping = group.create_task(stop.wait())
-        announcing = group.create_task(_announce(server, settings, on_serving))
+        announcing = group.create_task(_announce(server, settings, app.state.runtime, on_serving=on_serving))
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         announcing.cancel()
         stopping.cancel()
+
+
+async def _require_database(settings: Settings) -> None:
+    engine = create_engine(settings.effective_database_url)
+    try:
+        await require_current(engine)
+    finally:
+        await engine.dispose()
 
 
 async def _run(server: Server, settings: Settings) -> None:
@@ -122,11 +137,21 @@ async def _run(server: Server, settings: Settings) -> None:
         ) from None
 
 
-async def _announce(server: Server, settings: Settings, on_serving: OnServing) -> None:
+async def _announce(server: Server, settings: Settings, runtime: Runtime, *, on_serving: OnServing) -> None:
+    """Say that it serves once a request would be answered, or once it has waited for that long enough."""
     async with asyncio.timeout(BIND_TIMEOUT_S):
         while not server.started:  # noqa: ASYNC110 - uvicorn has a flag, not an event
             await asyncio.sleep(0.02)
+    with contextlib.suppress(TimeoutError):  # pools that are down are no reason to keep silent
+        async with asyncio.timeout(REPLICAS_TIMEOUT_S):
+            while not _is_every_pool_ready(runtime):
+                await asyncio.sleep(0.05)
     on_serving(f"http://{settings.host}:{server.port}")
+
+
+def _is_every_pool_ready(runtime: Runtime) -> bool:
+    services = runtime.services
+    return services is not None and all(pool.ready_count for pool in services.registry.snapshots())
 
 
 @contextlib.contextmanager
