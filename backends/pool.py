@@ -46,7 +46,14 @@ def flag_name(key: str) -> str:
     return key.replace("_", "-")
 
 
+NAME_CHARS_MAX = 56
+"""A replica is its pool's name and a number, and has 64 characters in the records."""
+
+
 def _plain_name(value: str) -> str:
+    if len(value) > NAME_CHARS_MAX:
+        message = f"a pool's name has at most {NAME_CHARS_MAX} characters"
+        raise ValueError(message)
     if not value or not all(char.isalnum() or char in "-_" for char in value):
         message = "a pool's name may hold letters, digits, '-' and '_' only"
         raise ValueError(message)

@@ -15,8 +15,8 @@ from pathlib import Path
 from backends.files import PoolFileError, load_pools
 from backends.launch.process import ProcessFleet, ReplicaProgress
 from gateway.app import create_app
-from gateway.dependencies import Runtime
 from gateway.db import create_engine
+from gateway.dependencies import Runtime
 from gateway.errors import ConfigurationError
 from gateway.migrate import require_current
 from gateway.server import Server, make_server
@@ -144,7 +144,7 @@ async def _announce(server: Server, settings: Settings, runtime: Runtime, *, on_
             await asyncio.sleep(0.02)
     with contextlib.suppress(TimeoutError):  # pools that are down are no reason to keep silent
         async with asyncio.timeout(REPLICAS_TIMEOUT_S):
-            while not _is_every_pool_ready(runtime):
+            while not _is_every_pool_ready(runtime):  # noqa: ASYNC110 - the registry has no events
                 await asyncio.sleep(0.05)
     on_serving(f"http://{settings.host}:{server.port}")
 

@@ -12,7 +12,7 @@ import logging
 import os
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
 from gateway.db import SessionFactory
 from gateway.ledger.spool import Row, Spool
@@ -105,11 +105,39 @@ class Shipper:
         return len(rows)
 
     async def _book(self, rows: list[Row]) -> None:
+        """Book the rows; one that the database refuses is set aside, so that it cannot hold up the others."""
+        try:
+            await self._insert(rows)
+        except (StatementError, OverflowError) as error:
+            if not _is_refusal(error):
+                raise
+        else:
+            return
+        for row in rows:
+            try:
+                await self._insert([row])
+            except (StatementError, OverflowError) as error:
+                if not _is_refusal(error):
+                    raise
+                _log.error("the database refuses the record of attempt %s: %s", row["attempt_id"], error)
+                await asyncio.to_thread(self._spool.set_aside, row)
+
+    async def _insert(self, rows: list[Row]) -> None:
         if not rows:
             return
         async with self._sessions() as session:
             await insert_attempts(session, rows)
             await session.commit()
+
+
+def _is_refusal(error: StatementError | OverflowError) -> bool:
+    """The values are the trouble, not the way to the database: trying again would not help."""
+    if isinstance(error, OverflowError):  # sqlite3 raises it bare for an integer beyond 64 bits
+        return True
+    if isinstance(error, DataError | IntegrityError) or not isinstance(error, DBAPIError):
+        return True
+    # SQLSTATE classes 22 and 23: data exception, integrity violation (asyncpg's own are not told apart).
+    return str(getattr(error.orig, "sqlstate", "") or "").startswith(("22", "23"))
 
 
 def _fsync(descriptor: int | None) -> None:

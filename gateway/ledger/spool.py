@@ -27,6 +27,7 @@ from gateway.errors import Overloaded
 from gateway.ledger.records import AttemptEnd, AttemptStart, Record, interrupted, row_of
 
 SUFFIX = ".spool"
+REFUSED_FILE = "refused.jsonl"
 TRIM_BYTES = 1_000_000
 """A file longer than this is rewritten; one in which nothing is needed any more is emptied at once."""
 
@@ -115,6 +116,11 @@ class Spool:
                 self._size = self._needed_bytes = 0
         elif self._size > TRIM_BYTES + 4 * self._needed_bytes:
             self._trim()
+
+    def set_aside(self, row: Row) -> None:
+        """Keep a row that the database refuses where a person can look at it; nothing is thrown away."""
+        with (self._folder / REFUSED_FILE).open("ab") as file:
+            file.write(_encode(row) + b"\n")
 
     def file_to_sync(self) -> int | None:
         """A descriptor of its own to fsync and close, elsewhere; None when nothing was written since."""

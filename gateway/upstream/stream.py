@@ -132,7 +132,7 @@ class StreamRelay:
             return DONE
         try:
             parsed = _event.decode(data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UpstreamProtocolError(
                 "The model's answer cannot be read.",
                 operator_detail=f"not an OpenAI stream event: {error}: {data[:200]!r}",

@@ -94,7 +94,7 @@ def read_completion(body: bytes, *, alias: str) -> Completion:
         usage = read_usage(fields.get("usage"))
         metrics = fields.get("metrics")
         engine = EngineMetrics() if metrics is None else read_engine_metrics(metrics)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UpstreamProtocolError(
             "The model's answer cannot be read.",
             operator_detail=f"not an OpenAI answer: {error}: {body[:200]!r}",
@@ -114,7 +114,7 @@ def error_of(status: int, body: bytes, *, replica: str) -> UpstreamError:
     """Our error for an answer that is not 2xx."""
     try:
         said = _error.decode(body).error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         said = body[:300].decode("utf-8", "replace")
     detail = said if isinstance(said, str) else said.message
     operator_detail = f"{replica} answered {status}: {detail[:500]}"
@@ -143,7 +143,7 @@ def error_in_stream(data: bytes, *, has_content: bool) -> UpstreamError:
     """
     try:
         said = _error.decode(data).error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         said = ""
     code = said.code if isinstance(said, _ErrorBody) else None
     if not has_content and isinstance(code, int) and 400 <= code < 500:  # noqa: PLR2004 - HTTP's classes

@@ -1,0 +1,50 @@
+"""A row that the database refuses must not hold up the others, and must not be lost."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from gateway.clock import Clock
+from gateway.db import create_engine, session_factory
+from gateway.ledger.shipper import Shipper
+from gateway.ledger.spool import REFUSED_FILE, Spool
+from gateway.migrate import upgrade
+from gateway.settings import SpoolSettings
+from tests.integration.gateway.databases import new_database
+from tests.support.factories import make_end, make_start
+
+BEYOND_64_BITS = 2**70
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite+aiosqlite:///{home / 'state' / 'tollgate.db'}"
+        return
+    with new_database(request.getfixturevalue("postgres")) as url:
+        upgrade(url)
+        yield url
+
+
+async def test_a_refused_row_is_set_aside_and_the_others_are_booked(home: Path, database: str) -> None:
+    engine = create_engine(database)
+    spool = Spool(home / "spool", Clock(), unshipped_max=10)
+    for name, tokens in (("att_1", 3), ("att_2", BEYOND_64_BITS), ("att_3", 4)):
+        spool.start(make_start(name))
+        spool.end(make_end(name, output_tokens=tokens))
+
+    await Shipper(spool, session_factory(engine), SpoolSettings()).drain()
+
+    async with engine.connect() as connection:
+        booked = (
+            (await connection.execute(text("select attempt_id from attempts order by 1"))).scalars().all()
+        )
+    await engine.dispose()
+    refused = [json.loads(line) for line in (home / "spool" / REFUSED_FILE).read_text().splitlines()]
+    assert booked == ["att_1", "att_3"]
+    assert [(row["attempt_id"], row["output_tokens"]) for row in refused] == [("att_2", BEYOND_64_BITS)]
+    assert spool.unshipped_count == 0
+    spool.close()
