@@ -25,6 +25,7 @@ from backends.monitor import FleetMonitor
 from backends.registry import PoolRegistry
 from gateway.admin import usage
 from gateway.api import health, openapi
+from gateway.api.docs import add_docs
 from gateway.api.edge import Edge
 from gateway.api.error_bodies import error_headers, openai_error
 from gateway.clock import Clock
@@ -85,12 +86,15 @@ def create_app(settings: Settings, *, clock: Clock | None = None) -> FastAPI:
         summary="A cost-aware gateway for a company's own vLLM fleet",
         version="0.1.0",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.runtime = runtime
     app.add_exception_handler(GatewayError, _as_response)
     app.include_router(health.router)
     app.include_router(usage.router)
     app.include_router(console_router())
+    add_docs(app)
     openapi.describe_data_plane(app)
     return app
 

@@ -2,9 +2,11 @@
 
 import importlib
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
@@ -91,3 +93,14 @@ def test_the_document_hangs_together(document: dict[str, Any]) -> None:
 
 def test_it_is_made_once(app: FastAPI) -> None:
     assert app.openapi() is app.openapi()
+
+
+async def test_the_docs_page_loads_nothing_from_outside(app: FastAPI) -> None:
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as client:  # noqa: TID251 - a test
+        page = (await client.get("/docs")).text
+        links = re.findall(r'(?:src|href)="([^"]+)"', page)
+        answers = [await client.get(link) for link in links]
+    assert len(links) == 3
+    assert all(link.startswith("/docs/static/") for link in links)
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
