@@ -29,8 +29,9 @@ CHECKS = {
     "types": ["mypy"],
     "import contracts": ["lint-imports"],
 }
-PARALLEL = ["tests/unit", "tests/integration", "tests/test_architecture.py"]
-SERIAL = ["tests/e2e", "tests/load", "tests/gpu", "tests/vllm"]
+TOP_LEVEL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py"))
+PARALLEL = ["tests/unit", "tests/integration", "tests/e2e", *TOP_LEVEL]
+SERIAL = ["tests/load", "tests/gpu", "tests/vllm"]
 CLOSING = re.compile(r"^=+ (?P<counts>.*?) in (?P<seconds>[\d.]+)s(?: \([\d:]+\))? =+$")
 COUNT = re.compile(r"(\d+) ([a-z]+)")
 NO_TESTS = 5

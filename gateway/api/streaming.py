@@ -6,8 +6,6 @@ without a wait that a cancellation could cut short.
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.types import Send
 
 from gateway.api.client_watch import ClientWatch
@@ -40,10 +38,7 @@ class EventStreamResponse:
             stream.fail(error)
             # The status is out already: say it in the stream, as vLLM and OpenAI do, and end it properly.
             rest = encode_event(openai_error(error)) + DONE
-        except asyncio.CancelledError:
-            stream.abandon()
-            raise
-        except BaseException:
+        except BaseException:  # the client left (a cancellation), or a bug: the engine must stop either way
             stream.abandon()
             raise
         self._watch.stop()

@@ -242,6 +242,7 @@ async def test_an_unknown_path_and_a_wrong_method_say_what_there_is(gateway: Gat
     assert "/v1/chat/completions" in missing.json()["error"]["message"]
     wrong: httpx.Response = await gateway.client.get(CHAT)
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert wrong.headers["allow"] == "POST"
     assert wrong.headers["x-should-retry"] == "false"
 
 
