@@ -159,9 +159,13 @@ def test_four_bit_weights_expand_to_the_packed_numbers(tmp_path: Path) -> None:
     assert run_in_vllm(EXPAND_WEIGHTS, tmp_path)["difference"] == 0
 
 
+SAMPLED = 120
+"""Enough that chance stays far from the verdict: 24 were not."""
+
+
 def count_right_keys(url: str) -> int:
     model = served_name(url)
-    items = held_out("structured", 24, seed=5)
+    items = held_out("structured", SAMPLED, seed=5)
     answers = [ask(url, item, 1.0, model=model)["choices"][0]["message"]["content"] or "" for item in items]
     return sum(judge(item, answer)[0] for item, answer in zip(items, answers, strict=True))
 
@@ -172,5 +176,5 @@ def test_sampled_answers_are_as_good_with_speculation_as_without(
     # Without the repair 5 of 60 had the asked keys, with it 59, without speculation 59 (vLLM 0.32). Measured
     # against the plain server, so that the test judges vLLM and not the weights.
     plain = count_right_keys(plain_url)
-    assert plain >= 4
+    assert plain >= SAMPLED // 6
     assert count_right_keys(speculative_url) >= plain * 0.4
