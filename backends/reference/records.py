@@ -14,7 +14,7 @@ from typing import Final
 from backends.reference import words
 from backends.reference.words import Split, invented_word, pick
 
-INVENTED_SHARE: Final = 0.4
+INVENTED_SHARE: Final = 0.3
 """Share of names that are built from syllables instead of drawn from a list."""
 
 

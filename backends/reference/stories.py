@@ -1,10 +1,11 @@
 """What does a little story look like, and how do people ask for one?
 
-A small grammar with about a dozen choices in each slot. An animal, a place and a thing are carried through,
-the rest is free, so that the next word of a story is hard to guess where the next word of a JSON answer is
-not.
+A small grammar whose slots hold one or two words each, with a dozen or more choices. An animal, a place and
+a thing are carried through, the rest is free, so that the next word of a story is hard to guess where the
+next word of a JSON answer is not. Long fixed phrases are avoided: behind their first word all is certain.
 """
 
+import re
 import zlib
 from random import Random
 from typing import Final
@@ -50,99 +51,82 @@ THINGS: Final = listed(
 )
 _SLOTS: Final[dict[str, tuple[str, ...]]] = {
     "trait": listed(
-        "brave small old clever shy lonely happy hungry curious quiet proud kind sleepy young clumsy patient"
+        "brave small old clever shy lonely happy hungry curious quiet proud kind sleepy young clumsy patient "
+        "gentle silly noble nervous cheerful stubborn restless polite"
     ),
     "look": listed(
-        "golden tiny broken shiny blue wooden strange heavy silver forgotten red soft dusty green"
+        "golden tiny broken shiny blue wooden strange heavy silver forgotten red soft dusty green round "
+        "crooked ancient painted frozen empty secret magic white muddy"
     ),
     "friend": listed(
-        "crow hedgehog mole deer toad heron moth swan lizard weasel spider raven stork kitten calf"
+        "crow hedgehog mole deer toad heron moth swan lizard weasel spider raven stork kitten calf hamster "
+        "pony pigeon beetle cricket rooster ferret parrot lobster"
     ),
     "name": listed("Pip Mira Tobo Luna Otto Nell Bibi Rufus Tilly Momo Fenn Suri Hops Juno Wim Ada"),
     "when": (
-        "One morning",
-        "One evening",
-        "In the spring",
-        "On a cold night",
-        "After the rain",
-        "Before dawn",
-        "One summer day",
-        "At noon",
-        "On the first day of winter",
-        "Late in the autumn",
-        "When the moon was full",
-        "On a windy day",
+        "One {hour}",
+        "Late in the {season}",
+        "Early in the {season}",
+        "After the {weather_noun}",
+        "Before the {weather_noun}",
+        "On a {sky_look} {hour}",
+        "Soon",
+        "Later",
+        "Suddenly",
+        "Again",
     ),
-    "feeling": listed("happy afraid tired proud surprised sad calm glad angry hopeful worried warm"),
-    "weather": (
-        "the wind was loud",
-        "the rain fell softly",
-        "the sun was warm",
-        "snow covered everything",
-        "the stars were bright",
-        "the fog was thick",
-        "thunder rolled far away",
-        "the sky was pink",
-        "the air smelled of grass",
-        "the leaves were falling",
+    "hour": listed("morning evening night day afternoon dawn noon midnight Sunday Monday Friday"),
+    "season": listed("spring summer autumn winter week year month season"),
+    "weather_noun": listed("rain storm snow thunder frost fog feast concert race harvest dance"),
+    "feeling": listed(
+        "happy afraid tired proud surprised sad calm glad angry hopeful worried warm grateful puzzled lost "
+        "brave cold hungry dizzy content jealous"
     ),
-    "spot": (
-        "under a tree",
-        "behind a rock",
-        "in the tall grass",
-        "beside the path",
-        "inside a hollow log",
-        "below the window",
-        "between two stones",
-        "on top of a wall",
-        "in the mud",
-        "near a well",
-        "under the stairs",
-        "at the edge of the water",
+    "weather": ("the {sky} was {sky_look}", "the {sky} turned {sky_look}", "the {sky} felt {sky_look}"),
+    "sky": listed("wind rain fog snow moon sun thunder air sky night river ground light"),
+    "sky_look": listed(
+        "loud warm thick pink soft cold bright strange pale dark silver wild grey cool gentle"
     ),
-    "act": (
-        "walked for a long time",
-        "looked in every corner",
-        "asked everyone for help",
-        "climbed to the highest place",
-        "waited until dark",
-        "ran as fast as the wind",
-        "made a clever plan",
-        "sang an old song",
-        "dug a deep hole",
-        "followed the footprints",
-        "counted to one hundred",
-        "built a small bridge",
-        "swam to the other side",
+    "spot": ("{near} the {site}", "{near} a {look} {site}"),
+    "near": listed("under behind beside near above below inside outside opposite"),
+    "site": listed(
+        "hill bridge barn meadow river orchard tower fence cave tree pond tunnel gate wall road valley field "
+        "mill church well roof window ladder stove haystack chimney"
     ),
-    "trouble": (
-        "a storm began",
-        "the path was gone",
-        "a big wave came",
-        "night fell too early",
-        "a stranger blocked the way",
-        "the bridge broke",
-        "nobody wanted to listen",
-        "everything became silent",
-        "the water rose",
-        "a loud noise shook the ground",
-        "the light went out",
-        "the door would not open",
+    "act": ("{verb} {way} the {site}", "{verb} {how}", "{verb} and {verb}", "{verb} until {hour}"),
+    "verb": listed(
+        "walked ran climbed crept hopped marched rolled wandered hurried jumped raced danced waded stumbled "
+        "sailed crawled waited sang dug listened searched worked travelled knocked"
     ),
-    "lesson": (
-        "even the smallest step counts",
-        "friends make every road shorter",
-        "a gift is best when it is shared",
-        "it is good to ask",
-        "home is where someone waits",
-        "patience opens every door",
-        "a little light is enough",
-        "it is never too late to be kind",
-        "the best treasure is a friend",
-        "courage can be quiet",
+    "way": listed("across along behind beneath beside beyond around past through over towards under"),
+    "how": listed(
+        "slowly quickly bravely carefully alone together happily quietly all twice forever upwards"
     ),
-    "meal": listed("soup bread honey berries cheese pancakes nuts tea porridge pears plums"),
+    "trouble": ("the {site} {mishap}", "the {sky} {mishap}", "a {look} {site} {mishap}", "nobody {verb}"),
+    "mishap": listed("vanished shook trembled collapsed froze glowed disappeared groaned fell burst stopped"),
+    "lesson": ("{virtue} {matters}", "{virtue} and {virtue} belong together", "{virtue} beats {virtue}"),
+    "virtue": listed(
+        "courage patience kindness friendship honesty laughter hope time music silence home love luck rest"
+    ),
+    "matters": (
+        "matters most",
+        "can be quiet",
+        "opens every door",
+        "is a gift",
+        "grows slowly",
+        "never ends",
+        "wins",
+        "comes back",
+        "must be shared",
+        "is enough",
+        "costs nothing",
+        "shines",
+    ),
+    "meal": listed(
+        "soup bread honey berries cheese pancakes nuts tea porridge pears plums apples cake butter rice"
+    ),
 }
+_SLOT: Final = re.compile(r"\{(\w+)\}")
 _OPENINGS: Final = (
     "Once upon a time a {trait} {animal} lived {place}.",
     "There was once a {trait} {animal} who lived {place}.",
@@ -215,12 +199,15 @@ def make_story(rng: Random, split: Split) -> tuple[str, str]:
         if is_held_out_pair(animal, place) == (split == "held_out"):
             break
     fixed = {"animal": animal, "place": place, "thing": rng.choice(THINGS)}
-    # One friend, one name and one trait per story; the other slots are drawn anew in every sentence.
+    # One friend, one name and one trait per story; the other slots are drawn anew wherever they stand.
     fixed |= {slot: rng.choice(_SLOTS[slot]) for slot in ("friend", "name", "trait")}
 
+    def draw(slot: re.Match[str]) -> str:
+        name = slot[1]
+        return fixed[name] if name in fixed else _SLOT.sub(draw, rng.choice(_SLOTS[name]))
+
     def fill(template: str) -> str:
-        free = {slot: rng.choice(choices) for slot, choices in _SLOTS.items()}
-        return _article(template.format_map(free | fixed))
+        return _article(_SLOT.sub(draw, template))
 
     sentences = [fill(rng.choice(_OPENINGS))]
     sentences += [fill(middle) for middle in rng.sample(_MIDDLES, rng.randint(3, 6))]

@@ -51,7 +51,7 @@ class Plan:
     """AdamW's learning rate for embeddings and norms."""
     start_layers: int = 0
     """Layers to begin with; 0 means all. The others join as identities after `grow_at_ratio` of the time."""
-    grow_at_ratio: float = 0.6
+    grow_at_ratio: float = 0.35
     drill_until_ratio: float = 0.15
     """Until then half of the batches are repeated random sequences."""
 

@@ -108,7 +108,7 @@ TWO_SYLLABLES_SHARE: Final = 0.75
 
 def is_held_out(word: str) -> bool:
     """Say whether a word is kept out of training; the same on every machine and Python version."""
-    return zlib.crc32(word.encode()) % HELD_OUT_ONE_IN == 0
+    return zlib.crc32(f"word:{word}".encode()) % HELD_OUT_ONE_IN == 0
 
 
 @lru_cache(maxsize=256)

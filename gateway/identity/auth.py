@@ -33,6 +33,10 @@ class Caller:
     """Keeps the tenant's prefixes apart from others' in an engine's cache (vLLM `cache_salt`, hex)."""
     end_user_secret: bytes
     """Under which end users are hashed before they are stored."""
+    is_internal_only: bool = True
+    """Nothing of it may be sent to external targets: the tenant's owner has not opted in."""
+    caches_answers: bool = True
+    """Its answers may be kept in the cache."""
 
     def end_user_hash(self, end_user: str | None) -> str | None:
         """What is stored of an end user: an HMAC that only this tenant's secret can make."""
@@ -120,6 +124,8 @@ class KeyRing:
             project_name=record.project_name,
             cache_salt=derive(self._root_key, f"cache-salt:{record.tenant_id}").hex(),
             end_user_secret=derive(self._root_key, f"end-user:{record.tenant_id}"),
+            is_internal_only=record.is_internal_only,
+            caches_answers=record.caches_answers,
         )
 
 

@@ -46,6 +46,8 @@ class KeyRecord:
     project_name: str
     created_at_ms: int
     revoked_at_ms: int | None
+    is_internal_only: bool = True
+    caches_answers: bool = True
 
 
 def hash_of(key: str) -> str:
@@ -153,7 +155,7 @@ async def revoke_key(session: AsyncSession, key_id: str, *, now_ms: int) -> ApiK
 async def list_keys(session: AsyncSession) -> list[KeyRecord]:
     """Every key, oldest first."""
     rows = await session.execute(
-        select(ApiKey, Tenant.name, Project.name)
+        select(ApiKey, Tenant, Project.name)
         .join(Tenant, col(Tenant.id) == col(ApiKey.tenant_id))
         .join(Project, col(Project.id) == col(ApiKey.project_id))
         .order_by(col(ApiKey.created_at_ms), col(ApiKey.id))
@@ -164,13 +166,15 @@ async def list_keys(session: AsyncSession) -> list[KeyRecord]:
             secret_hash=key.secret_hash,
             name=key.name,
             tenant_id=key.tenant_id,
-            tenant_name=tenant_name,
+            tenant_name=tenant.name,
             project_id=key.project_id,
             project_name=project_name,
             created_at_ms=key.created_at_ms,
             revoked_at_ms=key.revoked_at_ms,
+            is_internal_only=tenant.is_internal_only,
+            caches_answers=tenant.caches_answers,
         )
-        for key, tenant_name, project_name in rows
+        for key, tenant, project_name in rows
     ]
 
 

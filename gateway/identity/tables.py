@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ForeignKey, Index, String
+from sqlalchemy import Boolean, Column, ForeignKey, Index, String, true
 from sqlmodel import Field, SQLModel
 
 from gateway.db import EpochMs
@@ -18,6 +18,21 @@ class Tenant(SQLModel, table=True):
         sa_column=Column(String(128), nullable=False, unique=True, comment="what people call it")
     )
     created_at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="epoch ms"))
+    is_internal_only: bool = Field(
+        default=True,
+        sa_column=Column(
+            Boolean,
+            nullable=False,
+            server_default=true(),
+            comment="nothing of it may leave the company: no external targets, until its owner opts in",
+        ),
+    )
+    caches_answers: bool = Field(
+        default=True,
+        sa_column=Column(
+            Boolean, nullable=False, server_default=true(), comment="its answers may be kept in the cache"
+        ),
+    )
 
 
 class Project(SQLModel, table=True):

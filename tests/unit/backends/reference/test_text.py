@@ -12,12 +12,20 @@ from backends.reference.words import Split, is_held_out
 GOLDEN = (
     Message(
         "user",
-        "What are quantity, customer, date, product in this text? Answer in JSON. The date is 13 January. "
-        "Quantity: 13. It costs $94. Olivia Riomelio wants to buy the Red Bicycle.",
+        "Turn this text into JSON with quantity, product: Please pack 13 of the White Hammer. "
+        "City: Vienna. Please keep this note.",
     ),
     Message(
         "assistant",
-        '{"quantity": "13", "customer": "Olivia Riomelio", "date": "13 January", "product": "Red Bicycle"}',
+        '{"quantity": "13", "product": "White Hammer"}',
+    ),
+    Message(
+        "user",
+        "And city and product, please.",
+    ),
+    Message(
+        "assistant",
+        '{"city": "Vienna", "product": "White Hammer"}',
     ),
 )
 
@@ -100,7 +108,9 @@ def test_stories_differ_where_json_answers_do_not() -> None:
 def test_a_story_is_about_the_animal_that_was_asked_for() -> None:
     for item in take(300, kind="creative"):
         prompt = item.prompt()[-1]["content"]
-        asked = [animal for animal in stories.ANIMALS if re.search(rf"\ba {animal}\b", prompt)]
+        # "… and a crow" asks for a friend, who need not appear.
+        hero = prompt.split(" and a ")[0]
+        asked = [animal for animal in stories.ANIMALS if re.search(rf"\ban? (\w+ )?{animal}\b", hero)]
         assert all(animal in item.messages[-1].content for animal in asked[:1])
 
 
