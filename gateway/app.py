@@ -15,8 +15,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.types import Receive, Scope, Send
 
 from backends.files import PoolFileError, load_pools
@@ -30,9 +29,10 @@ from gateway.api.edge import Edge
 from gateway.api.error_bodies import error_headers, openai_error
 from gateway.clock import Clock
 from gateway.console.overview import console_router
-from gateway.db import create_engine, read_changes, session_factory
+from gateway.db import create_engine, session_factory
 from gateway.dependencies import Runtime, Services
 from gateway.errors import ConfigurationError, GatewayError
+from gateway.freshness import ChangeWatcher
 from gateway.identity.auth import KeyRing
 from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.store import TOPIC, list_keys
@@ -140,7 +140,6 @@ class _Parts:
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
         self._telemetry = Telemetry()
-        self._revision: int | None = None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Services]:
@@ -154,20 +153,22 @@ class _Parts:
             unshipped_max=settings.limits.unshipped_records_max,
         )
         try:
-            services, shipper = await self._build(engine, client, spool)
-            stopping = asyncio.Event()
+            watcher = ChangeWatcher(
+                engine, session_factory(engine), poll_interval_s=settings.freshness.poll_interval_s
+            )
+            services, shipper = await self._build(engine, client, spool, watcher=watcher)
             async with asyncio.TaskGroup() as group:
                 monitoring = group.create_task(self._monitor().run())
                 in_database = [
                     group.create_task(shipper.run()),
-                    group.create_task(self._keep_keys_fresh(services, stopping)),
+                    group.create_task(watcher.run()),
                 ]
                 try:
                     yield services
                 finally:
                     monitoring.cancel()
                     shipper.stop()
-                    stopping.set()
+                    watcher.stop()
                     # What talks to the database ends by itself: a call that is cut leaves a connection that
                     # holds its locks. Only a database that hangs is not waited for.
                     _, late = await asyncio.wait(in_database, timeout=STOP_S)
@@ -179,7 +180,7 @@ class _Parts:
             await engine.dispose()
 
     async def _build(
-        self, engine: AsyncEngine, client: UpstreamClient, spool: Spool
+        self, engine: AsyncEngine, client: UpstreamClient, spool: Spool, *, watcher: ChangeWatcher
     ) -> tuple[Services, Shipper]:
         settings, clock = self._settings, self._clock
         await require_current(engine)
@@ -218,7 +219,8 @@ class _Parts:
             admin_key=self._admin_key,
             root_key=self._root_key,
         )
-        await self._refresh_keys(services)
+        watcher.watch(TOPIC, self._reload_keys, confirm=self._keys.confirm)
+        await watcher.refresh()
         self._watch_gauges(services, holds)
         return services, shipper
 
@@ -241,26 +243,8 @@ class _Parts:
             read={name: _ready(self._registry, name) for name in self._registry.specs},
         )
 
-    async def _keep_keys_fresh(self, services: Services, stopping: asyncio.Event) -> None:
-        """Look for changes at short intervals; a database that is away is survived (keys grow stale)."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), self._settings.freshness.poll_interval_s)
-            if stopping.is_set():
-                return
-            try:
-                await self._refresh_keys(services)
-            except (SQLAlchemyError, OSError) as error:
-                _log.warning("keys could not be refreshed (known ones stay valid for a while): %s", error)
-
-    async def _refresh_keys(self, services: Services) -> None:
-        async with services.sessions() as session:
-            revision = (await read_changes(session)).get(TOPIC, 0)
-            if revision == self._revision:
-                self._keys.confirm()
-                return
-            self._keys.replace(await list_keys(session))
-            self._revision = revision
+    async def _reload_keys(self, session: AsyncSession) -> None:
+        self._keys.replace(await list_keys(session))
 
 
 def _count(spool: Spool) -> _Read:
