@@ -27,6 +27,9 @@ from gateway.api import health, openapi
 from gateway.api.docs import add_docs
 from gateway.api.edge import Edge
 from gateway.api.error_bodies import error_headers, openai_error
+from gateway.cache.key import answer_scope
+from gateway.cache.lookup import AnswerCache
+from gateway.cache.storage import CacheStorage, MemoryStorage, RedisStorage
 from gateway.clock import Clock
 from gateway.console.overview import console_router
 from gateway.db import create_engine, session_factory
@@ -41,10 +44,12 @@ from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
 from gateway.migrate import require_current
-from gateway.pipeline import Pipeline, Routing
+from gateway.pipeline import Pipeline
+from gateway.plan import Routing
 from gateway.pricing.catalog import price_book
 from gateway.pricing.store import remember_versions
 from gateway.protocols.openai import ParseLimits
+from gateway.redis_client import close_redis, redis_client, require_redis
 from gateway.routing.policy import load_policy
 from gateway.routing.versions import remember_version
 from gateway.settings import Settings
@@ -55,6 +60,9 @@ from gateway.upstream.dispatch import Dispatcher
 SPOOL_FOLDER = "spool"
 STOP_S = 15.0
 """For the last database calls at a stop: more than a writer on SQLite waits for another one."""
+
+CACHE_FLUSH_S = 2.0
+"""For the last answers to be kept at a stop."""
 
 _Read = Callable[[], float]
 
@@ -140,6 +148,9 @@ class _Parts:
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
         self._telemetry = Telemetry()
+        self._redis = (
+            None if settings.redis_url is None else redis_client(settings.redis_url.get_secret_value())
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Services]:
@@ -156,9 +167,11 @@ class _Parts:
             watcher = ChangeWatcher(
                 engine, session_factory(engine), poll_interval_s=settings.freshness.poll_interval_s
             )
-            services, shipper = await self._build(engine, client, spool, watcher=watcher)
+            cache = await self._cache()
+            services, shipper = await self._build(engine, client, spool, watcher=watcher, cache=cache)
             async with asyncio.TaskGroup() as group:
                 monitoring = group.create_task(self._monitor().run())
+                keeping = group.create_task(cache.run())
                 in_database = [
                     group.create_task(shipper.run()),
                     group.create_task(watcher.run()),
@@ -167,6 +180,8 @@ class _Parts:
                     yield services
                 finally:
                     monitoring.cancel()
+                    await cache.flush(timeout_s=CACHE_FLUSH_S)
+                    keeping.cancel()
                     shipper.stop()
                     watcher.stop()
                     # What talks to the database ends by itself: a call that is cut leaves a connection that
@@ -176,11 +191,19 @@ class _Parts:
                         task.cancel()
         finally:
             await client.close()
+            if self._redis is not None:
+                await close_redis(self._redis)
             spool.close()
             await engine.dispose()
 
     async def _build(
-        self, engine: AsyncEngine, client: UpstreamClient, spool: Spool, *, watcher: ChangeWatcher
+        self,
+        engine: AsyncEngine,
+        client: UpstreamClient,
+        spool: Spool,
+        *,
+        watcher: ChangeWatcher,
+        cache: AnswerCache,
     ) -> tuple[Services, Shipper]:
         settings, clock = self._settings, self._clock
         await require_current(engine)
@@ -196,11 +219,12 @@ class _Parts:
         )
         holds = Holds()
         pipeline = Pipeline(
-            routing=Routing(policy=self._policy, prices=self._prices),
+            routing=self._routing(),
             registry=self._registry,
             dispatcher=dispatcher,
             holds=holds,
             settlement=Settlement(spool, clock),
+            cache=cache,
             telemetry=self._telemetry,
             clock=clock,
         )
@@ -222,7 +246,34 @@ class _Parts:
         watcher.watch(TOPIC, self._reload_keys, confirm=self._keys.confirm)
         await watcher.refresh()
         self._watch_gauges(services, holds)
+        self._watch_cache(cache)
         return services, shipper
+
+    def _routing(self) -> Routing:
+        policy, specs = self._policy, self._registry.specs
+        scopes = {
+            alias: answer_scope(
+                policy.version,
+                (f"{name} {specs[name].model.path} {specs[name].model.served_name}" for name in pools),
+            )
+            for alias, pools in policy.models.items()
+        }
+        return Routing(policy=policy, prices=self._prices, answer_scopes=scopes)
+
+    async def _cache(self) -> AnswerCache:
+        settings = self._settings.cache
+        storage: CacheStorage
+        if self._redis is None:
+            storage = MemoryStorage(self._clock, bytes_max=settings.memory_bytes_max)
+        else:
+            await require_redis(self._redis)
+            storage = RedisStorage(self._redis)
+        return AnswerCache(
+            storage,
+            self._clock,
+            lookup_timeout_s=settings.lookup_timeout_ms / 1000,
+            entry_bytes_max=settings.entry_bytes_max,
+        )
 
     def _monitor(self) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME
@@ -242,6 +293,17 @@ class _Parts:
             label="pool",
             read={name: _ready(self._registry, name) for name in self._registry.specs},
         )
+
+    def _watch_cache(self, cache: AnswerCache) -> None:
+        count = self._telemetry.count
+        count("tollgate_cache_hits", "Requests answered from the cache", lambda: cache.hits)
+        count("tollgate_cache_misses", "Lookups that found nothing", lambda: cache.misses)
+        count(
+            "tollgate_cache_failures",
+            "Lookups and writes that failed or were too slow",
+            lambda: cache.failures,
+        )
+        count("tollgate_cache_not_kept", "Answers too large or too many to keep", lambda: cache.not_kept)
 
     async def _reload_keys(self, session: AsyncSession) -> None:
         self._keys.replace(await list_keys(session))

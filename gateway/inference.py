@@ -85,6 +85,26 @@ class CallFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheWish:
+    """What a caller wants of the cache."""
+
+    may_read: bool
+    """An answer that was given before will do."""
+    may_keep: bool
+    ttl_s: int | None
+    """How long it may be kept; None leaves that to the policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRule:
+    """Which requests a policy lets be answered from the cache."""
+
+    is_enabled: bool
+    temperature_max: float
+    ttl_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One request of a client, checked and ready to be routed."""
 
@@ -110,6 +130,8 @@ class Call:
     """Fields and headers that tenants may not set and that were removed."""
     client_request_id: str | None
     body_bytes: int
+    cache_wish: CacheWish | None = None
+    """None: the caller said nothing about it."""
 
 
 @dataclass(frozen=True, slots=True)

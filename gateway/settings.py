@@ -77,6 +77,18 @@ class SpoolSettings(BaseModel):
     batch_records_max: int = Field(default=500, gt=0, description="records in one statement")
 
 
+class CacheSettings(BaseModel):
+    """How much is kept of answers, and how long a request may wait to look one up."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    memory_bytes_max: int = Field(default=64_000_000, gt=0, description="in this process, without Redis")
+    entry_bytes_max: int = Field(default=1_000_000, gt=0, description="the largest answer that is kept")
+    lookup_timeout_ms: int = Field(
+        default=10, gt=0, le=1000, description="a slower lookup is a miss and rests the cache for a second"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -85,6 +97,12 @@ class Settings(BaseSettings):
     )
 
     database_url: str = Field(default="", description="default: an SQLite file in the state folder")
+    redis_url: SecretStr | None = Field(
+        default=None, description="default: cache in the process; redis://, rediss://, cluster or sentinel"
+    )
+    workers: int = Field(
+        default=1, ge=1, le=64, description="serving processes; several need PostgreSQL and Redis"
+    )
     state_dir: Path = Field(default=Path(".tollgate"), description="database, spool, logs, demo keys")
     pools: Path = Field(default=Path("backends/pools"), description="folder of pool files")
     policy: Path = Field(
@@ -100,6 +118,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = Field(default_factory=LimitSettings)
     freshness: FreshnessSettings = Field(default_factory=FreshnessSettings)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
 
     @classmethod
     def settings_customise_sources(
@@ -139,13 +158,28 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     names = os.environ if environment is None else environment  # noqa: TID251 - the one place that reads it
     _refuse_unknown_names(names)
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         raise ConfigurationError(_readable(error)) from None
     except SettingsError as error:  # a group in one variable, as JSON that does not parse
         raise ConfigurationError(f"in the environment: {error}") from None
     except (ValueError, OSError) as error:  # a TOML file that cannot be read
         raise ConfigurationError(f"{SETTINGS_FILE}: {error}") from None
+    _refuse_workers_without_stores(settings)
+    return settings
+
+
+def _refuse_workers_without_stores(settings: Settings) -> None:
+    missing = []
+    if settings.is_embedded:
+        missing.append("PostgreSQL (TOLLGATE_DATABASE_URL=postgresql+asyncpg://…)")
+    if settings.redis_url is None:
+        missing.append("Redis (TOLLGATE_REDIS_URL=redis://…)")
+    if settings.workers > 1 and missing:
+        raise ConfigurationError(
+            f"{settings.workers} workers share what they know through PostgreSQL and Redis: set"
+            f" {' and '.join(missing)}, or TOLLGATE_WORKERS=1"
+        )
 
 
 def _refuse_unknown_names(names: Mapping[str, str]) -> None:

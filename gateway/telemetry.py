@@ -6,9 +6,11 @@ looked up once and kept, because a labels() call costs more than the increment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -68,6 +70,10 @@ class Telemetry:
         """A gauge whose value is asked for when somebody looks."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
+    def count(self, name: str, text: str, read: Callable[[], int]) -> None:
+        """A counter that somebody else counts, asked for when somebody looks."""
+        self.registry.register(_Counted(name, text, read))
+
     def watch_by_label(
         self, name: str, text: str, *, label: str, read: dict[str, Callable[[], float]]
     ) -> None:
@@ -79,3 +85,15 @@ class Telemetry:
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Counted(Collector):
+    """One counter whose value is kept elsewhere."""
+
+    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
+        self._name = name
+        self._text = text
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._text, value=self._read())

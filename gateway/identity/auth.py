@@ -37,6 +37,8 @@ class Caller:
     """Nothing of it may be sent to external targets: the tenant's owner has not opted in."""
     caches_answers: bool = True
     """Its answers may be kept in the cache."""
+    cache_secret: bytes = b""
+    """Under which its answers are found in the cache."""
 
     def end_user_hash(self, end_user: str | None) -> str | None:
         """What is stored of an end user: an HMAC that only this tenant's secret can make."""
@@ -126,6 +128,7 @@ class KeyRing:
             end_user_secret=derive(self._root_key, f"end-user:{record.tenant_id}"),
             is_internal_only=record.is_internal_only,
             caches_answers=record.caches_answers,
+            cache_secret=derive(self._root_key, f"cache:{record.tenant_id}"),
         )
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from backends.yaml_source import YamlSourceError, explain, load_yaml_with_lines
 from gateway.errors import ConfigurationError, ModelNotFound
-from gateway.inference import CREATIVE_TASKS, Nature, TaskType
+from gateway.inference import CREATIVE_TASKS, CacheRule, Nature, TaskType
 
 SHOWN_MODELS = 20
 MODEL_CHARS = 128
@@ -51,6 +51,16 @@ class RouteSection(_Strict):
     creative: tuple[str, ...] = Field(min_length=1)
 
 
+class CacheSection(_Strict):
+    """Which requests may be answered with an answer that was given before."""
+
+    enabled: bool = True
+    temperature_max: float = Field(
+        default=0.0, ge=0, le=2, description="requests that state at most this temperature"
+    )
+    ttl_s: int = Field(default=3600, gt=0, le=30 * 86_400, description="how long an answer is kept")
+
+
 class PolicyFile(_Strict):
     """A policy as it is written."""
 
@@ -62,6 +72,7 @@ class PolicyFile(_Strict):
     tasks: TaskSection = Field(default_factory=TaskSection)
     routes: RouteSection
     max_tokens_default: int = Field(gt=0, description="put into requests that state no limit on their output")
+    cache: CacheSection = Field(default_factory=CacheSection)
 
     @model_validator(mode="after")
     def _every_pool_has_a_place(self) -> Self:
@@ -93,6 +104,7 @@ class Policy:
     natures: Mapping[TaskType, Nature]
     default_task: TaskType
     max_tokens_default: int
+    cache: CacheRule
 
     def pools_of(self, alias: str) -> frozenset[str]:
         """The pools that may serve an alias.
@@ -154,7 +166,8 @@ def parse_policy(text: str, *, source: str, pools: Collection[str]) -> Policy:
 
 def _compile(file: PolicyFile, text: str) -> Policy:
     usual = {task: Nature.CREATIVE if task in CREATIVE_TASKS else Nature.PREDICTABLE for task in TaskType}
-    content = file.model_dump_json()
+    # A section that says nothing new leaves the id of policies alone that were written before it existed.
+    content = file.model_dump_json(exclude={"cache"} if file.cache == CacheSection() else None)
     return Policy(
         name=file.name,
         version=f"{file.name}@{hashlib.sha256(content.encode()).hexdigest()[:12]}",
@@ -165,4 +178,9 @@ def _compile(file: PolicyFile, text: str) -> Policy:
         natures={**usual, **file.tasks.natures},
         default_task=file.tasks.default,
         max_tokens_default=file.max_tokens_default,
+        cache=CacheRule(
+            is_enabled=file.cache.enabled,
+            temperature_max=file.cache.temperature_max,
+            ttl_s=file.cache.ttl_s,
+        ),
     )
