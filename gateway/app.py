@@ -69,14 +69,19 @@ _Read = Callable[[], float]
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, clock: Clock | None = None) -> FastAPI:
+def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | None = None) -> FastAPI:
     """The application, not started.
+
+    Args:
+        settings: everything that can be set.
+        clock: what to take for the time; None: the machine's.
+        worker: which of several processes this is, for its metrics; None: the only one.
 
     Raises:
         ConfigurationError: a pool file, the policy or a key is wrong.
     """
     runtime = Runtime()
-    parts = _Parts(settings, clock or Clock())
+    parts = _Parts(settings, clock or Clock(), Telemetry(worker=worker))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -134,7 +139,7 @@ async def _as_response(request: Request, error: Exception) -> Response:
 class _Parts:
     """Everything that lives as long as the program serves."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, telemetry: Telemetry) -> None:
         self._settings = settings
         self._clock = clock
         try:
@@ -147,7 +152,7 @@ class _Parts:
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
-        self._telemetry = Telemetry()
+        self._telemetry = telemetry
         self._redis = (
             None if settings.redis_url is None else redis_client(settings.redis_url.get_secret_value())
         )
