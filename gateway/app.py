@@ -45,12 +45,13 @@ from gateway.pipeline import Pipeline, Routing
 from gateway.pricing.catalog import price_book
 from gateway.pricing.store import remember_versions
 from gateway.protocols.openai import ParseLimits
-from gateway.routing.policy import load_policy
+from gateway.routing.policy import Policy, load_policy
 from gateway.routing.versions import remember_version
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
+from gateway.upstream.outside import Endpoint, load_outside
 
 SPOOL_FOLDER = "spool"
 STOP_S = 15.0
@@ -134,7 +135,10 @@ class _Parts:
         except PoolFileError as error:
             raise ConfigurationError(str(error)) from None
         self._policy = load_policy(settings.policy, pools=pools)
-        self._prices = price_book(pools)
+        self._prices = price_book(
+            pools, {name: target.rates for name, target in self._policy.external.items()}
+        )
+        self._endpoints = _endpoints(self._policy, settings)
         self._registry = PoolRegistry(pools)
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
@@ -146,6 +150,7 @@ class _Parts:
     async def running(self) -> AsyncIterator[Services]:
         """The services, from the first key loaded to the last record shipped."""
         settings = self._settings
+        outside = await load_outside(self._endpoints, connect_timeout_s=settings.timeouts.connect_s)
         engine = create_engine(settings.effective_database_url)
         client = UpstreamClient(connect_timeout_s=settings.timeouts.connect_s)
         spool = Spool(
@@ -153,8 +158,15 @@ class _Parts:
             self._clock,
             unshipped_max=settings.limits.unshipped_records_max,
         )
+        dispatcher = Dispatcher(
+            self._registry,
+            client,
+            settings.timeouts,
+            attempts_max=settings.limits.attempts_max,
+            outside=outside,
+        )
         try:
-            services, shipper = await self._build(engine, client, spool)
+            services, shipper = await self._build(engine, dispatcher, spool)
             stopping = asyncio.Event()
             async with asyncio.TaskGroup() as group:
                 monitoring = group.create_task(self._monitor().run())
@@ -175,11 +187,13 @@ class _Parts:
                         task.cancel()
         finally:
             await client.close()
+            if outside is not None:
+                await outside.close()
             spool.close()
             await engine.dispose()
 
     async def _build(
-        self, engine: AsyncEngine, client: UpstreamClient, spool: Spool
+        self, engine: AsyncEngine, dispatcher: Dispatcher, spool: Spool
     ) -> tuple[Services, Shipper]:
         settings, clock = self._settings, self._clock
         await require_current(engine)
@@ -190,9 +204,6 @@ class _Parts:
             await remember_version(session, self._policy, now_ms=clock.epoch_ms())
             await remember_versions(session, self._prices, now_ms=clock.epoch_ms())
             await session.commit()
-        dispatcher = Dispatcher(
-            self._registry, client, settings.timeouts, attempts_max=settings.limits.attempts_max
-        )
         holds = Holds()
         pipeline = Pipeline(
             routing=Routing(policy=self._policy, prices=self._prices),
@@ -261,6 +272,22 @@ class _Parts:
                 return
             self._keys.replace(await list_keys(session))
             self._revision = revision
+
+
+def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
+    """Where the policy's external targets are, with their keys.
+
+    Raises:
+        ConfigurationError: a key is not configured.
+    """
+    keys = {name: key.get_secret_value() for name, key in settings.external_keys.items()}
+    missing = policy.missing_keys(keys)
+    if missing:
+        raise ConfigurationError("\n".join(f"{settings.policy}: {sentence}" for sentence in missing))
+    return {
+        name: Endpoint(target.api_base, None if target.key_name is None else keys[target.key_name])
+        for name, target in policy.external.items()
+    }
 
 
 def _count(spool: Spool) -> _Read:

@@ -97,7 +97,7 @@ class _Prepared:
             pool=target.pool,
             replica=replica,
             cache=find(),
-            dropped=call.dropped,
+            dropped=call.dropped + target.withheld,
             max_tokens_set=None if call.max_tokens is not None else output_bound(call, decision, target),
         )
 
@@ -234,7 +234,7 @@ class Pipeline:
         routing = self.routing
         task = classify(call, default=routing.policy.default_task)
         pools = {snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()}
-        decision = decide(call, task, routing.policy, pools=pools)
+        decision = decide(call, task, routing.policy, pools=pools, may_leave=not caller.is_internal_only)
         prepared = _Prepared(
             call=call,
             caller=caller,
