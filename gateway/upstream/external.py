@@ -78,6 +78,7 @@ HEADERS: Final = frozenset(
         "host",
         "transfer-encoding",
         "user-agent",
+        "x-stainless-raw-response",  # the client library looks for it in the request it has sent
     }
 )
 """All that is sent outside: the client library would tell what this machine is, and obey its environment."""
