@@ -14,6 +14,8 @@ what was done about it (`litellm/utils.py`, `main.py`, `litellm_core_utils/strea
 - Its stream wrapper invents a finish reason for a stream that was cut, and counts tokens itself where the
   provider said nothing: the provider's own events, which it wraps, are read instead. A whole answer without
   a usage gets one of zeros: that is read as none.
+- It turns the prompts of text completions into chat messages and back, and hides the connection of their
+  streams: these go to the client library directly (openai 2.54, which litellm would have used).
 
 Providers: those that speak OpenAI's wire format (OpenAI itself, and any compatible URL). Units and limits as
 everywhere; timeouts but the one for connecting are the dispatcher's.
@@ -92,6 +94,7 @@ _COULD_NOT = "The model could not answer."
 _UNREADABLE = "The model's answer cannot be read."
 _SHOWN_CHARS = 500
 
+_USAGE_WANTED: Final = {"include_usage": True}
 _EVENT_FIELDS = ("id", "object", "created", "choices", "usage")
 _MESSAGE_FIELDS = ("tool_calls", "function_call", "annotations", "audio", "reasoning_content")
 _USAGE_FIELDS: Final = {
@@ -128,10 +131,8 @@ class Litellm:
         """
         door = self._doors[target.pool]
         with door.translating():
-            ask = litellm.acompletion if call.endpoint is Path.CHAT_COMPLETIONS else litellm.atext_completion
-            answer = await ask(**door.request(call, decision, target))
-            said = answer.model_dump(mode="json", warnings=False)
-            return _completion(said, call)
+            answer = await door.ask(call, decision, target)
+            return _completion(answer.model_dump(mode="json", warnings=False), call)
 
     async def open(self, call: Call, decision: RouteDecision, target: Target) -> ChunkSource:
         """A stream whose status is good.
@@ -141,14 +142,10 @@ class Litellm:
         """
         door = self._doors[target.pool]
         with door.translating():
-            wrapper = await litellm.acompletion(
-                stream=True,
-                stream_options={"include_usage": True},
-                **door.request(call, decision, target, as_messages=True),
-            )
-            chunks = wrapper.completion_stream
+            answer = await door.ask(call, decision, target, stream=True, stream_options=_USAGE_WANTED)
+            chunks = getattr(answer, "completion_stream", answer)
             if not isinstance(chunks, openai.AsyncStream):
-                await wrapper.aclose()
+                await answer.aclose()
                 raise UpstreamProtocolError(
                     _UNREADABLE,
                     operator_detail=f"external target '{target.pool}': litellm asks this model through an API"
@@ -202,38 +199,25 @@ class _Door:
         if self._endpoint.api_key is None:
             request.headers.pop("authorization", None)
 
-    def request(
-        self, call: Call, decision: RouteDecision, target: Target, *, as_messages: bool = False
-    ) -> dict[str, Any]:
-        """What litellm is asked.
-
-        Args:
-            call: the client's request.
-            decision: holds the default bound on the output.
-            target: this one.
-            as_messages: for a stream of a text completion, which litellm opens by its chat function.
-        """
+    async def ask(self, call: Call, decision: RouteDecision, target: Target, **more: Any) -> Any:
+        """Whatever litellm, or the client library, makes of the answer."""
         wanted: dict[str, Any] = {name: _decode(value) for name, value in portable_fields(call).items()}
         if call.max_tokens is None:
+            # litellm gives it the name that the model understands.
             wanted["max_tokens"] = output_bound(call, decision, target)
-        provider = "openai"
+        wanted.update(more, model=target.upstream_model)
         if call.endpoint is Path.COMPLETIONS:
-            provider = "text-completion-openai"
-            if as_messages:
-                prompt = wanted.pop("prompt")
-                prompts = [prompt] if isinstance(prompt, str) else prompt
-                wanted["messages"] = [{"role": "user", "content": one} for one in prompts]
-        return {
+            return await self.client.completions.create(**wanted)
+        return await litellm.acompletion(
             **wanted,
-            "model": target.upstream_model,
-            "custom_llm_provider": provider,
-            "client": self.client,
-            "api_key": self._endpoint.api_key or _NO_KEY,
-            "api_base": self._endpoint.api_base,
-            "max_retries": 0,
-            "num_retries": 0,
-            "timeout": self.client.timeout,
-        }
+            custom_llm_provider="openai",
+            client=self.client,
+            api_key=self.client.api_key,
+            api_base=self._endpoint.api_base,
+            timeout=self.client.timeout,
+            max_retries=0,
+            num_retries=0,
+        )
 
     @contextlib.contextmanager
     def translating(self) -> Iterator[None]:
