@@ -7,6 +7,8 @@ what was done about it (`litellm/utils.py`, `main.py`, `litellm_core_utils/strea
   before the import. Log lines, hints on standard output, callbacks: off.
 - After a call it computes a cost and hands the call to a logging task that lives for ever: calls are marked
   as internal, which skips that. Nothing of its prices is used; rates come from the policy.
+- It loads most of itself on its first calls, which would stop every request for seconds just when the pools
+  are busy: `warm_up` makes those calls, to nobody, in the thread that imports this module.
 - It retries, twice by default, and caches clients: it gets a client of ours, with no retries, that does not
   follow redirects and sends the headers below only.
 - Fields of a request may be its own controls (`api_base`, `mock_response`, `fallbacks`): only the published
@@ -113,6 +115,37 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
+def warm_up() -> None:
+    """Have litellm and the client library load what they load on their first calls; takes seconds."""
+    asyncio.run(_call_nobody())
+
+
+async def _call_nobody() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if b'"stream":true' in request.content.replace(b" ", b""):
+            return httpx.Response(200, text="data: [DONE]\n\n", headers={"content-type": "text/event-stream"})
+        message = {"role": "assistant", "content": ""}
+        choice = {"index": 0, "text": "", "message": message, "finish_reason": "stop"}
+        return httpx.Response(
+            200, json={"id": "", "object": "", "created": 0, "model": "", "choices": [choice]}
+        )
+
+    nobody = _Door(
+        "nobody",
+        Endpoint("http://nobody.invalid/v1", None),
+        connect_timeout_s=1,
+        transport=httpx.MockTransport(answer),
+    )
+    chat = {"model": "none", "messages": [{"role": "user", "content": ""}]}
+    with nobody.translating():
+        (await nobody.post(Path.CHAT_COMPLETIONS, chat)).model_dump(mode="json", warnings=False)
+        answer_stream = await nobody.post(Path.CHAT_COMPLETIONS, {**chat, "stream": True})
+        async for _ in answer_stream.completion_stream:
+            pass
+        await nobody.post(Path.COMPLETIONS, {"model": "none", "prompt": ""})
+    await nobody.client.close()
+
+
 class Litellm:
     """Speaks to external targets."""
 
@@ -175,7 +208,14 @@ async def _quietly(chunks: openai.AsyncStream[Any]) -> None:
 class _Door:
     """One external target's connections."""
 
-    def __init__(self, name: str, endpoint: Endpoint, *, connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        endpoint: Endpoint,
+        *,
+        connect_timeout_s: float,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._name = name
         self._endpoint = endpoint
         timeout = httpx.Timeout(None, connect=connect_timeout_s, pool=connect_timeout_s)
@@ -189,6 +229,7 @@ class _Door:
                 limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
                 follow_redirects=False,
                 event_hooks={"request": [self._strip]},
+                transport=transport,
             ),
         )
 
@@ -205,8 +246,11 @@ class _Door:
         if call.max_tokens is None:
             # litellm gives it the name that the model understands.
             wanted["max_tokens"] = output_bound(call, decision, target)
-        wanted.update(more, model=target.upstream_model)
-        if call.endpoint is Path.COMPLETIONS:
+        return await self.post(call.endpoint, {**wanted, **more, "model": target.upstream_model})
+
+    async def post(self, path: Path, wanted: dict[str, Any]) -> Any:
+        """Send it."""
+        if path is Path.COMPLETIONS:
             return await self.client.completions.create(**wanted)
         return await litellm.acompletion(
             **wanted,

@@ -68,7 +68,13 @@ async def load_outside(endpoints: Mapping[str, Endpoint], *, connect_timeout_s: 
     """Whoever speaks to these external targets; None, and nothing is loaded, if there is no target."""
     if not endpoints:
         return None
-    # In a thread: the import takes seconds.
-    door: Any = await asyncio.to_thread(importlib.import_module, _DOOR)
+    door = await asyncio.to_thread(_load)
     outside: Outside = door.Litellm(endpoints, connect_timeout_s=connect_timeout_s)
     return outside
+
+
+def _load() -> Any:
+    """The module; takes seconds, so in a thread."""
+    door: Any = importlib.import_module(_DOOR)
+    door.warm_up()
+    return door
