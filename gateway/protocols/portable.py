@@ -77,6 +77,8 @@ HINTS = frozenset(
 _SAYS_NOTHING = frozenset({b"null", b"false", b"0", b"0.0", b'""', b"[]", b"{}"})
 _TRUE_BY_DEFAULT = frozenset({"add_generation_prompt"})
 _FORMATS = frozenset({"text", "json_object", "json_schema"})
+_TOOLS = frozenset({"function", "custom"})
+"""Those that the caller runs; what a provider would run costs more than tokens."""
 
 
 class _TypeOnly(msgspec.Struct):
@@ -84,6 +86,7 @@ class _TypeOnly(msgspec.Struct):
 
 
 _format = msgspec.json.Decoder(_TypeOnly | None)
+_tools = msgspec.json.Decoder(list[_TypeOnly] | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,8 @@ def portability(call: Call) -> Portability:
         withheld.append(name)
     if _has_foreign_format(call):
         return Portability("its `response_format` means something to our own engines only")
+    if any(tool.type not in _TOOLS for tool in _tools.decode(call.fields.get("tools", b"null")) or ()):
+        return Portability("one of its `tools` is not run by the caller")
     if call.endpoint is Endpoint.COMPLETIONS and _is_token_ids(bytes(call.fields.get("prompt", b""))):
         return Portability("its prompt consists of token ids, which another model reads differently")
     if call.wants_continuous_usage:

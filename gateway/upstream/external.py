@@ -11,6 +11,7 @@ what was done about it (`litellm/utils.py`, `main.py`, `litellm_core_utils/strea
   are busy: `warm_up` makes those calls, to nobody, in the thread that imports this module.
 - It retries, twice by default, and caches clients: it gets a client of ours, with no retries, that does not
   follow redirects and sends the headers below only.
+- A call with tools is looked at for tools of its own, by a package that is not installed: skipped.
 - Fields of a request may be its own controls (`api_base`, `mock_response`, `fallbacks`): only the published
   list (`protocols/portable.py`) reaches it.
 - Its stream wrapper invents a finish reason for a stream that was cut, and counts tokens itself where the
@@ -261,6 +262,7 @@ class _Door:
             timeout=self.client.timeout,
             max_retries=0,
             num_retries=0,
+            _skip_mcp_handler=True,
         )
 
     @contextlib.contextmanager

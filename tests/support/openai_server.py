@@ -285,7 +285,7 @@ def _chat_choice(manner: Manner, body: dict[str, Any], index: int) -> dict[str, 
         message["content"] = None
         message["tool_calls"] = [{"id": "call_12345xyz", "type": "function", "function": call}]
     message |= {"refusal": None, "annotations": []}
-    logprobs = {
+    logprobs: dict[str, Any] = {
         "content": [{"token": "Over", "logprob": -0.5, "bytes": None, "top_logprobs": []}],
         "refusal": None,
     }
