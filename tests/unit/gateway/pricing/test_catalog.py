@@ -69,3 +69,19 @@ def test_a_changed_rate_is_another_version(meter: str) -> None:
 def test_two_pools_with_the_same_rates_have_versions_of_their_own() -> None:
     book = price_book({name: make_pool_spec(name) for name in ("plain", "other")})
     assert book.price_of("plain").version.split("@")[1] != book.price_of("other").version.split("@")[1]
+
+
+def test_external_targets_are_priced_like_pools() -> None:
+    book = price_book(
+        {"plain": make_pool_spec("plain")}, {"outside": card(reasoning="7", cached_input="0.7501")}
+    )
+    assert set(book.prices) == {"plain", "outside"}
+    price = book.price_of("outside")
+    assert price.version.startswith("outside@")
+    assert (price.rates.cached_input, price.rates.reasoning) == (750_100_000, 7_000_000_000)
+    assert book.price_of("plain") == price_book({"plain": make_pool_spec("plain")}).price_of("plain")
+
+
+def test_a_rate_of_an_external_target_that_cannot_be_kept_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"external target 'outside', rates\.input: 1E-10 is finer"):
+        price_book({}, {"outside": card(input="0.0000000001")})
