@@ -50,12 +50,13 @@ from gateway.pricing.catalog import price_book
 from gateway.pricing.store import remember_versions
 from gateway.protocols.openai import ParseLimits
 from gateway.redis_client import close_redis, redis_client, require_redis
-from gateway.routing.policy import load_policy
+from gateway.routing.policy import Policy, load_policy
 from gateway.routing.versions import remember_version
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
+from gateway.upstream.outside import Endpoint, load_outside
 
 SPOOL_FOLDER = "spool"
 STOP_S = 15.0
@@ -147,7 +148,10 @@ class _Parts:
         except PoolFileError as error:
             raise ConfigurationError(str(error)) from None
         self._policy = load_policy(settings.policy, pools=pools)
-        self._prices = price_book(pools)
+        self._prices = price_book(
+            pools, {name: target.rates for name, target in self._policy.external.items()}
+        )
+        self._endpoints = _endpoints(self._policy, settings)
         self._registry = PoolRegistry(pools)
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
@@ -161,6 +165,7 @@ class _Parts:
     async def running(self) -> AsyncIterator[Services]:
         """The services, from the first key loaded to the last record shipped."""
         settings = self._settings
+        outside = await load_outside(self._endpoints, connect_timeout_s=settings.timeouts.connect_s)
         engine = create_engine(settings.effective_database_url)
         client = UpstreamClient(connect_timeout_s=settings.timeouts.connect_s)
         spool = Spool(
@@ -168,12 +173,19 @@ class _Parts:
             self._clock,
             unshipped_max=settings.limits.unshipped_records_max,
         )
+        dispatcher = Dispatcher(
+            self._registry,
+            client,
+            settings.timeouts,
+            attempts_max=settings.limits.attempts_max,
+            outside=outside,
+        )
         try:
             watcher = ChangeWatcher(
                 engine, session_factory(engine), poll_interval_s=settings.freshness.poll_interval_s
             )
             cache = await self._cache()
-            services, shipper = await self._build(engine, client, spool, watcher=watcher, cache=cache)
+            services, shipper = await self._build(engine, dispatcher, spool, watcher=watcher, cache=cache)
             async with asyncio.TaskGroup() as group:
                 monitoring = group.create_task(self._monitor().run())
                 keeping = group.create_task(cache.run())
@@ -198,13 +210,15 @@ class _Parts:
             await client.close()
             if self._redis is not None:
                 await close_redis(self._redis)
+            if outside is not None:
+                await outside.close()
             spool.close()
             await engine.dispose()
 
     async def _build(
         self,
         engine: AsyncEngine,
-        client: UpstreamClient,
+        dispatcher: Dispatcher,
         spool: Spool,
         *,
         watcher: ChangeWatcher,
@@ -219,9 +233,6 @@ class _Parts:
             await remember_version(session, self._policy, now_ms=clock.epoch_ms())
             await remember_versions(session, self._prices, now_ms=clock.epoch_ms())
             await session.commit()
-        dispatcher = Dispatcher(
-            self._registry, client, settings.timeouts, attempts_max=settings.limits.attempts_max
-        )
         holds = Holds()
         pipeline = Pipeline(
             routing=self._routing(),
@@ -312,6 +323,22 @@ class _Parts:
 
     async def _reload_keys(self, session: AsyncSession) -> None:
         self._keys.replace(await list_keys(session))
+
+
+def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
+    """Where the policy's external targets are, with their keys.
+
+    Raises:
+        ConfigurationError: a key is not configured.
+    """
+    keys = {name: key.get_secret_value() for name, key in settings.external_keys.items()}
+    missing = policy.missing_keys(keys)
+    if missing:
+        raise ConfigurationError("\n".join(f"{settings.policy}: {sentence}" for sentence in missing))
+    return {
+        name: Endpoint(target.api_base, None if target.key_name is None else keys[target.key_name])
+        for name, target in policy.external.items()
+    }
 
 
 def _count(spool: Spool) -> _Read:

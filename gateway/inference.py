@@ -179,12 +179,16 @@ class Payer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A pool that can serve a call."""
+    """A pool, or a model outside the company, that can serve a call."""
 
     pool: str
+    """Its name; one name space for pools and external targets."""
     upstream_model: str
-    """The name that the pool's engine answers to."""
+    """The name that the engine answers to."""
     max_model_len: int
+    is_external: bool = False
+    withheld: tuple[str, ...] = ()
+    """Fields of the call that are not sent there, though the caller may set them."""
 
 
 @dataclass(frozen=True, slots=True)

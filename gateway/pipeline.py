@@ -121,7 +121,7 @@ class Pipeline:
         policy = routing.policy
         task = classify(call, default=policy.default_task)
         pools = {snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()}
-        decision = decide(call, task, policy, pools=pools)
+        decision = decide(call, task, policy, pools=pools, may_leave=not caller.is_internal_only)
         slot = None
         if caller.caches_answers:
             scope = routing.answer_scopes[call.model_alias]

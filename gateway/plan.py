@@ -69,7 +69,7 @@ class Plan:
             pool=target.pool,
             replica=replica,
             cache=self.cache,
-            dropped=call.dropped,
+            dropped=call.dropped + target.withheld,
             max_tokens_set=None if call.max_tokens is not None else output_bound(call, decision, target),
         )
 

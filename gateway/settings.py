@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -27,6 +27,8 @@ from gateway.errors import ConfigurationError
 SETTINGS_FILE = Path("tollgate.toml")
 PREFIX = "TOLLGATE_"
 MASK = "**********"
+EXTERNAL_KEY = "EXTERNAL_KEYS__"
+"""Begins the names that operators choose themselves."""
 
 
 class TimeoutSettings(BaseModel):
@@ -114,11 +116,21 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = Field(default=None, description="root key; a comma list rotates")
     secret_key_file: Path | None = Field(default=None, description="file that holds the root key")
     migration_database_url: SecretStr | None = Field(default=None, description="owner role for migrations")
+    external_keys: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="API keys of external targets, by the names that the policy uses",
+    )
     timeouts: TimeoutSettings = Field(default_factory=TimeoutSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     freshness: FreshnessSettings = Field(default_factory=FreshnessSettings)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+
+    @field_validator("external_keys")
+    @classmethod
+    def _in_lower_case(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        """Names as environment variables have them and as files do are the same names."""
+        return {name.lower(): key for name, key in keys.items()}
 
     @classmethod
     def settings_customise_sources(
@@ -187,7 +199,8 @@ def _refuse_unknown_names(names: Mapping[str, str]) -> None:
     for name in names:
         # The prefix is left out of the comparison: it alone would make every name look like another.
         prefix, key = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()
-        if prefix == PREFIX and key not in known:
+        is_external_key = len(key) > len(EXTERNAL_KEY) and key.startswith(EXTERNAL_KEY)
+        if prefix == PREFIX and key not in known and not is_external_key:
             hint = _nearest(key, known, prefix=PREFIX)
             raise ConfigurationError(f"unknown setting {name} in the environment{hint}")
 
@@ -233,7 +246,9 @@ def masked(settings: Settings) -> dict[str, Any]:
     values = settings.model_dump(mode="json")
     values["database_url"] = _without_password(settings.effective_database_url)
     for name in _SECRETS:
-        if values[name] is not None:
+        if isinstance(values[name], dict):
+            values[name] = dict.fromkeys(values[name], MASK)
+        elif values[name] is not None:
             values[name] = MASK
     return values
 
