@@ -14,7 +14,7 @@ from backends.registry import PoolRegistry
 from gateway.cache.lookup import CacheStatus, find
 from gateway.clock import Clock
 from gateway.errors import GatewayError, UpstreamError
-from gateway.identity.auth import Caller
+from gateway.identity.auth import Caller, admit
 from gateway.inference import (
     AttemptState,
     AttemptTiming,
@@ -179,6 +179,7 @@ class Pipeline:
         """A whole answer to `call`.
 
         Raises:
+            PermissionDenied: the key is not for this model or latency class.
             ModelNotFound: the policy has no such alias.
             NoEligibleTarget: no target may or can serve it.
             Unpriced: a target has no price.
@@ -231,6 +232,7 @@ class Pipeline:
         return ServedStream(facts, stream, attempt=log.current, reservation=prepared.reservation)
 
     def _prepare(self, call: Call, caller: Caller, request_id: str) -> _AttemptLog:
+        admit(caller, call)
         routing = self.routing
         task = classify(call, default=routing.policy.default_task)
         pools = {snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()}
