@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi import Depends, FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.types import Receive, Scope, Send
 
@@ -22,23 +21,26 @@ from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
 from backends.monitor import FleetMonitor
 from backends.registry import PoolRegistry
-from gateway.admin import usage
+from gateway.admin import admin_keys, audit, keys, projects, tenants, usage
 from gateway.api import health, openapi
+from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
 from gateway.api.edge import Edge
-from gateway.api.error_bodies import error_headers, openai_error
 from gateway.cache.key import answer_scope
 from gateway.cache.lookup import AnswerCache
 from gateway.cache.storage import CacheStorage, MemoryStorage, RedisStorage
 from gateway.clock import Clock
 from gateway.console.overview import console_router
 from gateway.db import create_engine, session_factory
-from gateway.dependencies import Runtime, Services
-from gateway.errors import ConfigurationError, GatewayError
+from gateway.dependencies import Runtime, Services, guard
+from gateway.errors import ConfigurationError
 from gateway.freshness import ChangeWatcher
+from gateway.identity.admin_store import list_admin_keys
+from gateway.identity.admins import AdminRing, Logins
+from gateway.identity.audit import TOPIC
 from gateway.identity.auth import KeyRing
+from gateway.identity.key_store import list_keys
 from gateway.identity.root_key import load_admin_key, load_root_key
-from gateway.identity.store import TOPIC, list_keys
 from gateway.ledger.budgets import Holds
 from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
@@ -59,6 +61,8 @@ from gateway.upstream.dispatch import Dispatcher
 from gateway.upstream.outside import Endpoint, load_outside
 
 SPOOL_FOLDER = "spool"
+BODY_BYTES_MAX = 1_000_000
+"""Of a request to the control plane; the data plane has a limit of its own."""
 STOP_S = 15.0
 """For the last database calls at a stop: more than a writer on SQLite waits for another one."""
 
@@ -102,14 +106,18 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
+        dependencies=[Depends(guard)],
+        max_body_size=BODY_BYTES_MAX,
     )
     app.state.runtime = runtime
-    app.add_exception_handler(GatewayError, _as_response)
+    add_error_answers(app)
     app.include_router(health.router)
-    app.include_router(usage.router)
+    for room in (usage, tenants, projects, keys, admin_keys, audit):
+        app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
-    openapi.describe_data_plane(app)
+    openapi.describe(app)
     return app
 
 
@@ -126,15 +134,6 @@ class _Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan."""
         await self._edge(scope, receive, send)
-
-
-async def _as_response(request: Request, error: Exception) -> Response:
-    """A GatewayError of the control plane, in the same form as on the data plane."""
-    if not isinstance(error, GatewayError):
-        raise error
-    _log.log(error.log_level, "%s %s: %s", request.url.path, error.code, error.operator_detail)
-    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
-    return Response(openai_error(error), error.status_code, headers, media_type="application/json")
 
 
 class _Parts:
@@ -156,6 +155,7 @@ class _Parts:
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
+        self._admins = AdminRing(self._admin_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
         self._telemetry = telemetry
         self._redis = (
             None if settings.redis_url is None else redis_client(settings.redis_url.get_secret_value())
@@ -249,6 +249,8 @@ class _Parts:
             clock=clock,
             sessions=sessions,
             keys=self._keys,
+            admins=self._admins,
+            logins=Logins(self._root_key, self._admins, clock),
             registry=self._registry,
             pipeline=pipeline,
             spool=spool,
@@ -259,7 +261,7 @@ class _Parts:
             admin_key=self._admin_key,
             root_key=self._root_key,
         )
-        watcher.watch(TOPIC, self._reload_keys, confirm=self._keys.confirm)
+        watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
         await watcher.refresh()
         self._watch_gauges(services, holds)
         self._watch_cache(cache)
@@ -323,6 +325,11 @@ class _Parts:
 
     async def _reload_keys(self, session: AsyncSession) -> None:
         self._keys.replace(await list_keys(session))
+        self._admins.replace(await list_admin_keys(session))
+
+    def _confirm_keys(self) -> None:
+        self._keys.confirm()
+        self._admins.confirm()
 
 
 def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:

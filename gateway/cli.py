@@ -5,32 +5,37 @@ Exit status 0 done, 1 the answer is no, 2 the call or its input was wrong.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from datetime import UTC, datetime
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
 import typer
 import uvloop
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backends.files import PoolFileError, load_pools
 from backends.launch.process import LaunchError
-from backends.pool import PoolSpec
 from gateway.admin.usage import as_json, names_of, period
 from gateway.clock import Clock
-from gateway.db import create_engine, session_factory
+from gateway.commands.admins import admins, audit
+from gateway.commands.keys import keys
+from gateway.commands.tenants import projects, tenants
+from gateway.commands.terminal import (
+    Json,
+    act_of_the_user,
+    fail,
+    in_session,
+    load_pool_files,
+    out,
+    print_json,
+)
 from gateway.demo import ensure_demo_key
-from gateway.errors import ConfigurationError, GatewayError
-from gateway.identity import store as identity
+from gateway.errors import GatewayError
+from gateway.identity.key_store import list_keys
 from gateway.ledger.reports import SpendFigures, SpendReport, spend_report
-from gateway.migrate import require_current, upgrade
+from gateway.migrate import upgrade
 from gateway.money import usd_text
 from gateway.pricing.catalog import price_book
 from gateway.progress import FleetProgress
@@ -38,8 +43,6 @@ from gateway.routing.policy import load_policy
 from gateway.server import set_up_logging
 from gateway.settings import Settings, load_settings, masked
 from gateway.up import fleet_until_stopped, serve_until_stopped, up_until_stopped
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="tollgate",
@@ -49,17 +52,15 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-tenants = typer.Typer(help="Who pays.", no_args_is_help=True)
-keys = typer.Typer(help="API keys.", no_args_is_help=True)
 policy = typer.Typer(help="Routing policies.", no_args_is_help=True)
 pools = typer.Typer(help="vLLM pools.", no_args_is_help=True)
 app.add_typer(tenants, name="tenants")
+app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
+app.add_typer(admins, name="admins")
+app.command("audit", epilog="Example: `tollgate audit --action key --from 2026-11-01`")(audit)
 app.add_typer(policy, name="policy")
 app.add_typer(pools, name="pools")
-
-out = Console()
-Json = Annotated[bool, typer.Option("--json", help="for machines")]
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
     try:
         app()
     except (GatewayError, LaunchError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 # ------------------------------------------------------------------------------------------- running
@@ -127,7 +128,7 @@ def config(*, as_machine: Json = False) -> None:
     """Print the effective settings, secrets masked."""
     values = masked(load_settings())
     if as_machine:
-        _print_json(values)
+        print_json(values)
         return
     table = Table("setting", "value", box=None)
     for name, value in _flat(values):
@@ -143,9 +144,9 @@ def _prepare_embedded(settings: Settings) -> str | None:
     _migrate(settings)
 
     async def demo_key(session: AsyncSession) -> str:
-        return await ensure_demo_key(session, settings.state_dir, Clock())
+        return await ensure_demo_key(session, settings.state_dir, act_of_the_user())
 
-    return _in_session(settings, demo_key)
+    return in_session(demo_key, settings)
 
 
 def _migrate(settings: Settings) -> None:
@@ -176,92 +177,6 @@ def _welcome(url: str, settings: Settings, key: str | None, log_file: Path) -> N
     sys.stdout.flush()
 
 
-# ------------------------------------------------------------------------------------ tenants and keys
-
-
-@tenants.command("create", epilog="Example: `tollgate tenants create acme`")
-def tenants_create(name: str, *, as_machine: Json = False) -> None:
-    """Make a tenant."""
-
-    async def work(session: AsyncSession) -> dict[str, Any]:
-        tenant = await identity.create_tenant(session, name, now_ms=Clock().epoch_ms())
-        return {"id": tenant.id, "name": tenant.name}
-
-    made = _in_session(load_settings(), work)
-    _print_json(made) if as_machine else out.print(f"Tenant {made['name']} ({made['id']})")
-
-
-@tenants.command("list", epilog="Example: `tollgate tenants list`")
-def tenants_list(*, as_machine: Json = False) -> None:
-    """Show all tenants."""
-    rows = _in_session(load_settings(), identity.list_tenants)
-    if as_machine:
-        _print_json([{"id": t.id, "name": t.name, "projects": p, "valid_keys": k} for t, p, k in rows])
-        return
-    table = Table("tenant", "id", "projects", "valid keys", box=None)
-    for tenant, project_count, key_count in rows:
-        table.add_row(tenant.name, tenant.id, str(project_count), str(key_count))
-    out.print(table)
-
-
-@keys.command("create", epilog="Example: `tollgate keys create --tenant acme --project search --name ci`")
-def keys_create(
-    tenant: Annotated[str, typer.Option(help="name or id of the tenant that pays")],
-    project: Annotated[str, typer.Option(help="project of the tenant; made if it is new")] = "default",
-    name: Annotated[str, typer.Option(help="what people call the key")] = "default",
-    *,
-    as_machine: Json = False,
-) -> None:
-    """Issue a key. Its secret is shown once and kept nowhere."""
-
-    async def work(session: AsyncSession) -> identity.IssuedKey:
-        now_ms = Clock().epoch_ms()
-        owner = await identity.get_tenant(session, tenant)
-        unit = await identity.ensure_project(session, owner, project, now_ms=now_ms)
-        return await identity.create_key(session, unit, name, now_ms=now_ms)
-
-    issued = _in_session(load_settings(), work)
-    if as_machine:
-        _print_json({"id": issued.id, "key": issued.secret})
-        return
-    out.print(f"Key {issued.id}. Copy it now, it is not shown again:")
-    sys.stdout.write(f"{issued.secret}\n")
-
-
-@keys.command("list", epilog="Example: `tollgate keys list`")
-def keys_list(*, as_machine: Json = False) -> None:
-    """Show all keys, without their secrets."""
-    records = _in_session(load_settings(), identity.list_keys)
-    rows = [
-        {
-            "id": one.id,
-            "name": one.name,
-            "tenant": one.tenant_name,
-            "project": one.project_name,
-            "created_at": _iso(one.created_at_ms),
-            "revoked_at": _iso(one.revoked_at_ms),
-        }
-        for one in records
-    ]
-    if as_machine:
-        _print_json(rows)
-        return
-    table = Table("key", "name", "tenant", "project", "created", "revoked", box=None)
-    for row in rows:
-        table.add_row(*(str(value or "") for value in row.values()))
-    out.print(table)
-
-
-@keys.command("revoke", epilog="Example: `tollgate keys revoke 4f7k2m9q1x`")
-def keys_revoke(key: Annotated[str, typer.Argument(help="public id, or the whole key")]) -> None:
-    """Make a key useless; a running gateway refuses it within a second."""
-
-    async def work(session: AsyncSession) -> str:
-        return (await identity.revoke_key(session, key, now_ms=Clock().epoch_ms())).id
-
-    out.print(f"Key {_in_session(load_settings(), work)} is revoked.")
-
-
 # -------------------------------------------------------------------------------------- files and spend
 
 
@@ -272,7 +187,7 @@ def policy_check(
     """Say whether a policy file is right, and if not, what is wrong and where."""
     settings = load_settings()
     path = file or settings.policy
-    pools = _load_pools(settings)
+    pools = load_pool_files(settings)
     checked = load_policy(path, pools=pools)
     price_book(pools, {name: target.rates for name, target in checked.external.items()})
     out.print(f"{path}: valid, version {checked.version}")
@@ -286,7 +201,7 @@ def pools_check(
 ) -> None:
     """Say whether the pool files are right, and if not, what is wrong and where."""
     settings = load_settings()
-    found = _load_pools(settings, folder)
+    found = load_pool_files(settings, folder)
     price_book(found)
     for name, spec in found.items():
         speculation = f", speculation by {spec.speculation.method}" if spec.speculation else ""
@@ -309,13 +224,13 @@ def report(
     start, end = period(since, until, Clock().now())
 
     async def work(session: AsyncSession) -> SpendReport:
-        names = names_of(await identity.list_keys(session))
+        names = names_of(await list_keys(session))
         group_by = [name.strip() for name in by.split(",")]
         return await spend_report(session, group_by=group_by, start=start, end=end, names=names)
 
-    made = _in_session(load_settings(), work)
+    made = in_session(work)
     if as_machine:
-        _print_json(as_json(made))
+        print_json(as_json(made))
     else:
         _print_report(made)
 
@@ -349,30 +264,6 @@ def _cells(figures: SpendFigures) -> list[str]:
 # ------------------------------------------------------------------------------------------- plumbing
 
 
-def _load_pools(settings: Settings, folder: Path | None = None) -> dict[str, PoolSpec]:
-    try:
-        return load_pools(folder or settings.pools)
-    except PoolFileError as error:
-        raise ConfigurationError(str(error)) from None
-
-
-def _in_session(settings: Settings, work: Callable[[AsyncSession], Coroutine[Any, Any, T]]) -> T:
-    """Run a piece of work in one transaction of its own."""
-
-    async def run() -> T:
-        engine = create_engine(settings.effective_database_url)
-        try:
-            await require_current(engine)
-            async with session_factory(engine)() as session:
-                result = await work(session)
-                await session.commit()
-                return result
-        finally:
-            await engine.dispose()
-
-    return asyncio.run(run())
-
-
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:
     """Run to the end; of several failures the first known one is told."""
     try:
@@ -381,7 +272,7 @@ def _run(coroutine: Coroutine[Any, Any, None]) -> None:
         known, unknown = group.split((GatewayError, LaunchError))
         if unknown is not None or known is None:
             raise
-        _fail("; ".join(str(error) for error in _leaves(known)))
+        fail("; ".join(str(error) for error in _leaves(known)))
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
@@ -391,26 +282,9 @@ def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
     return found
 
 
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"tollgate: {message}\n")
-    raise SystemExit(2)
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
-
-
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _iso(epoch_ms: int | None) -> str | None:
-    return (
-        None
-        if epoch_ms is None
-        else datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="seconds")
-    )

@@ -11,29 +11,29 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.clock import Clock
-from gateway.identity import store
+from gateway.identity import key_store, store
+from gateway.identity.audit import Act
+from gateway.identity.credentials import hash_of
+from gateway.identity.key_store import KeyState
 
 DEMO_NAME = "demo"
 DEMO_KEY_FILE = "demo-key"
 
 
-async def ensure_demo_key(session: AsyncSession, state_dir: Path, clock: Clock) -> str:
+async def ensure_demo_key(session: AsyncSession, state_dir: Path, act: Act) -> str:
     """The demo tenant's API key; the caller commits."""
     path = state_dir / DEMO_KEY_FILE
     if path.exists():
         key = path.read_text().strip()
-        digest = store.hash_of(key)
-        if any(
-            one.secret_hash == digest and one.revoked_at_ms is None for one in await store.list_keys(session)
-        ):
-            return key
-    now_ms = clock.epoch_ms()
+        digest = hash_of(key)
+        for record in await key_store.list_keys(session):
+            if record.secret_hash == digest and record.state(act.at_ms) is KeyState.ACTIVE:
+                return key
     tenant = await store.find_tenant(session, DEMO_NAME)
     if tenant is None:
-        tenant = await store.create_tenant(session, DEMO_NAME, now_ms=now_ms)
-    project = await store.ensure_project(session, tenant, DEMO_NAME, now_ms=now_ms)
-    issued = await store.create_key(session, project, DEMO_NAME, now_ms=now_ms)
+        tenant = await store.create_tenant(session, DEMO_NAME, act=act)
+    project = await store.ensure_project(session, tenant, DEMO_NAME, act=act)
+    issued = await key_store.create_key(session, project, DEMO_NAME, act=act)
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -1,25 +1,31 @@
-"""What do the edge, the control plane and the console share while the program runs?
+"""What do the edge, the control plane and the console share while the program runs, and who may come in?
 
 One value that `app.py` fills in when it starts. No container and no locator: whoever needs a part takes it
-as an argument or through the aliases here.
+as an argument or through the aliases here. `guard` stands before every route that FastAPI serves; what a
+route asks for is said in `identity/roles.py` and nowhere else.
 """
 
 from __future__ import annotations
 
-import hmac
+import ipaddress
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backends.registry import PoolRegistry
 from gateway.clock import Clock
 from gateway.db import SessionFactory
-from gateway.errors import AuthenticationFailed, Overloaded
+from gateway.errors import AuthenticationFailed, Overloaded, PermissionDenied
+from gateway.identity.admins import AdminRing, Logins
+from gateway.identity.audit import Act, Actor, Source
 from gateway.identity.auth import KeyRing
+from gateway.identity.roles import RULES, Credential, Rule
+from gateway.inference import new_id
 from gateway.ledger.spool import Spool
+from gateway.paging import ROWS_DEFAULT, ROWS_MAX, PageRequest
 from gateway.pipeline import Pipeline
 from gateway.protocols.openai import ParseLimits
 from gateway.settings import Settings
@@ -34,6 +40,8 @@ class Services:
     clock: Clock
     sessions: SessionFactory
     keys: KeyRing
+    admins: AdminRing
+    logins: Logins
     registry: PoolRegistry
     pipeline: Pipeline
     spool: Spool
@@ -78,23 +86,86 @@ SessionDep = Annotated[AsyncSession, Depends(_session)]
 """For the control plane and the console only: the data plane holds no session while it streams."""
 
 
-def is_admin_key(services: Services, presented: str) -> bool:
-    """Compare in constant time."""
-    return hmac.compare_digest(presented.encode(), services.admin_key.encode())
+# ------------------------------------------------------------------------------------------ who may come in
+COOKIE = "tollgate_session"
+"""Holds a login to the console."""
+REQUEST_ID = "x-request-id"
 
 
-def require_admin(request: Request, services: ServicesDep) -> None:
-    """Let only the bootstrap administrator through.
+async def guard(request: Request, response: Response) -> None:
+    """Let those through whom the table of rules names for this route; a route that it does not name is shut.
 
     Raises:
-        AuthenticationFailed: no or a wrong administrator key.
+        AuthenticationFailed: no key or login, or none of ours.
+        PermissionDenied: a role that may not do this, or a route without a rule.
+        Overloaded: the program starts or stops, or keys cannot be checked.
     """
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not is_admin_key(services, key.strip()):
-        raise AuthenticationFailed(
-            "The control plane needs the administrator key: 'Authorization: Bearer <admin key>'."
-            " On an embedded install it is in the state folder, file admin-key."
+    template = getattr(request.scope.get("route"), "path", "")
+    rule = RULES.get((request.method, template))
+    if rule is None or rule.credential is Credential.TENANT_KEY:
+        raise PermissionDenied(
+            "Nobody may use this: there is no rule for it.",
+            operator_detail=f"no rule for {request.method} {template}: add it to gateway/identity/roles.py",
+        )
+    if rule.credential is Credential.NOTHING:
+        return
+    services = services_of(request)
+    request.state.request_id = new_id("req_", services.clock.epoch_ms())
+    response.headers[REQUEST_ID] = request.state.request_id
+    request.state.source = Source.CONSOLE if rule.credential is Credential.LOGIN else Source.API
+    if rule.is_open_on_loopback and _is_loopback(request):
+        return
+    request.state.actor = actor = _actor_of(request, services, rule)
+    if actor.role not in rule.roles:
+        raise PermissionDenied(
+            f"Your key {actor.name!r} has the role {actor.role}, which may not do this."
+            f" It takes one of: {rule.roles_text()}."
         )
 
 
-AdminDep = Depends(require_admin)
+def _actor_of(request: Request, services: Services, rule: Rule) -> Actor:
+    if rule.credential is Credential.ADMIN_KEY:
+        return services.admins.authenticate(request.headers)
+    actor = services.logins.actor_of(request.cookies.get(COOKIE, ""))
+    if actor is None:
+        raise AuthenticationFailed("Log in first.")
+    return actor
+
+
+def _is_loopback(request: Request) -> bool:
+    # A proxy in front connects from loopback too and says for whom it asks.
+    if request.client is None or "x-forwarded-for" in request.headers or "forwarded" in request.headers:
+        return False
+    try:
+        return ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _current_actor(request: Request) -> Actor:
+    actor: Actor = request.state.actor
+    return actor
+
+
+def _act(request: Request, services: ServicesDep) -> Act:
+    return Act(
+        actor=_current_actor(request),
+        source=request.state.source,
+        at_ms=services.clock.epoch_ms(),
+        request_id=request.state.request_id,
+    )
+
+
+def _page(
+    limit: Annotated[int, Query(description=f"rows of a page, 1 to {ROWS_MAX}")] = ROWS_DEFAULT,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+) -> PageRequest:
+    return PageRequest(limit=limit, cursor=cursor)
+
+
+PageDep = Annotated[PageRequest, Depends(_page)]
+"""Which piece of a list is wanted."""
+ActorDep = Annotated[Actor, Depends(_current_actor)]
+"""Who asks, on routes for administrators."""
+ActDep = Annotated[Act, Depends(_act)]
+"""The circumstances of a change, for whatever changes something."""

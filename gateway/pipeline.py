@@ -17,7 +17,7 @@ from gateway.attempt_log import AttemptLog, hold_for, start_of
 from gateway.cache.lookup import AnswerCache, CacheStatus, KeptAnswer, slot_for
 from gateway.clock import Clock
 from gateway.errors import GatewayError
-from gateway.identity.auth import Caller
+from gateway.identity.auth import Caller, admit
 from gateway.inference import AttemptState, Call, UsageSource
 from gateway.ledger.budgets import Holds
 from gateway.ledger.settlement import Outcome, Settlement
@@ -58,6 +58,7 @@ class Pipeline:
         """A whole answer to `call`.
 
         Raises:
+            PermissionDenied: the key is not for this model or latency class.
             ModelNotFound: the policy has no such alias.
             NoEligibleTarget: no target may or can serve it.
             Unpriced: a target has no price.
@@ -117,6 +118,7 @@ class Pipeline:
         return ServedStream(plan.facts(stream.target, stream.replica), stream, log, cache=self.cache)
 
     def _plan(self, call: Call, caller: Caller, request_id: str) -> Plan:
+        admit(caller, call)
         routing = self.routing
         policy = routing.policy
         task = classify(call, default=policy.default_task)

@@ -39,15 +39,16 @@ async def serve(
     """Serve until `stop` is set.
 
     Args:
-        settings: of a database that is there.
+        settings: everything that can be set.
         stop: answers under way end first.
         on_serving: is told the base URL.
         worker: which of several processes this is; None: the only one.
 
     Raises:
-        ConfigurationError: a file or a setting is wrong, or the address is taken.
+        ConfigurationError: a file or a setting is wrong, the database is not ready, or the address is taken.
     """
     app = create_app(settings, worker=None if worker is None else worker.index)
+    await require_database(settings)
     server = make_server(app, settings)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(_run(server, settings, None if worker is None else worker.listener))

@@ -14,7 +14,7 @@ from pathlib import Path
 from backends.files import PoolFileError, load_pools
 from backends.launch.process import ProcessFleet, ReplicaProgress
 from gateway.errors import ConfigurationError
-from gateway.serving import OnServing, require_database, serve, stopped_by_signals
+from gateway.serving import OnServing, serve, stopped_by_signals
 from gateway.settings import Settings
 from gateway.workers import serve_by_workers
 
@@ -96,7 +96,6 @@ def _is_vllm_installed() -> bool:
 async def _serve(
     settings: Settings, stop: asyncio.Event, on_serving: OnServing, *, log_folder: Path | None = None
 ) -> None:
-    await require_database(settings)
     if settings.workers == 1:
         await serve(settings, stop, on_serving)
     else:

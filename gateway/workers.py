@@ -21,9 +21,10 @@ from typing import Any
 
 import uvloop
 
+from gateway.app import create_app
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.server import DRAIN_S, set_up_logging
-from gateway.serving import OnServing, Worker, serve, stopped_by_signals
+from gateway.serving import OnServing, Worker, require_database, serve, stopped_by_signals
 from gateway.settings import Settings, load_settings
 
 READY = b"ready\n"
@@ -42,14 +43,17 @@ async def serve_by_workers(
     """Have `settings.workers` processes serve until `stop` is set.
 
     Args:
-        settings: of a database that is there.
+        settings: everything that can be set.
         stop: answers under way end first.
         on_serving: is told the base URL once all of them serve.
         log_folder: where each worker writes its own log; None: standard error.
 
     Raises:
-        ConfigurationError: the address is taken, or the workers do not come up; they have said why.
+        ConfigurationError: a file or a setting is wrong, the database is not ready, the address is taken, or the
+            workers do not come up; they have said why.
     """
+    create_app(settings)  # says once what every worker would say: a wrong file, a missing secret
+    await require_database(settings)
     with _bound(settings.host, settings.port) as held:
         port = int(held.getsockname()[1])
         loop = asyncio.get_running_loop()

@@ -27,7 +27,7 @@ PLUGIN = "backends/vllm_plugin/"
 # Alembic writes these; a table after the other is the clearest form of a migration.
 MIGRATIONS = "migrations/versions/"
 # Typer takes options from parameters in the order in which --help shows them.
-COMMAND_LINE = "gateway/cli"
+COMMAND_LINE = ("gateway/cli", "gateway/commands/")
 # Signatures that a library dictates.
 DICTATED = {
     "settings_customise_sources": "pydantic-settings calls it",

@@ -6,17 +6,34 @@ files come from the installed package fastapi-offline instead.
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
-from starlette.staticfiles import StaticFiles
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from gateway.errors import NotFound
 
 ASSETS = "/docs/static"
+_TYPES = {
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "swagger-ui.css": "text/css; charset=utf-8",
+    "favicon.png": "image/png",
+}
 
 
 def add_docs(app: FastAPI) -> None:
-    """Serve /docs and its files."""
-    app.mount(ASSETS, StaticFiles(packages=[("fastapi_offline", "static")]))
+    """Serve /docs, its files and /openapi.json: plain routes, so that the guard stands before them too."""
+    folder = files("fastapi_offline") / "static"
+
+    async def asset(name: str) -> Response:
+        if name not in _TYPES:
+            raise NotFound("There is no such file.")
+        headers = {"cache-control": "public, max-age=86400"}
+        return Response((folder / name).read_bytes(), headers=headers, media_type=_TYPES[name])
+
+    async def description() -> JSONResponse:
+        return JSONResponse(app.openapi())
 
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
@@ -28,3 +45,5 @@ def add_docs(app: FastAPI) -> None:
         )
 
     app.add_api_route("/docs", docs, include_in_schema=False)
+    app.add_api_route(ASSETS + "/{name}", asset, include_in_schema=False)
+    app.add_api_route("/openapi.json", description, include_in_schema=False)

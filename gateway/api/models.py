@@ -1,4 +1,4 @@
-"""Which models may a client ask for? GET /v1/models: the policy's aliases."""
+"""Which models may a client ask for? GET /v1/models: the policy's aliases that its key allows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ _encode = msgspec.json.Encoder().encode
 async def list_models(request: EdgeRequest) -> Response:
     """GET /v1/models."""
     policy = request.services.pipeline.routing.policy
+    allowed = request.caller.allowed_models
+    aliases = [alias for alias in policy.models if allowed is None or alias in allowed]
     return PlainResponse(
         200,
         [(b"content-type", b"application/json"), (b"x-request-id", request.request_id.encode())],
-        _encode({"object": "list", "data": [model_card(policy, alias) for alias in policy.models]}),
+        _encode({"object": "list", "data": [model_card(policy, alias) for alias in aliases]}),
     )
 
 

@@ -1,6 +1,7 @@
-"""What does /openapi.json say of the data plane, which FastAPI never sees?
+"""What does /openapi.json say that FastAPI does not know?
 
-The raw door's paths are added to the generated document from its own table, so the two cannot drift.
+The raw door's paths are added to the generated document from its own table, and who may use a route from the
+table of rules, so that neither can drift. Errors have one shape everywhere.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from gateway.api.edge import ROUTES
+from gateway.identity.roles import RULES, Credential
 
 _SUMMARIES = {
     "/v1/chat/completions": "Chat completion, OpenAI's format, plain or streamed",
@@ -26,21 +28,77 @@ _TASK_HEADER = {
 }
 
 
-def describe_data_plane(app: FastAPI) -> None:
-    """Make the app's OpenAPI document include the data plane."""
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string", "description": "what is wrong and what to do"},
+                "type": {"type": "string", "enum": ["invalid_request_error", "server_error"]},
+                "param": {"type": ["string", "null"], "description": "the field that is wrong"},
+                "code": {"type": "string"},
+            },
+        }
+    },
+    "examples": [
+        {
+            "error": {
+                "message": "No tenant 'acme'; `tollgate tenants list` shows the known ones.",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "not_found",
+            }
+        }
+    ],
+}
+_GENERATED_VALIDATION = ("HTTPValidationError", "ValidationError")
+
+
+def describe(app: FastAPI) -> None:
+    """Make the app's OpenAPI document complete."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(
                 title=app.title, version=app.version, summary=app.summary, routes=app.routes
             )
-            document["paths"] = {**_data_plane(), **document.get("paths", {})}
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    _say_who(operation, method.upper(), path)
+            document["paths"] = {**_data_plane(), **document["paths"]}
             components = document.setdefault("components", {})
-            components["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer"}}
+            components["securitySchemes"] = {
+                "apiKey": {"type": "http", "scheme": "bearer"},
+                "adminKey": {"type": "http", "scheme": "bearer", "description": "tga-…, with a role"},
+            }
+            schemas = components.setdefault("schemas", {})
+            for name in _GENERATED_VALIDATION:
+                schemas.pop(name, None)
+            schemas["Error"] = _ERROR
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _say_who(operation: dict[str, Any], method: str, path: str) -> None:
+    """Security, roles and errors of a route, as the table of rules has them."""
+    responses = operation["responses"]
+    responses.pop("422", None)  # FastAPI's own shape; ours is 400
+    responses["default"] = {
+        "description": "what went wrong",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    rule = RULES.get((method, path))
+    if rule is None or rule.credential is not Credential.ADMIN_KEY:
+        return
+    operation["security"] = [{"adminKey": []}]
+    operation["x-tollgate-roles"] = sorted(rule.roles)
+    who = f"Roles: {rule.roles_text()}."
+    operation["description"] = f"{operation.get('description', '')}\n\n{who}".strip()
 
 
 def _data_plane() -> dict[str, Any]:

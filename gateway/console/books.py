@@ -13,7 +13,8 @@ from datetime import date, datetime
 
 from gateway.console.charts import BarChart, bar_chart
 from gateway.dependencies import Services
-from gateway.identity.store import KeyRecord, list_keys, list_tenants
+from gateway.identity.key_store import KeyRecord, KeyState, list_keys
+from gateway.identity.store import tenant_names
 from gateway.ledger.reports import NOTHING, SpendFigures, month_of, spend_report
 
 ROWS_MAX = 20
@@ -42,8 +43,8 @@ class Books:
     tables: tuple[SpendTable, ...]
     total: SpendFigures
     chart: BarChart
-    keys: tuple[KeyRecord, ...]
-    """Valid ones first, then the revoked, the newest first; at most KEYS_MAX."""
+    keys: tuple[tuple[KeyRecord, KeyState, int | None], ...]
+    """With their states and since when; valid ones first, the newest first; at most KEYS_MAX."""
     keys_left_out: int
 
 
@@ -71,7 +72,7 @@ async def read_books(services: Services) -> Books:
     now = services.clock.now()
     start, end = month_of(now)
     async with services.sessions() as session:
-        tenants = {tenant.id: tenant.name for tenant, _, _ in await list_tenants(session)}
+        tenants = await tenant_names(session)
         reports = {
             dimension: await spend_report(
                 session, group_by=[dimension], start=start, end=end, names={"tenant": tenants}
@@ -80,7 +81,8 @@ async def read_books(services: Services) -> Books:
         }
         keys = await list_keys(session)
     days = {date.fromisoformat(group[0]): figures.charge_usd_nanos for group, figures in reports["day"].rows}
-    keys.sort(key=lambda key: (key.revoked_at_ms is not None, -key.created_at_ms))
+    now_ms = services.clock.epoch_ms()
+    keys.sort(key=lambda key: (key.state(now_ms) is not KeyState.ACTIVE, -key.created_at_ms))
     return Books(
         read_at=now,
         start=start,
@@ -91,9 +93,19 @@ async def read_books(services: Services) -> Books:
         ),
         total=reports["tenant"].total,
         chart=bar_chart(start.date(), end.date(), days, today=now.date()),
-        keys=tuple(keys[:KEYS_MAX]),
+        keys=tuple((key, key.state(now_ms), _since(key, now_ms)) for key in keys[:KEYS_MAX]),
         keys_left_out=max(0, len(keys) - KEYS_MAX),
     )
+
+
+def _since(key: KeyRecord, now_ms: int) -> int | None:
+    retired_at_ms = key.tenant_retired_at_ms or key.project_retired_at_ms
+    return {
+        KeyState.ACTIVE: None,
+        KeyState.REVOKED: key.revoked_at_ms,
+        KeyState.RETIRED: retired_at_ms,
+        KeyState.EXPIRED: key.expires_at_ms,
+    }[key.state(now_ms)]
 
 
 def _shortened(rows: list[tuple[str, SpendFigures]]) -> tuple[tuple[str, SpendFigures], ...]:

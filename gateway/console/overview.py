@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -16,7 +16,7 @@ from backends.pool import PoolSnapshot
 from gateway.console.books import BookKeeper
 from gateway.console.pages import HOME, STATIC, PageRoute, page, static_file
 from gateway.console.session import Door
-from gateway.dependencies import ServicesDep
+from gateway.dependencies import ActorDep, ServicesDep
 from gateway.errors import NotFound
 
 REFRESH_S = 10
@@ -30,14 +30,9 @@ def console_router() -> APIRouter:
     overview = Overview()
     router = APIRouter(route_class=PageRoute, include_in_schema=False)
     router.include_router(door.router())
-    router.add_api_route(HOME, overview.show, methods=["GET"], dependencies=[Depends(door.require_login)])
+    router.add_api_route(HOME, overview.show, methods=["GET"])
     router.add_api_route(STATIC + "/{name}", static_file, methods=["GET"])
-    router.add_api_route(
-        HOME + "/{path:path}",
-        _elsewhere,
-        methods=["GET", "POST"],
-        dependencies=[Depends(door.require_login)],
-    )
+    router.add_api_route(HOME + "/{path:path}", _elsewhere, methods=["GET", "POST"])
     return router
 
 
@@ -50,6 +45,7 @@ class Overview:
     async def show(
         self,
         services: ServicesDep,
+        actor: ActorDep,
         refresh: Annotated[str, Query(description="`off` stops the page from loading itself again")] = "",
     ) -> Response:
         """Render it."""
@@ -62,6 +58,7 @@ class Overview:
         return page(
             "overview.html",
             now=services.clock.now(),
+            actor=actor,
             refresh_s=0 if refresh == "off" else REFRESH_S,
             pools=[(pool, is_speculating(pool)) for pool in pools],
             policy=services.pipeline.routing.policy,

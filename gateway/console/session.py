@@ -1,29 +1,24 @@
 """Who looks at the console?
 
-A login with the bootstrap administrator key, kept as a signed cookie for 12 hours: when it ends, a nonce, and
-an HMAC-SHA-256 over both and the administrator key, so that a new key ends every session. Nothing is stored
-but what has to be remembered against misuse, in this process and bounded: failed logins per address, and
-sessions that were logged out before their end. Behind a proxy the address and the scheme are those that
-uvicorn takes from the headers of a trusted proxy (on loopback by default).
+A login with any administrator's key, kept in a cookie whose value `identity/admins.py` issues and checks.
+Nothing is stored here but the failed logins per address, in this process and bounded. Who may see which page
+is said in `identity/roles.py`. Behind a proxy the address and the scheme are those that uvicorn takes from
+the headers of a trusted proxy (on loopback by default).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import ipaddress
 import math
-import secrets
 from collections import OrderedDict
 from urllib.parse import parse_qs, urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from gateway.clock import Clock
 from gateway.console.pages import HOME, LOGIN, PageRoute, page
-from gateway.dependencies import Services, ServicesDep, is_admin_key
+from gateway.dependencies import COOKIE, ServicesDep
 from gateway.errors import (
     AuthenticationFailed,
     InvalidRequest,
@@ -31,16 +26,14 @@ from gateway.errors import (
     PermissionDenied,
     RateLimited,
 )
-from gateway.identity.root_key import derive
+from gateway.identity.admins import LOGIN_S
 
-COOKIE = "tollgate_session"
-SESSION_S = 12 * 3600
 FAILURES_MAX = 10
 """So many wrong keys from one address within FAILURES_WINDOW_S, then no more tries until it is over."""
 FAILURES_WINDOW_S = 300.0
 FAILURE_DELAY_S = 0.5
 REMEMBERED_MAX = 4096
-"""Addresses, and ended sessions, that are remembered; the oldest are forgotten first."""
+"""Addresses that are remembered; the oldest are forgotten first."""
 FORM_BYTES_MAX = 4096
 
 _IPV6_NETWORK_BITS = 64
@@ -81,44 +74,11 @@ class FailedLogins:
         self._failures.pop(address, None)
 
 
-class Sessions:
-    """Issues and checks the cookie's value."""
-
-    def __init__(self) -> None:
-        self._ended: OrderedDict[str, None] = OrderedDict()
-
-    def issue(self, services: Services) -> str:
-        """A new session's value."""
-        ends_s = _epoch_s(services.clock) + SESSION_S
-        nonce = secrets.token_hex(16)
-        return f"{ends_s}.{nonce}.{_signature(services, ends_s, nonce)}"
-
-    def is_valid(self, services: Services, value: str) -> bool:
-        """Ours, not over and not logged out. The signature is compared in constant time, and first."""
-        ends_text, _, rest = value.partition(".")
-        nonce, _, signature = rest.partition(".")
-        if not (ends_text.isascii() and ends_text.isdecimal() and len(ends_text) < len(str(2**63))):
-            return False
-        ends_s = int(ends_text)
-        expected = _signature(services, ends_s, nonce)
-        if not hmac.compare_digest(signature.encode(), expected.encode()):
-            return False
-        return _epoch_s(services.clock) < ends_s and nonce not in self._ended
-
-    def end(self, services: Services, value: str) -> None:
-        """Make a session useless in this process before its time."""
-        if self.is_valid(services, value):
-            self._ended[value.split(".")[1]] = None
-            if len(self._ended) > REMEMBERED_MAX:
-                self._ended.popitem(last=False)
-
-
 class Door:
-    """The login, the logout, and the guard of every other page."""
+    """The login and the logout."""
 
     def __init__(self) -> None:
         self._failed = FailedLogins()
-        self._sessions = Sessions()
 
     def router(self) -> APIRouter:
         """Its own pages."""
@@ -128,18 +88,9 @@ class Door:
         router.add_api_route("/console/logout", self.log_out, methods=["POST"])
         return router
 
-    async def require_login(self, request: Request, services: ServicesDep) -> None:
-        """Let only those with a session through.
-
-        Raises:
-            AuthenticationFailed: there is none; `PageRoute` leads to the login.
-        """
-        if not self._sessions.is_valid(services, request.cookies.get(COOKIE, "")):
-            raise AuthenticationFailed("Log in first.")
-
     async def form(self, request: Request, services: ServicesDep) -> Response:
         """Ask for the key, unless it was given already."""
-        if self._sessions.is_valid(services, request.cookies.get(COOKIE, "")):
+        if services.logins.actor_of(request.cookies.get(COOKIE, "")) is not None:
             return RedirectResponse(HOME, 303)
         return page("login.html", message="")
 
@@ -154,17 +105,19 @@ class Door:
             response.headers["retry-after"] = str(error.retry_after_s)
             return response
         key = await _presented_key(request)
-        if not is_admin_key(services, key):
+        try:
+            actor = services.admins.actor_of(key)
+        except AuthenticationFailed as error:
             # Counted before the delay: tries in parallel gain nothing.
             self._failed.note(address, services.clock.monotonic_s())
             await asyncio.sleep(FAILURE_DELAY_S)
-            return page("login.html", status_code=401, message="That is not the administrator key.")
+            return page("login.html", status_code=401, message=error.caller_detail)
         self._failed.forget(address)
         answer = RedirectResponse(HOME, 303)
         answer.set_cookie(
             COOKIE,
-            self._sessions.issue(services),
-            max_age=SESSION_S,
+            services.logins.issue(actor),
+            max_age=LOGIN_S,
             path=HOME,
             secure=request.url.scheme == "https",
             httponly=True,
@@ -175,7 +128,7 @@ class Door:
     async def log_out(self, request: Request, services: ServicesDep) -> Response:
         """End the session."""
         require_same_origin(request)
-        self._sessions.end(services, request.cookies.get(COOKIE, ""))
+        services.logins.end(request.cookies.get(COOKIE, ""))
         answer = RedirectResponse(LOGIN, 303)
         answer.delete_cookie(
             COOKIE, path=HOME, secure=request.url.scheme == "https", httponly=True, samesite="strict"
@@ -232,12 +185,3 @@ async def _presented_key(request: Request) -> str:
     except ValueError:
         raise InvalidRequest("The login form could not be read. Open the console and try again.") from None
     return fields.get("key", [""])[0].strip()
-
-
-def _signature(services: Services, ends_s: int, nonce: str) -> str:
-    message = f"{ends_s}.{nonce}.{services.admin_key}".encode()
-    return hmac.digest(derive(services.root_key, "console-session"), message, hashlib.sha256).hex()
-
-
-def _epoch_s(clock: Clock) -> int:
-    return clock.epoch_ms() // 1000

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from gateway.clock import Clock
-from gateway.errors import AuthenticationFailed, Overloaded
+from gateway.errors import AuthenticationFailed, GatewayError, Overloaded, PermissionDenied
+from gateway.identity.credentials import ADMIN_PREFIX, KEY_PREFIX
+from gateway.identity.key_store import KeyRecord, KeyState
 from gateway.identity.root_key import derive
-from gateway.identity.store import KEY_PREFIX, KeyRecord
+from gateway.inference import Call
 
 KEY_CHARS_MAX = 512
+CLASS_UNASKED = "default"
+"""The latency class of a call that asks for none, where the key allows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,42 @@ class Caller:
     """Its answers may be kept in the cache."""
     cache_secret: bytes = b""
     """Under which its answers are found in the cache."""
+    allowed_models: frozenset[str] | None = None
+    """Aliases that it may ask for; None: all."""
+    allowed_classes: frozenset[str] | None = None
+    """Latency classes that it may ask for; None: all."""
+    class_unasked: str = CLASS_UNASKED
+    """The latency class of a call that asks for none."""
+    expires_at_ms: int | None = None
 
     def end_user_hash(self, end_user: str | None) -> str | None:
         """What is stored of an end user: an HMAC that only this tenant's secret can make."""
         if end_user is None:
             return None
         return hmac.digest(self.end_user_secret, end_user.encode(), hashlib.sha256).hex()[:32]
+
+
+def admit(caller: Caller, call: Call) -> str:
+    """Let a call through that its key allows; the latency class that it runs in.
+
+    Raises:
+        PermissionDenied: the key is not for this model, or not for this latency class.
+    """
+    models, classes, asked = caller.allowed_models, caller.allowed_classes, call.service_tier
+    if models is not None and call.model_alias not in models:
+        raise PermissionDenied(
+            f"This API key may not use the model {call.model_alias[:128]!r}."
+            f" It may use: {', '.join(sorted(models))}.",
+            param="model",
+        )
+    if asked is None or asked == "auto":
+        return caller.class_unasked
+    if classes is not None and asked not in classes:
+        raise PermissionDenied(
+            f"This API key may not use the service tier {asked!r}. It may use: {', '.join(sorted(classes))}.",
+            param="service_tier",
+        )
+    return asked
 
 
 class KeyRing:
@@ -55,20 +89,26 @@ class KeyRing:
         self._clock = clock
         self._stale_max_s = stale_max_s
         self._callers: dict[bytes, Caller] = {}
-        self._revoked: dict[bytes, KeyRecord] = {}
+        self._refused: dict[bytes, KeyRecord] = {}
+        """Revoked ones, and those of retired tenants and projects."""
+        self._ending: dict[bytes, KeyRecord] = {}
+        """Valid ones with an end."""
         self._confirmed_at_s: float | None = None
 
     def replace(self, records: Iterable[KeyRecord]) -> None:
         """Take over what the database says now."""
         callers: dict[bytes, Caller] = {}
-        revoked: dict[bytes, KeyRecord] = {}
+        refused: dict[bytes, KeyRecord] = {}
+        ending: dict[bytes, KeyRecord] = {}
         for record in records:
             digest = bytes.fromhex(record.secret_hash)
-            if record.revoked_at_ms is None:
-                callers[digest] = self._caller(record)
-            else:
-                revoked[digest] = record
-        self._callers, self._revoked = callers, revoked
+            if record.state(0) in {KeyState.REVOKED, KeyState.RETIRED}:
+                refused[digest] = record
+                continue
+            callers[digest] = self._caller(record)
+            if record.expires_at_ms is not None:
+                ending[digest] = record
+        self._callers, self._refused, self._ending = callers, refused, ending
         self.confirm()
 
     def confirm(self) -> None:
@@ -87,13 +127,21 @@ class KeyRing:
             headers: lower-case names.
 
         Raises:
-            AuthenticationFailed: no key, not one of ours, unknown, or revoked.
+            AuthenticationFailed: no key, not one of ours, unknown, revoked, over, or of a retired tenant.
             Overloaded: the keys in memory are too old to be trusted.
         """
-        digest = hashlib.sha256(_presented_key(headers).encode("latin-1")).digest()
+        key = _presented_key(headers)
+        digest = hashlib.sha256(key.encode("latin-1")).digest()
         caller = self._callers.get(digest)
-        if digest in self._revoked:  # stays so, however old that news is
-            raise self._refusal(digest)
+        if caller is None:
+            raise self._refusal(key, digest)
+        self._require_fresh()
+        # By the clock, not by news: a key ends at its instant even while the database is away.
+        if caller.expires_at_ms is not None and caller.expires_at_ms <= self._clock.epoch_ms():
+            raise _over(self._ending[digest])
+        return caller
+
+    def _require_fresh(self) -> None:
         age_s = self.age_s
         if age_s is None or age_s > self._stale_max_s:
             raise Overloaded(
@@ -101,20 +149,19 @@ class KeyRing:
                 retry_after_s=5,
                 operator_detail=f"keys were last confirmed {age_s} s ago",
             )
-        if caller is None:
-            raise self._refusal(digest)
-        return caller
 
-    def _refusal(self, digest: bytes) -> AuthenticationFailed:
-        record = self._revoked.get(digest)
-        if record is None or record.revoked_at_ms is None:
+    def _refusal(self, key: str, digest: bytes) -> GatewayError:
+        record = self._refused.get(digest)
+        if record is not None:  # stays so, however old that news is
+            return _refused(record)
+        if key.startswith(f"{ADMIN_PREFIX}-"):
             return AuthenticationFailed(
-                "This API key is not known. Check that it was copied whole, or ask an administrator for one."
+                f"This is an administrator key ({ADMIN_PREFIX}-…), for /admin/v1 and the console. Models are"
+                f" called with a tenant's API key ({KEY_PREFIX}-…); `tollgate keys create` makes one."
             )
-        day = datetime.fromtimestamp(record.revoked_at_ms / 1000, UTC)
+        self._require_fresh()
         return AuthenticationFailed(
-            f"The API key {KEY_PREFIX}-{record.id}-… was revoked on {day:%Y-%m-%d %H:%M} UTC."
-            " Ask an administrator for a new one."
+            "This API key is not known. Check that it was copied whole, or ask an administrator for one."
         )
 
     def _caller(self, record: KeyRecord) -> Caller:
@@ -129,7 +176,46 @@ class KeyRing:
             is_internal_only=record.is_internal_only,
             caches_answers=record.caches_answers,
             cache_secret=derive(self._root_key, f"cache:{record.tenant_id}"),
+            allowed_models=None if record.allowed_models is None else frozenset(record.allowed_models),
+            allowed_classes=None if record.allowed_classes is None else frozenset(record.allowed_classes),
+            class_unasked=_class_unasked(record.allowed_classes),
+            expires_at_ms=record.expires_at_ms,
         )
+
+
+def _class_unasked(allowed: tuple[str, ...] | None) -> str:
+    return CLASS_UNASKED if allowed is None or CLASS_UNASKED in allowed else allowed[0]
+
+
+def _refused(record: KeyRecord) -> AuthenticationFailed:
+    shown = f"{KEY_PREFIX}-{record.id}-…"
+    if record.revoked_at_ms is not None:
+        return AuthenticationFailed(
+            f"The API key {shown} was revoked on {_minute(record.revoked_at_ms)} UTC."
+            " Ask an administrator for a new one."
+        )
+    owner, retired_at_ms = f"tenant {record.tenant_name!r}", record.tenant_retired_at_ms
+    if retired_at_ms is None:
+        owner, retired_at_ms = f"project {record.project_name!r}", record.project_retired_at_ms or 0
+    return AuthenticationFailed(
+        f"The {owner} of the API key {shown} was retired on {_minute(retired_at_ms)} UTC: its keys do not"
+        " work any more."
+    )
+
+
+def _over(record: KeyRecord) -> AuthenticationFailed:
+    shown, end = f"{KEY_PREFIX}-{record.id}-…", _minute(record.expires_at_ms or 0)
+    if record.rotated_to is not None:
+        return AuthenticationFailed(
+            f"The API key {shown} was replaced by {KEY_PREFIX}-{record.rotated_to}-… and ended on {end} UTC."
+        )
+    return AuthenticationFailed(
+        f"The API key {shown} expired on {end} UTC. Ask an administrator for a new one."
+    )
+
+
+def _minute(epoch_ms: int) -> str:
+    return f"{datetime.fromtimestamp(epoch_ms / 1000, UTC):%Y-%m-%d %H:%M}"
 
 
 def _presented_key(headers: Mapping[str, str]) -> str:

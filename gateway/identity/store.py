@@ -1,207 +1,312 @@
-"""How are tenants, projects and keys kept? All SQL of the noun; flushes, never commits."""
+"""How are tenants and projects kept? Their SQL; flushes, never commits.
+
+Nothing is ever deleted: the ledger refers to it. What is not wanted any more is retired, and then its keys
+are refused.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-import string
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from sqlalchemy import func
+from sqlalchemy import Select, func
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
-from gateway.db import note_change
-from gateway.errors import Conflict, InvalidRequest, NotFound
+from gateway.errors import Conflict, NotFound
+from gateway.identity import audit
+from gateway.identity.audit import Act
+from gateway.identity.credentials import check_name
 from gateway.identity.tables import ApiKey, Project, Tenant
 from gateway.inference import new_id
+from gateway.paging import Page, PageRequest, page_of, seek
 
-KEY_PREFIX = "tg"
-TOPIC = "keys"
-"""Raised with every change that a running gateway must learn of."""
-
-_ALPHABET = string.ascii_lowercase + string.digits
-_NAME_CHARS = 128
+Statement = TypeVar("Statement", bound=Select[*tuple[Any, ...]])
 
 
 @dataclass(frozen=True, slots=True)
-class IssuedKey:
-    """A new key: the only time that its secret can be seen."""
+class TenantRecord:
+    """A tenant and how much belongs to it."""
 
-    id: str
-    secret: str
-    """The whole key as the client sends it."""
+    tenant: Tenant
+    projects: int
+    valid_keys: int
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRecord:
-    """A key with the names that people know."""
+class ProjectRecord:
+    """A project with its tenant's name."""
 
-    id: str
-    secret_hash: str
-    name: str
-    tenant_id: str
+    project: Project
     tenant_name: str
-    project_id: str
-    project_name: str
-    created_at_ms: int
-    revoked_at_ms: int | None
-    is_internal_only: bool = True
-    caches_answers: bool = True
 
 
-def hash_of(key: str) -> str:
-    """What is kept of a key. Plain SHA-256 suffices: the secret part has 160 random bits, nobody chose it."""
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-async def create_tenant(session: AsyncSession, name: str, *, now_ms: int) -> Tenant:
+# ----------------------------------------------------------------------------------------------- tenants
+async def create_tenant(
+    session: AsyncSession, name: str, *, act: Act, is_internal_only: bool = True, caches_answers: bool = True
+) -> Tenant:
     """A new tenant.
 
     Raises:
         Conflict: the name is taken.
-        InvalidRequest: the name is empty or too long.
+        InvalidRequest: the name is empty, too long, or looks like an id.
     """
-    _check_name(name)
-    if await find_tenant(session, name) is not None:
-        raise Conflict(f"There is a tenant called {name!r} already; `tollgate tenants list` shows it.")
-    tenant = Tenant(id=new_id("ten_", now_ms), name=name, created_at_ms=now_ms)
-    session.add(tenant)
-    await session.flush()
+    check_name(name)
+    await _require_free_tenant_name(session, name)
+    tenant = Tenant(
+        id=new_id("ten_", act.at_ms),
+        name=name,
+        created_at_ms=act.at_ms,
+        is_internal_only=is_internal_only,
+        caches_answers=caches_answers,
+    )
+    await audit.write(session, act, "tenant.create", row=tenant, conflict=_tenant_taken(name))
     return tenant
 
 
-async def find_tenant(session: AsyncSession, name_or_id: str) -> Tenant | None:
+async def find_tenant(session: AsyncSession, name_or_id: str, *, for_change: bool = False) -> Tenant | None:
     """The tenant of that name or id."""
-    found = await session.execute(
-        select(Tenant).where((col(Tenant.name) == name_or_id) | (col(Tenant.id) == name_or_id))
-    )
+    statement = select(Tenant).where((col(Tenant.name) == name_or_id) | (col(Tenant.id) == name_or_id))
+    found = await session.execute(_locked(statement) if for_change else statement)
     return found.scalars().first()
 
 
-async def get_tenant(session: AsyncSession, name_or_id: str) -> Tenant:
+async def get_tenant(session: AsyncSession, name_or_id: str, *, for_change: bool = False) -> Tenant:
     """The tenant of that name or id.
 
     Raises:
         NotFound: there is none.
     """
-    tenant = await find_tenant(session, name_or_id)
+    tenant = await find_tenant(session, name_or_id, for_change=for_change)
     if tenant is None:
-        raise NotFound(f"No tenant {name_or_id!r}; `tollgate tenants list` shows the known ones.")
+        raise NotFound(f"No tenant {name_or_id[:128]!r}; `tollgate tenants list` shows the known ones.")
     return tenant
 
 
-async def ensure_project(session: AsyncSession, tenant: Tenant, name: str, *, now_ms: int) -> Project:
-    """The tenant's project of that name, made if it is new.
+async def update_tenant(
+    session: AsyncSession,
+    name_or_id: str,
+    *,
+    act: Act,
+    name: str | None = None,
+    is_internal_only: bool | None = None,
+    caches_answers: bool | None = None,
+) -> Tenant:
+    """Change what is given; None leaves it. The same change again changes nothing.
 
     Raises:
-        InvalidRequest: the name is empty or too long.
+        NotFound: no such tenant.
+        Conflict: the new name is taken.
+        InvalidRequest: the new name is no name.
     """
-    _check_name(name)
-    found = await session.execute(
-        select(Project).where(col(Project.tenant_id) == tenant.id, col(Project.name) == name)
-    )
-    project = found.scalars().first()
-    if project is None:
-        project = Project(id=new_id("prj_", now_ms), tenant_id=tenant.id, name=name, created_at_ms=now_ms)
-        session.add(project)
-        await session.flush()
-    return project
+    tenant = await get_tenant(session, name_or_id, for_change=True)
+    if name is not None and name != tenant.name:
+        check_name(name)
+        await _require_free_tenant_name(session, name)
+    given = {"name": name, "is_internal_only": is_internal_only, "caches_answers": caches_answers}
+    changes = {field: value for field, value in given.items() if value is not None}
+    conflict = _tenant_taken(name or tenant.name)
+    await audit.write(session, act, "tenant.update", row=tenant, changes=changes, conflict=conflict)
+    return tenant
 
 
-async def create_key(session: AsyncSession, project: Project, name: str, *, now_ms: int) -> IssuedKey:
-    """A new key of the project; its secret is not kept anywhere.
+async def retire_tenant(session: AsyncSession, name_or_id: str, *, act: Act) -> Tenant:
+    """Refuse all its keys from now on; retiring twice keeps the first instant.
 
     Raises:
-        InvalidRequest: the name is empty or too long.
+        NotFound: no such tenant.
     """
-    _check_name(name)
-    public_id = "".join(secrets.choice(_ALPHABET) for _ in range(10))
-    secret = "".join(secrets.choice(_ALPHABET) for _ in range(32))
-    key = f"{KEY_PREFIX}-{public_id}-{secret}"
-    session.add(
-        ApiKey(
-            id=public_id,
-            secret_hash=hash_of(key),
-            tenant_id=project.tenant_id,
-            project_id=project.id,
-            name=name,
-            created_at_ms=now_ms,
-        )
-    )
-    await session.flush()
-    await note_change(session, TOPIC)
-    return IssuedKey(id=public_id, secret=key)
+    tenant = await get_tenant(session, name_or_id, for_change=True)
+    if tenant.retired_at_ms is None:
+        await audit.write(session, act, "tenant.retire", row=tenant, changes={"retired_at_ms": act.at_ms})
+    return tenant
 
 
-async def revoke_key(session: AsyncSession, key_id: str, *, now_ms: int) -> ApiKey:
-    """Make a key useless; revoking twice keeps the first instant.
+async def page_tenants(session: AsyncSession, page: PageRequest, *, now_ms: int) -> Page[TenantRecord]:
+    """Tenants, the oldest first.
 
     Raises:
-        NotFound: no key has that public id.
+        InvalidRequest: the limit or the cursor is wrong.
     """
-    found = await session.execute(select(ApiKey).where(col(ApiKey.id) == _public_id(key_id)))
-    key = found.scalars().first()
-    if key is None:
-        raise NotFound(f"No key {key_id[:16]!r}; `tollgate keys list` shows the public ids.")
-    if key.revoked_at_ms is None:
-        key.revoked_at_ms = now_ms
-        session.add(key)
-        await session.flush()
-        await note_change(session, TOPIC)
-    return key
+    statement = seek(_tenants(now_ms), page, at=col(Tenant.created_at_ms), row_id=col(Tenant.id))
+    records = [TenantRecord(*row) for row in await session.execute(statement)]
+    return page_of(records, page, lambda record: (record.tenant.created_at_ms, record.tenant.id))
 
 
-async def list_keys(session: AsyncSession) -> list[KeyRecord]:
-    """Every key, oldest first."""
-    rows = await session.execute(
-        select(ApiKey, Tenant, Project.name)
-        .join(Tenant, col(Tenant.id) == col(ApiKey.tenant_id))
-        .join(Project, col(Project.id) == col(ApiKey.project_id))
-        .order_by(col(ApiKey.created_at_ms), col(ApiKey.id))
-    )
-    return [
-        KeyRecord(
-            id=key.id,
-            secret_hash=key.secret_hash,
-            name=key.name,
-            tenant_id=key.tenant_id,
-            tenant_name=tenant.name,
-            project_id=key.project_id,
-            project_name=project_name,
-            created_at_ms=key.created_at_ms,
-            revoked_at_ms=key.revoked_at_ms,
-            is_internal_only=tenant.is_internal_only,
-            caches_answers=tenant.caches_answers,
-        )
-        for key, tenant, project_name in rows
-    ]
+async def describe_tenant(session: AsyncSession, name_or_id: str, *, now_ms: int) -> TenantRecord:
+    """One tenant and how much belongs to it.
+
+    Raises:
+        NotFound: there is none.
+    """
+    tenant = await get_tenant(session, name_or_id)
+    rows = await session.execute(_tenants(now_ms).where(col(Tenant.id) == tenant.id))
+    return TenantRecord(*rows.one())
 
 
-async def list_tenants(session: AsyncSession) -> list[tuple[Tenant, int, int]]:
-    """Every tenant with its number of projects and of valid keys, by name."""
+async def tenant_names(session: AsyncSession) -> dict[str, str]:
+    """What people call every tenant, by id."""
+    rows = await session.execute(select(Tenant.id, Tenant.name))
+    return {tenant_id: name for tenant_id, name in rows}  # noqa: C416 - dict() cannot be typed from rows
+
+
+def _tenants(now_ms: int) -> Select[Tenant, int, int]:
     projects = (
         select(func.count())
-        .where(col(Project.tenant_id) == col(Tenant.id))
+        .where(col(Project.tenant_id) == col(Tenant.id), col(Project.retired_at_ms).is_(None))
         .correlate(Tenant)
         .scalar_subquery()
     )
     keys = (
         select(func.count())
-        .where(col(ApiKey.tenant_id) == col(Tenant.id), col(ApiKey.revoked_at_ms).is_(None))
+        .select_from(ApiKey)
+        .join(Project, col(Project.id) == col(ApiKey.project_id))
+        .where(
+            col(ApiKey.tenant_id) == col(Tenant.id),
+            col(ApiKey.revoked_at_ms).is_(None),
+            col(ApiKey.expires_at_ms).is_(None) | (col(ApiKey.expires_at_ms) > now_ms),
+            col(Project.retired_at_ms).is_(None),
+            col(Tenant.retired_at_ms).is_(None),
+        )
         .correlate(Tenant)
         .scalar_subquery()
     )
-    rows = await session.execute(select(Tenant, projects, keys).order_by(col(Tenant.name)))
-    return [(tenant, int(project_count), int(key_count)) for tenant, project_count, key_count in rows]
+    return select(Tenant, projects, keys)
 
 
-def _public_id(key_or_id: str) -> str:
-    """Accepts the whole key too: people paste what they have."""
-    parts = key_or_id.split("-")
-    return parts[1] if len(parts) == 3 and parts[0] == KEY_PREFIX else key_or_id  # noqa: PLR2004 - prefix-id-secret
+async def _require_free_tenant_name(session: AsyncSession, name: str) -> None:
+    if await find_tenant(session, name) is not None:
+        raise Conflict(_tenant_taken(name), param="name")
 
 
-def _check_name(name: str) -> None:
-    if not name.strip() or len(name) > _NAME_CHARS:
-        raise InvalidRequest(f"A name has 1 to {_NAME_CHARS} characters.")
+def _tenant_taken(name: str) -> str:
+    return f"There is a tenant called {name!r} already; `tollgate tenants list` shows it."
+
+
+# ---------------------------------------------------------------------------------------------- projects
+async def create_project(session: AsyncSession, tenant: Tenant, name: str, *, act: Act) -> Project:
+    """A new project of the tenant.
+
+    Raises:
+        Conflict: the name is taken within the tenant, or the tenant is retired.
+        InvalidRequest: the name is empty, too long, or looks like an id.
+    """
+    check_name(name)
+    require_in_use(tenant)
+    if await _named(session, tenant, name) is not None:
+        raise Conflict(_project_taken(tenant, name), param="name")
+    project = Project(id=new_id("prj_", act.at_ms), tenant_id=tenant.id, name=name, created_at_ms=act.at_ms)
+    await audit.write(session, act, "project.create", row=project, conflict=_project_taken(tenant, name))
+    return project
+
+
+async def ensure_project(session: AsyncSession, tenant: Tenant, name: str, *, act: Act) -> Project:
+    """The tenant's project of that name, made if it is new.
+
+    Raises:
+        Conflict: the tenant is retired.
+        InvalidRequest: the name is empty, too long, or looks like an id.
+    """
+    project = await _named(session, tenant, name)
+    return project or await create_project(session, tenant, name, act=act)
+
+
+async def get_project(
+    session: AsyncSession, name_or_id: str, *, tenant: Tenant | None = None, for_change: bool = False
+) -> Project:
+    """The project of that id; of that name too, where the tenant is known.
+
+    Raises:
+        NotFound: there is none.
+    """
+    matches = col(Project.id) == name_or_id
+    if tenant is not None:
+        matches = (matches | (col(Project.name) == name_or_id)) & (col(Project.tenant_id) == tenant.id)
+    statement = select(Project).where(matches)
+    found = await session.execute(_locked(statement) if for_change else statement)
+    project = found.scalars().first()
+    if project is None:
+        where = "" if tenant is None else f" in tenant {tenant.name!r}"
+        raise NotFound(
+            f"No project {name_or_id[:128]!r}{where}; `tollgate projects list` shows names and ids."
+        )
+    return project
+
+
+async def describe_project(
+    session: AsyncSession, name_or_id: str, *, tenant: Tenant | None = None
+) -> ProjectRecord:
+    """One project with its tenant's name.
+
+    Raises:
+        NotFound: there is none.
+    """
+    project = await get_project(session, name_or_id, tenant=tenant)
+    owner = tenant or await get_tenant(session, project.tenant_id)
+    return ProjectRecord(project, owner.name)
+
+
+async def rename_project(session: AsyncSession, project: Project, name: str, *, act: Act) -> Project:
+    """Give it another name; spend stays where it is.
+
+    Raises:
+        Conflict: the name is taken within the tenant.
+        InvalidRequest: it is no name.
+    """
+    tenant = await get_tenant(session, project.tenant_id)
+    if name != project.name:
+        check_name(name)
+        if await _named(session, tenant, name) is not None:
+            raise Conflict(_project_taken(tenant, name), param="name")
+    conflict = _project_taken(tenant, name)
+    await audit.write(session, act, "project.update", row=project, changes={"name": name}, conflict=conflict)
+    return project
+
+
+async def retire_project(session: AsyncSession, project: Project, *, act: Act) -> Project:
+    """Refuse all its keys from now on; retiring twice keeps the first instant."""
+    if project.retired_at_ms is None:
+        await audit.write(session, act, "project.retire", row=project, changes={"retired_at_ms": act.at_ms})
+    return project
+
+
+async def page_projects(
+    session: AsyncSession, page: PageRequest, *, tenant: Tenant | None = None
+) -> Page[ProjectRecord]:
+    """Projects of one tenant or of all, the oldest first.
+
+    Raises:
+        InvalidRequest: the limit or the cursor is wrong.
+    """
+    statement = select(Project, Tenant.name).join(Tenant, col(Tenant.id) == col(Project.tenant_id))
+    if tenant is not None:
+        statement = statement.where(col(Project.tenant_id) == tenant.id)
+    statement = seek(statement, page, at=col(Project.created_at_ms), row_id=col(Project.id))
+    records = [ProjectRecord(*row) for row in await session.execute(statement)]
+    return page_of(records, page, lambda record: (record.project.created_at_ms, record.project.id))
+
+
+def require_in_use(owner: Tenant | Project) -> None:
+    """Let what is not retired through.
+
+    Raises:
+        Conflict: it is retired.
+    """
+    if owner.retired_at_ms is not None:
+        raise Conflict(f"The {owner.audit_kind} {owner.name!r} is retired: nothing new can be made for it.")
+
+
+async def _named(session: AsyncSession, tenant: Tenant, name: str) -> Project | None:
+    found = await session.execute(
+        select(Project).where(col(Project.tenant_id) == tenant.id, col(Project.name) == name)
+    )
+    return found.scalars().first()
+
+
+def _project_taken(tenant: Tenant, name: str) -> str:
+    return f"Tenant {tenant.name!r} has a project called {name!r} already; `tollgate projects list` shows it."
+
+
+def _locked(statement: Statement) -> Statement:
+    # Until the transaction ends nobody else changes the row; SQLite has one writer at a time anyway.
+    return statement.with_for_update().execution_options(populate_existing=True)

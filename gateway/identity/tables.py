@@ -1,17 +1,44 @@
-"""Tenants pay, projects allocate, API keys call."""
+"""Tenants pay, projects allocate, API keys call, administrators steer, the audit remembers.
+
+A class that is `Audited` can only be written through `identity/audit.py`; the fields that it names are what
+an entry may show, and no secret is among them.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, ForeignKey, Index, String, true
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, Boolean, Column, ForeignKey, Index, String, true
 from sqlmodel import Field, SQLModel
 
 from gateway.db import EpochMs
 
+CLASSES = ("priority", "default", "flex")
+"""Latency classes, as `service_tier` names them; `auto` leaves the choice to the key."""
 
-class Tenant(SQLModel, table=True):
+
+class Audited(SQLModel):
+    """What cannot change without an entry in the audit."""
+
+    audit_kind: ClassVar[str]
+    audit_fields: ClassVar[tuple[str, ...]]
+    """What an entry shows of it."""
+
+
+def _instant(comment: str) -> Any:
+    return Field(default=None, sa_column=Column(EpochMs, nullable=True, comment=comment))
+
+
+def _list(comment: str) -> Any:
+    return Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True, comment=comment))
+
+
+class Tenant(Audited, table=True):
     """Who pays."""
 
     __tablename__ = "tenants"
+    audit_kind: ClassVar[str] = "tenant"
+    audit_fields: ClassVar[tuple[str, ...]] = ("name", "is_internal_only", "caches_answers", "retired_at_ms")
 
     id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, ten_…"))
     name: str = Field(
@@ -33,13 +60,16 @@ class Tenant(SQLModel, table=True):
             Boolean, nullable=False, server_default=true(), comment="its answers may be kept in the cache"
         ),
     )
+    retired_at_ms: int | None = _instant("epoch ms; since then its keys are refused")
 
 
-class Project(SQLModel, table=True):
+class Project(Audited, table=True):
     """Unit of cost allocation inside a tenant."""
 
     __tablename__ = "projects"
     __table_args__ = (Index("uq_projects_tenant_id_name", "tenant_id", "name", unique=True),)
+    audit_kind: ClassVar[str] = "project"
+    audit_fields: ClassVar[tuple[str, ...]] = ("tenant_id", "name", "retired_at_ms")
 
     id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, prj_…"))
     tenant_id: str = Field(
@@ -47,12 +77,30 @@ class Project(SQLModel, table=True):
     )
     name: str = Field(sa_column=Column(String(128), nullable=False, comment="unique within the tenant"))
     created_at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="epoch ms"))
+    retired_at_ms: int | None = _instant("epoch ms; since then its keys are refused")
 
 
-class ApiKey(SQLModel, table=True):
+class ApiKey(Audited, table=True):
     """A credential. Only a hash of its secret is kept."""
 
     __tablename__ = "api_keys"
+    __table_args__ = (
+        Index("ix_api_keys_tenant_project", "tenant_id", "project_id"),
+        Index("ix_api_keys_created", "created_at_ms", "id"),
+        # A key has one successor at most; NULLs do not count as equal on either database.
+        Index("uq_api_keys_rotated_from", "rotated_from", unique=True),
+    )
+    audit_kind: ClassVar[str] = "key"
+    audit_fields: ClassVar[tuple[str, ...]] = (
+        "tenant_id",
+        "project_id",
+        "name",
+        "allowed_models",
+        "allowed_classes",
+        "rotated_from",
+        "expires_at_ms",
+        "revoked_at_ms",
+    )
 
     id: str = Field(
         sa_column=Column(
@@ -74,6 +122,84 @@ class ApiKey(SQLModel, table=True):
     )
     name: str = Field(sa_column=Column(String(128), nullable=False, comment="what people call it"))
     created_at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="epoch ms"))
-    revoked_at_ms: int | None = Field(
-        default=None, sa_column=Column(EpochMs, nullable=True, comment="epoch ms; empty while it is valid")
+    revoked_at_ms: int | None = _instant("epoch ms; empty while it is valid")
+    expires_at_ms: int | None = _instant("epoch ms; from then on it is refused; empty: never")
+    allowed_models: list[str] | None = _list("model aliases that it may ask for; empty: all")
+    allowed_classes: list[str] | None = _list("latency classes that it may ask for; empty: all")
+    rotated_from: str | None = Field(
+        default=None,
+        sa_column=Column(String(64), nullable=True, comment="public id of the key that it replaces"),
+    )
+
+
+class AdminKey(Audited, table=True):
+    """A credential for the control plane and the console. Only a hash of its secret is kept."""
+
+    __tablename__ = "admin_keys"
+    __table_args__ = (Index("uq_admin_keys_rotated_from", "rotated_from", unique=True),)
+    audit_kind: ClassVar[str] = "admin_key"
+    audit_fields: ClassVar[tuple[str, ...]] = (
+        "name",
+        "role",
+        "rotated_from",
+        "expires_at_ms",
+        "revoked_at_ms",
+    )
+
+    id: str = Field(
+        sa_column=Column(
+            String(64), primary_key=True, comment="public id: the middle part of the key as shown"
+        )
+    )
+    secret_hash: str = Field(
+        sa_column=Column(String(64), nullable=False, unique=True, comment="SHA-256 of the whole key, hex")
+    )
+    name: str = Field(sa_column=Column(String(128), nullable=False, comment="whose it is"))
+    role: str = Field(
+        sa_column=Column(String(16), nullable=False, comment="admin, operator, finance or viewer")
+    )
+    created_at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="epoch ms"))
+    revoked_at_ms: int | None = _instant("epoch ms; empty while it is valid")
+    expires_at_ms: int | None = _instant("epoch ms; from then on it is refused; empty: never")
+    rotated_from: str | None = Field(
+        default=None,
+        sa_column=Column(String(64), nullable=True, comment="public id of the key that it replaces"),
+    )
+
+
+def _text(length: int, comment: str, *, optional: bool = False) -> Any:
+    return Field(default=None, sa_column=Column(String(length), nullable=optional, comment=comment))
+
+
+class AuditEntry(SQLModel, table=True):
+    """Who changed what, when and how. Rows are only ever added."""
+
+    __tablename__ = "audit_entries"
+    __table_args__ = (
+        Index("ix_audit_entries_at", "at_ms", "id"),
+        Index("ix_audit_entries_object", "object_id", "at_ms"),
+        Index("ix_audit_entries_actor", "actor_id", "at_ms"),
+    )
+
+    id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, aud_…"))
+    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when, epoch ms"))
+    source: str = _text(16, "how it was done: api, cli or console")
+    request_id: str | None = _text(64, "the request that did it, as in x-request-id", optional=True)
+    actor_kind: str = _text(16, "bootstrap, admin_key or cli")
+    actor_id: str = _text(160, "public id of the administrator key, or cli:<user of the machine>")
+    actor_name: str = _text(128, "what people called the actor then")
+    actor_role: str = _text(16, "the actor's role then")
+    action: str = _text(64, "what was done, such as key.rotate")
+    object_kind: str = _text(32, "what it was done to, such as key")
+    object_id: str = _text(64, "its id")
+    object_name: str = _text(128, "what people called it afterwards")
+    before: dict[str, Any] | None = Field(
+        default=None,
+        sa_column=Column(
+            JSON(none_as_null=True), nullable=True, comment="what changed, as it was; empty for a new one"
+        ),
+    )
+    after: dict[str, Any] | None = Field(
+        default=None,
+        sa_column=Column(JSON(none_as_null=True), nullable=True, comment="what changed, as it is now"),
     )

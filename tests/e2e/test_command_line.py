@@ -71,9 +71,9 @@ def test_tenants_and_keys_from_the_first_to_the_last(home: Home) -> None:
         assert secret.split("-")[2] not in json.dumps(listed)
         database = (home.folder / "state" / "tollgate.db").read_bytes()
         assert secret.split("-")[2].encode() not in database, "the secret is kept"
-    assert home.json("tenants", "list") == [
-        {"id": made["id"], "name": "acme", "projects": 2, "valid_keys": 2}
-    ]
+    (tenant,) = home.json("tenants", "list")
+    assert tenant == home.json("tenants", "show", "acme") == {**made, "projects": 2, "valid_keys": 2}
+    assert (made["is_internal_only"], made["caches_answers"], made["retired_at"]) == (True, True, None)
 
     assert home.run("keys", "revoke", issued["id"])[0] == 0
     whole_key = home.run("keys", "revoke", by_hand)

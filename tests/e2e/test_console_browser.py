@@ -15,11 +15,13 @@ import pytest
 
 from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
-from gateway.identity.store import create_key, create_tenant, ensure_project
+from gateway.identity.key_store import create_key
+from gateway.identity.store import create_tenant, ensure_project
 from gateway.ledger.reports import month_of
 from gateway.ledger.store import insert_attempts
 from gateway.migrate import upgrade
 from tests.support.chromium import Chromium, chromium_path
+from tests.support.factories import make_act
 from tests.support.mock_process import MockVllm
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
 from tests.support.spend_rows import attempt_row
@@ -34,14 +36,14 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Debian's package 
 async def fill(url: str) -> None:
     """Two tenants, one of them with bad intentions, and spend on every day of this month so far."""
     clock = Clock()
-    now, now_ms = clock.now(), clock.epoch_ms()
+    now, act = clock.now(), make_act(clock)
     engine = create_engine(url)
     rows: list[dict[str, Any]] = []
     async with session_factory(engine)() as session:
         for number, name in enumerate(("acme", EVIL)):
-            tenant = await create_tenant(session, name, now_ms=now_ms)
-            project = await ensure_project(session, tenant, f"project of {name}", now_ms=now_ms)
-            key = await create_key(session, project, f"key of {name}", now_ms=now_ms)
+            tenant = await create_tenant(session, name, act=act)
+            project = await ensure_project(session, tenant, f"project of {name}", act=act)
+            key = await create_key(session, project, f"key of {name}", act=act)
             day = month_of(now)[0]
             while day <= now:
                 rows.append(
@@ -134,7 +136,7 @@ def test_a_person_logs_in_looks_and_logs_out(browser: Chromium, gateway: str) ->
     assert browser.evaluate("location.pathname") == "/console/login"
     assert browser.evaluate("document.activeElement.id") == "key"
     log_in(browser, "not the key")
-    assert "not the administrator key" in browser.evaluate("document.body.innerText")
+    assert "not an administrator key" in browser.evaluate("document.body.innerText")
     log_in(browser, ADMIN_KEY)
     assert browser.evaluate("location.pathname") == "/console"
     assert "Spend this month" in browser.evaluate("document.body.innerText")

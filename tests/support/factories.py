@@ -23,7 +23,11 @@ from backends.pool import (
     ReplicaState,
     SpeculationSpec,
 )
-from gateway.identity.store import KeyRecord, hash_of
+from gateway.clock import Clock
+from gateway.identity.audit import Act, Actor, ActorKind, Source
+from gateway.identity.credentials import hash_of
+from gateway.identity.key_store import KeyRecord
+from gateway.identity.roles import Role
 from gateway.inference import (
     AttemptState,
     Call,
@@ -242,6 +246,13 @@ def make_start(attempt_id: str = "att_1", **changes: Any) -> AttemptStart:
 def make_end(attempt_id: str = "att_1", **changes: Any) -> AttemptEnd:
     """An attempt that was answered."""
     return msgspec.structs.replace(_END, attempt_id=attempt_id, **changes)
+
+
+def make_act(clock: Clock | None = None, **changes: Any) -> Act:
+    """A change by somebody at a terminal; now, or when the clock says."""
+    actor = Actor(kind=ActorKind.CLI, id="cli:tester", name="tester", role=Role.ADMIN)
+    act = Act(actor=actor, source=Source.CLI, at_ms=(clock or Clock()).epoch_ms())
+    return dataclasses.replace(act, **changes)
 
 
 def make_key_record(key: str = KEY, **changes: Any) -> KeyRecord:

@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,11 +17,14 @@ from backends.pool import ReplicaLoad, ReplicaState
 from gateway.app import create_app
 from gateway.clock import Clock
 from gateway.console import session
-from gateway.dependencies import Services
-from gateway.identity.store import create_key, create_tenant, ensure_project, revoke_key
+from gateway.dependencies import COOKIE, Services
+from gateway.identity.admins import AdminRing, Logins
+from gateway.identity.key_store import create_key, revoke_key
+from gateway.identity.store import create_tenant, ensure_project
 from gateway.ledger.store import insert_attempts
 from gateway.migrate import upgrade
 from gateway.settings import Settings
+from tests.support.factories import make_act
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
 from tests.support.spend_rows import attempt_row
 
@@ -139,11 +141,11 @@ def text_of(page: str) -> str:
 
 async def tenant_with_key(console: Console, name: str, *, key: str = "app") -> tuple[str, str]:
     """A new tenant; its id and its key's public id."""
-    now_ms = console.clock.epoch_ms()
+    act = make_act(console.clock)
     async with console.services.sessions() as database:
-        tenant = await create_tenant(database, name, now_ms=now_ms)
-        project = await ensure_project(database, tenant, f"{name}-project", now_ms=now_ms)
-        issued = await create_key(database, project, key, now_ms=now_ms)
+        tenant = await create_tenant(database, name, act=act)
+        project = await ensure_project(database, tenant, f"{name}-project", act=act)
+        issued = await create_key(database, project, key, act=act)
         await database.commit()
     return tenant.id, issued.id
 
@@ -194,7 +196,7 @@ async def test_a_wrong_key_is_refused_after_a_while(console: Console) -> None:
     assert asyncio.get_running_loop().time() - started_s >= session.FAILURE_DELAY_S
     assert answer.status_code == 401
     assert "set-cookie" not in answer.headers
-    assert "That is not the administrator key." in answer.text
+    assert "That is not an administrator key." in answer.text
     assert (await console.browser.get("/console")).status_code == 303
 
 
@@ -238,11 +240,11 @@ async def test_a_session_ends_after_twelve_hours(inside: Console) -> None:
 
 
 async def test_logging_out_ends_the_session_even_for_whoever_copied_it(inside: Console) -> None:
-    copied = inside.browser.cookies[session.COOKIE]
+    copied = inside.browser.cookies[COOKIE]
     answer = await inside.browser.post("/console/logout", headers={"origin": HTTP})
     assert (answer.status_code, answer.headers["location"]) == (303, "/console/login")
-    assert session.COOKIE not in inside.browser.cookies
-    inside.browser.cookies.set(session.COOKIE, copied, path="/console")
+    assert COOKIE not in inside.browser.cookies
+    inside.browser.cookies.set(COOKIE, copied, path="/console")
     assert (await inside.browser.get("/console")).status_code == 303
 
 
@@ -262,19 +264,20 @@ async def test_logging_out_ends_the_session_even_for_whoever_copied_it(inside: C
     ],
 )
 async def test_a_forged_session_is_worth_nothing(inside: Console, forge: Any) -> None:
-    value = forge(inside.browser.cookies[session.COOKIE])
+    value = forge(inside.browser.cookies[COOKIE])
     async with inside.new_browser(HTTP) as browser:
-        cookie = f"{session.COOKIE}={value}".encode("latin-1")
+        cookie = f"{COOKIE}={value}".encode("latin-1")
         answer = await browser.get("/console", headers=[(b"cookie", cookie)])
     assert answer.status_code == 303
 
 
 async def test_other_secrets_end_every_session(inside: Console) -> None:
-    value = inside.browser.cookies[session.COOKIE]
-    sessions = session.Sessions()
-    assert sessions.is_valid(inside.services, value)
-    assert not sessions.is_valid(replace(inside.services, admin_key=ADMIN_KEY.upper()), value)
-    assert not sessions.is_valid(replace(inside.services, root_key=b"another"), value)
+    value = inside.browser.cookies[COOKIE]
+    clock, root_key = inside.clock, inside.services.root_key
+    same, other = (AdminRing(key, clock, stale_max_s=900) for key in (ADMIN_KEY, ADMIN_KEY.upper()))
+    assert Logins(root_key, same, clock).actor_of(value) is not None
+    assert Logins(root_key, other, clock).actor_of(value) is None
+    assert Logins(b"another", same, clock).actor_of(value) is None
 
 
 @pytest.mark.parametrize(
@@ -466,7 +469,7 @@ async def test_keys_are_listed_with_the_valid_ones_first(inside: Console) -> Non
     inside.clock.moved = timedelta(minutes=1)
     _, new = await tenant_with_key(inside, "umbrella", key="new")
     async with inside.services.sessions() as database:
-        await revoke_key(database, new, now_ms=inside.clock.epoch_ms())
+        await revoke_key(database, new, act=make_act(inside.clock))
         await database.commit()
     text = text_of(await inside.overview())
     assert f"{old} old acme acme-project 2026-11-15 12:30 valid" in text

@@ -3,15 +3,11 @@
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import select
-from sqlmodel import col
-
-from gateway.db import note_change
-from gateway.identity.store import TOPIC
-from gateway.identity.tables import Tenant
+from gateway.identity.store import update_tenant
 from gateway.ledger.tables import Attempt
 from gateway.settings import Settings
 from tests.integration.gateway.rig import Gateway, bearer, eventually, settings_for
+from tests.support.factories import make_act
 from tests.support.mock_process import OpenAiServer
 
 KEY: Final = "sk-outside-7f3a9c1e5b"
@@ -61,12 +57,7 @@ async def opt_in(gateway: Gateway) -> None:
     """The tenant's owner allows that its requests leave the company."""
     services = gateway.services
     async with services.sessions() as session:
-        tenant = (
-            await session.execute(select(Tenant).where(col(Tenant.id) == gateway.tenant_id))
-        ).scalar_one()
-        tenant.is_internal_only = False
-        session.add(tenant)
-        await note_change(session, TOPIC)
+        await update_tenant(session, gateway.tenant_id, act=make_act(), is_internal_only=False)
         await session.commit()
     headers = bearer(gateway.key)
     await eventually(lambda: not services.keys.authenticate(headers).is_internal_only)

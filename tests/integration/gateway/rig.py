@@ -21,9 +21,12 @@ from sqlmodel import col
 from gateway.app import create_app
 from gateway.clock import Clock
 from gateway.dependencies import Services
+from gateway.identity import key_store
 from gateway.identity import store as identity
+from gateway.identity.root_key import load_admin_key
 from gateway.ledger.tables import Attempt
 from gateway.settings import CacheSettings, FreshnessSettings, Settings, SpoolSettings, TimeoutSettings
+from tests.support.factories import make_act
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
 
 PATIENCE_S: Final = 20.0
@@ -86,6 +89,11 @@ class Gateway:
         await self.until_known(key)
         return key
 
+    @property
+    def admin(self) -> dict[str, str]:
+        """What authenticates the bootstrap administrator."""
+        return bearer(load_admin_key(self.settings))
+
     async def until_known(self, key: str) -> None:
         deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
         while (await self.client.get("/v1/models", headers=bearer(key))).status_code != 200:
@@ -99,12 +107,12 @@ def bearer(key: str) -> dict[str, str]:
 
 async def issue_key(services: Services, tenant: str, project: str) -> tuple[str, str, str]:
     """A new key; its tenant's and its project's ids."""
-    now_ms = Clock().epoch_ms()
+    act = make_act(services.clock)
     async with services.sessions() as session:
         owner = await identity.find_tenant(session, tenant)
-        owner = owner or await identity.create_tenant(session, tenant, now_ms=now_ms)
-        unit = await identity.ensure_project(session, owner, project, now_ms=now_ms)
-        issued = await identity.create_key(session, unit, "test", now_ms=now_ms)
+        owner = owner or await identity.create_tenant(session, tenant, act=act)
+        unit = await identity.ensure_project(session, owner, project, act=act)
+        issued = await key_store.create_key(session, unit, "test", act=act)
         ids = (issued.secret, owner.id, unit.id)
         await session.commit()
     return ids

@@ -6,8 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.identity.tables import Tenant
+from gateway.identity.store import update_tenant
 from tests.integration.gateway.rig import TEXT, Gateway, bearer
+from tests.support.factories import make_act
 from tests.support.mock_process import MockVllm
 
 COLD: dict[str, Any] = {"temperature": 0}
@@ -130,8 +131,7 @@ async def test_an_answer_is_never_given_to_another_tenant(gateway: Gateway) -> N
 
 async def test_a_tenant_that_keeps_nothing_is_never_cached(gateway: Gateway) -> None:
     async with gateway.services.sessions() as session:
-        tenant = await session.get_one(Tenant, gateway.tenant_id)
-        tenant.caches_answers = False
+        await update_tenant(session, gateway.tenant_id, act=make_act(), caches_answers=False)
         await session.commit()
     other = await gateway.issue_key("acme")  # whoever knows the new key knows the new setting
     for _ in range(2):

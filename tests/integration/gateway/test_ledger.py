@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 
 from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
-from gateway.identity import store as identity
+from gateway.identity import key_store
 from gateway.ledger.records import AttemptStart
 from gateway.ledger.spool import Spool
 from gateway.ledger.store import insert_attempts
@@ -27,6 +27,7 @@ from tests.integration.gateway.rig import (
     running,
     settings_for,
 )
+from tests.support.factories import make_act
 from tests.support.mock_process import MockVllm
 from tests.support.pool_files import DEFAULT_POLICY, charge_nanos
 
@@ -181,7 +182,7 @@ async def test_a_key_revoked_elsewhere_stops_working(gateway: Gateway) -> None:
     engine = create_engine(gateway.settings.effective_database_url)  # as another process would
     try:
         async with session_factory(engine)() as session:
-            await identity.revoke_key(session, gateway.key, now_ms=Clock().epoch_ms())
+            await key_store.revoke_key(session, gateway.key, act=make_act())
             await session.commit()
     finally:
         await engine.dispose()

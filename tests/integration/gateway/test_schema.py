@@ -15,8 +15,10 @@ from gateway.migrate import alembic_config, downgrade, head_revision, require_cu
 from tests.integration.gateway.databases import new_database
 
 TABLES = {
+    "admin_keys",
     "api_keys",
     "attempts",
+    "audit_entries",
     "changes",
     "policy_versions",
     "price_versions",

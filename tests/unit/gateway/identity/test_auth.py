@@ -6,7 +6,7 @@ import pytest
 
 from gateway.errors import AuthenticationFailed, Overloaded
 from gateway.identity.auth import KEY_CHARS_MAX, Caller, KeyRing
-from gateway.identity.store import hash_of
+from gateway.identity.credentials import hash_of
 from tests.support.clock import MovableClock
 from tests.support.factories import KEY, make_key_record
 

@@ -1,0 +1,249 @@
+"""Who changed what? One function writes a change and its entry, in one flush of one transaction.
+
+Whatever is `Audited` cannot reach the database in any other way: the session refuses to flush it, and refuses
+bulk statements on it. Entries are never changed or deleted; they hold no secret, because a table names what
+an entry may show of it. Running gateways are told with every change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import event, inspect
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction
+from sqlmodel import col, select
+
+from gateway.db import note_change
+from gateway.errors import AuthenticationFailed, Conflict
+from gateway.identity.roles import Role
+from gateway.identity.tables import AdminKey, Audited, AuditEntry
+from gateway.inference import new_id
+from gateway.paging import Page, PageRequest, page_of, seek
+
+TOPIC = "keys"
+"""Raised with every change that a running gateway must learn of."""
+
+_PERMITTED = "audited"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class ActorKind(StrEnum):
+    """How an actor is known."""
+
+    BOOTSTRAP = "bootstrap"
+    ADMIN_KEY = "admin_key"
+    CLI = "cli"
+
+
+class Source(StrEnum):
+    """How a change was made."""
+
+    API = "api"
+    CLI = "cli"
+    CONSOLE = "console"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who makes a change."""
+
+    kind: ActorKind
+    id: str
+    name: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """The circumstances of a change."""
+
+    actor: Actor
+    source: Source
+    at_ms: int
+    request_id: str | None = None
+
+
+async def write(
+    session: AsyncSession,
+    act: Act,
+    action: str,
+    *,
+    row: Audited,
+    changes: Mapping[str, Any] | None = None,
+    successor: Audited | None = None,
+    conflict: str = "Somebody else changed this at the same moment. Look again and repeat.",
+) -> bool:
+    """Write a new row or a change to one, and say so; whether there was anything to change.
+
+    Args:
+        session: the caller's; flushed, not committed.
+        act: who does it, and when.
+        action: such as `key.update`.
+        row: a new one, or one that this session has read.
+        changes: new values by field; what is equal already is no change.
+        successor: a new row that takes the place of `row`.
+        conflict: what to say when the database knows another row like it.
+
+    Raises:
+        AuthenticationFailed: the actor's own key is not valid any more, whatever a gateway still believes.
+        Conflict: as above.
+    """
+    await _require_standing(session, act)
+    is_new = inspect(row).transient
+    before = _view(row)
+    for field, value in (changes or {}).items():
+        setattr(row, field, value)
+    after = _view(row)
+    if is_new:
+        shown: tuple[dict[str, Any] | None, dict[str, Any]] = (None, after)
+    else:
+        changed = [field for field in after if after[field] != before[field]]
+        if not changed and successor is None:
+            return False
+        shown = ({field: before[field] for field in changed}, {field: after[field] for field in changed})
+    if successor is not None:
+        shown[1]["rotated_to"] = _id_of(successor)
+    entry = AuditEntry(
+        id=new_id("aud_", act.at_ms),
+        at_ms=act.at_ms,
+        source=act.source,
+        request_id=act.request_id,
+        actor_kind=act.actor.kind,
+        actor_id=act.actor.id,
+        actor_name=act.actor.name,
+        actor_role=act.actor.role,
+        action=action,
+        object_kind=row.audit_kind,
+        object_id=_id_of(row),
+        object_name=_name_of(row),
+        before=shown[0],
+        after=shown[1],
+    )
+    rows = [row] if successor is None else [row, successor]
+    session.info[_PERMITTED] = {id(each) for each in (*rows, entry)}
+    try:
+        session.add_all([*rows, entry])
+        await session.flush()
+    except IntegrityError:
+        raise Conflict(conflict) from None
+    finally:
+        del session.info[_PERMITTED]
+    await note_change(session, TOPIC)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which entries are wanted; None: whatever it is."""
+
+    actor: str | None = None
+    """Id or name."""
+    action: str | None = None
+    """Whole, or its first part (`key` for all that begins with `key.`)."""
+    object: str | None = None
+    """Id or name."""
+    since_ms: int | None = None
+    until_ms: int | None = None
+    """First instant that does not count."""
+
+
+async def page_entries(session: AsyncSession, wanted: AuditFilter, page: PageRequest) -> Page[AuditEntry]:
+    """Entries, the newest first.
+
+    Raises:
+        InvalidRequest: the limit or the cursor is wrong.
+    """
+    statement = select(AuditEntry)
+    if wanted.actor is not None:
+        statement = statement.where(
+            (col(AuditEntry.actor_id) == wanted.actor) | (col(AuditEntry.actor_name) == wanted.actor)
+        )
+    if wanted.action is not None:
+        statement = statement.where(
+            (col(AuditEntry.action) == wanted.action)
+            | col(AuditEntry.action).startswith(f"{wanted.action}.", autoescape=True)
+        )
+    if wanted.object is not None:
+        statement = statement.where(
+            (col(AuditEntry.object_id) == wanted.object) | (col(AuditEntry.object_name) == wanted.object)
+        )
+    if wanted.since_ms is not None:
+        statement = statement.where(col(AuditEntry.at_ms) >= wanted.since_ms)
+    if wanted.until_ms is not None:
+        statement = statement.where(col(AuditEntry.at_ms) < wanted.until_ms)
+    statement = seek(statement, page, at=col(AuditEntry.at_ms), row_id=col(AuditEntry.id), newest_first=True)
+    rows = (await session.execute(statement)).scalars().all()
+    return page_of(rows, page, lambda row: (row.at_ms, row.id))
+
+
+async def _require_standing(session: AsyncSession, act: Act) -> None:
+    if act.actor.kind is not ActorKind.ADMIN_KEY:
+        return
+    found = await session.execute(
+        select(AdminKey.revoked_at_ms, AdminKey.expires_at_ms).where(col(AdminKey.id) == act.actor.id)
+    )
+    standing = found.first()
+    if standing is not None:
+        revoked_at_ms, expires_at_ms = standing
+        if revoked_at_ms is None and (expires_at_ms is None or expires_at_ms > act.at_ms):
+            return
+    raise AuthenticationFailed("Your administrator key is not valid any more. Nothing was changed.")
+
+
+def _view(row: Audited) -> dict[str, Any]:
+    return {_shown_name(field): _shown(field, getattr(row, field)) for field in row.audit_fields}
+
+
+def _shown_name(field: str) -> str:
+    return field.removesuffix("_ms") if field.endswith("_at_ms") else field
+
+
+def _shown(field: str, value: Any) -> Any:
+    if field.endswith("_at_ms") and value is not None:
+        moment = _EPOCH + timedelta(milliseconds=value)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return value
+
+
+def _id_of(row: Audited) -> str:
+    return str(getattr(row, "id"))  # noqa: B009 - every audited table has an id, the class knows none
+
+
+def _name_of(row: Audited) -> str:
+    return str(getattr(row, "name"))  # noqa: B009 - as above
+
+
+# --------------------------------------------------------------------------------------- nothing else writes
+def _refuse_silent_changes(session: Session, context: UOWTransaction, instances: object) -> None:
+    del context, instances
+    permitted: set[int] = session.info.get(_PERMITTED, set())
+    touched = [
+        *session.new,
+        *(row for row in session.dirty if session.is_modified(row)),
+        *session.deleted,
+    ]
+    _refuse(row for row in touched if id(row) not in permitted and isinstance(row, Audited | AuditEntry))
+    # Even `write` only ever adds entries.
+    _refuse(row for row in touched if isinstance(row, AuditEntry) and row not in session.new)
+
+
+def _refuse(rows: Iterable[object]) -> None:
+    for row in rows:
+        raise RuntimeError(f"{type(row).__name__} is written through gateway.identity.audit.write alone")
+
+
+def _refuse_bulk_changes(state: ORMExecuteState) -> None:
+    mapper = state.bind_mapper
+    writes = state.is_insert or state.is_update or state.is_delete
+    if writes and mapper is not None and issubclass(mapper.class_, Audited | AuditEntry):
+        raise RuntimeError(f"{mapper.class_.__name__} is written through gateway.identity.audit.write alone")
+
+
+event.listen(Session, "before_flush", _refuse_silent_changes)
+event.listen(Session, "do_orm_execute", _refuse_bulk_changes)

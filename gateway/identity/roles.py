@@ -1,0 +1,104 @@
+"""Who may use which route? One table; what is not in it is refused.
+
+`dependencies.guard` asks it for every request that FastAPI routes, `api/edge.py` for the data plane, and a
+test walks every route of the program. Paths are templates as the routes write them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What an administrator's key is for."""
+
+    ADMIN = "admin"
+    """Everything."""
+    OPERATOR = "operator"
+    """Pools, policies, evaluations; changes nothing about money."""
+    FINANCE = "finance"
+    """Spend, budgets, prices, periods; changes nothing about routing."""
+    VIEWER = "viewer"
+    """Reads."""
+
+
+class Credential(StrEnum):
+    """What a route asks for."""
+
+    NOTHING = "nothing"
+    TENANT_KEY = "tenant key"
+    ADMIN_KEY = "administrator key"
+    LOGIN = "login"
+    """The console's cookie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Who may use a route."""
+
+    credential: Credential
+    roles: frozenset[Role] = frozenset()
+    """For administrator keys and logins."""
+    is_open_on_loopback: bool = False
+    """Whoever asks from this machine needs nothing."""
+
+    def roles_text(self) -> str:
+        """The roles, for people."""
+        return ", ".join(role for role in Role if role in self.roles)
+
+
+_OPEN = Rule(Credential.NOTHING)
+_TENANT = Rule(Credential.TENANT_KEY)
+_READ = Rule(Credential.ADMIN_KEY, frozenset(Role))
+_ADMIN = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN}))
+_PAGE = Rule(Credential.LOGIN, frozenset(Role))
+
+RULES: Mapping[tuple[str, str], Rule] = {
+    # Health and documentation say nothing of anybody.
+    ("GET", "/healthz"): _OPEN,
+    ("GET", "/readyz"): _OPEN,
+    ("GET", "/metrics"): Rule(Credential.ADMIN_KEY, frozenset(Role), is_open_on_loopback=True),
+    ("GET", "/docs"): _OPEN,
+    ("GET", "/docs/static/{name}"): _OPEN,
+    ("GET", "/openapi.json"): _OPEN,
+    # Data plane.
+    ("POST", "/v1/chat/completions"): _TENANT,
+    ("POST", "/v1/completions"): _TENANT,
+    ("GET", "/v1/models"): _TENANT,
+    # Who pays and who calls: whoever issues a key lets somebody spend.
+    ("GET", "/admin/v1/tenants"): _READ,
+    ("POST", "/admin/v1/tenants"): _ADMIN,
+    ("GET", "/admin/v1/tenants/{tenant}"): _READ,
+    ("PATCH", "/admin/v1/tenants/{tenant}"): _ADMIN,
+    ("POST", "/admin/v1/tenants/{tenant}/retire"): _ADMIN,
+    ("GET", "/admin/v1/projects"): _READ,
+    ("POST", "/admin/v1/projects"): _ADMIN,
+    ("GET", "/admin/v1/projects/{project}"): _READ,
+    ("PATCH", "/admin/v1/projects/{project}"): _ADMIN,
+    ("POST", "/admin/v1/projects/{project}/retire"): _ADMIN,
+    ("GET", "/admin/v1/keys"): _READ,
+    ("POST", "/admin/v1/keys"): _ADMIN,
+    ("GET", "/admin/v1/keys/{key}"): _READ,
+    ("PATCH", "/admin/v1/keys/{key}"): _ADMIN,
+    ("POST", "/admin/v1/keys/{key}/rotate"): _ADMIN,
+    ("POST", "/admin/v1/keys/{key}/revoke"): _ADMIN,
+    # Who steers.
+    ("GET", "/admin/v1/admin-keys"): _ADMIN,
+    ("POST", "/admin/v1/admin-keys"): _ADMIN,
+    ("GET", "/admin/v1/admin-keys/{key}"): _ADMIN,
+    ("POST", "/admin/v1/admin-keys/{key}/rotate"): _ADMIN,
+    ("POST", "/admin/v1/admin-keys/{key}/revoke"): _ADMIN,
+    ("GET", "/admin/v1/audit"): _READ,
+    # Spend.
+    ("GET", "/admin/v1/reports/spend"): _READ,
+    # Console.
+    ("GET", "/console/login"): _OPEN,
+    ("POST", "/console/login"): _OPEN,
+    ("POST", "/console/logout"): _OPEN,
+    ("GET", "/console/static/{name}"): _OPEN,
+    ("GET", "/console"): _PAGE,
+    ("GET", "/console/{path:path}"): _PAGE,
+    ("POST", "/console/{path:path}"): _PAGE,
+}
