@@ -49,8 +49,8 @@ async def serve_by_workers(
         log_folder: where each worker writes its own log; None: standard error.
 
     Raises:
-        ConfigurationError: a file or a setting is wrong, the database is not ready, the address is taken, or the
-            workers do not come up; they have said why.
+        ConfigurationError: a file or a setting is wrong, the database is not ready, the address is taken, or
+            the workers do not come up; they have said why.
     """
     create_app(settings)  # says once what every worker would say: a wrong file, a missing secret
     await require_database(settings)
