@@ -11,7 +11,8 @@ what was done about it (`litellm/utils.py`, `main.py`, `litellm_core_utils/strea
   are busy: `warm_up` makes those calls, to nobody, in the thread that imports this module.
 - It retries, twice by default, and caches clients: it gets a client of ours, with no retries, that does not
   follow redirects and sends the headers below only.
-- A call with tools is looked at for tools of its own, by a package that is not installed: skipped.
+- A call with tools is looked at for tools of its own, by a package that is not installed, and some calls are
+  asked through OpenAI's other API: both skipped. Fields that it thinks a model does not know are sent anyway.
 - Fields of a request may be its own controls (`api_base`, `mock_response`, `fallbacks`): only the published
   list (`protocols/portable.py`) reaches it.
 - Its stream wrapper invents a finish reason for a stream that was cut, and counts tokens itself where the
@@ -262,7 +263,9 @@ class _Door:
             timeout=self.client.timeout,
             max_retries=0,
             num_retries=0,
+            allowed_openai_params=list(wanted),
             _skip_mcp_handler=True,
+            _skip_responses_api_bridge=True,
         )
 
     @contextlib.contextmanager
@@ -295,8 +298,8 @@ class _Door:
             isinstance(one, json.JSONDecodeError | msgspec.DecodeError | UnicodeDecodeError) for one in chain
         ):
             return UpstreamProtocolError(_UNREADABLE, operator_detail=self._masked(f"{who}: {error!r}"))
-        if isinstance(error, litellm.BadRequestError):  # litellm itself knows that the model would refuse it
-            return self._rejected(400, {}, _without_prefix(str(error)))
+        # Also where litellm knows by itself that the model would refuse: whoever asked could not know which
+        # model would answer, and a pool that is up again will take the call.
         return self._unavailable(f"{who}: {error!r}")
 
     def _of_status(self, status: int, body: object, text: str) -> UpstreamError:
@@ -385,11 +388,15 @@ class ChunkSource:
 
 def _completion(said: dict[str, Any], call: Call) -> Completion:
     """A whole answer in OpenAI's shape, without what litellm adds."""
+    if not said.get("choices"):
+        raise UpstreamProtocolError(
+            _UNREADABLE, operator_detail="an external target's answer has no `choices`"
+        )
     is_chat = call.endpoint is Path.CHAT_COMPLETIONS
     body: dict[str, Any] = {
-        "id": said["id"],
+        "id": said.get("id"),
         "object": "chat.completion" if is_chat else "text_completion",
-        "created": said["created"],
+        "created": said.get("created"),
         "model": call.model_alias,
         "choices": [_chat_choice(one) if is_chat else _text_choice(one) for one in said["choices"]],
     }
@@ -444,8 +451,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         one = one.__cause__ or one.__context__
-
-
-def _without_prefix(text: str) -> str:
-    """A sentence of litellm's without the names of its classes."""
-    return text.rpartition("Exception - ")[2] if "Exception - " in text else text.removeprefix("litellm.")

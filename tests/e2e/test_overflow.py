@@ -17,6 +17,8 @@ from tests.support.gateway_process import GatewayProcess, environment, run_cli
 from tests.support.mock_process import OpenAiServer
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
 
+LOADING_S: Final = 180.0
+"""For litellm to be read and run in: 7 s of CPU, on a machine that may have other things to do."""
 KEY: Final = "sk-outside-7f3a9c1e5b"
 NOWHERE: Final = {"speculative": ["http://127.0.0.1:9"], "plain": ["http://127.0.0.1:9"]}
 """Pools whose replicas are all down."""
@@ -52,7 +54,9 @@ def gateway(_outside: OpenAiServer, tmp_path_factory: pytest.TempPathFactory) ->
     policy = folder / "policy.yaml"
     policy.write_text(POLICY.replace("OUTSIDE", _outside.api_base))
     settings = {"TOLLGATE_POLICY": str(policy), "TOLLGATE_EXTERNAL_KEYS__ELSEWHERE": KEY}
-    with GatewayProcess(folder, NOWHERE, settings=settings, is_up=False) as started:
+    with GatewayProcess(
+        folder, NOWHERE, settings=settings, is_up=False, start_timeout_s=LOADING_S
+    ) as started:
         with closing(sqlite3.connect(started.state_dir / "tollgate.db", timeout=10)) as database:
             database.execute("UPDATE tenants SET is_internal_only = 0")
             database.execute("UPDATE changes SET revision = revision + 1")
@@ -193,7 +197,7 @@ def test_litellm_is_loaded_only_by_a_policy_that_names_an_external_target(
         env=environment(tmp_path, settings),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LOADING_S,
         check=False,
     )
     assert outcome.stdout.strip() == f"{is_overflowing} {is_overflowing} None", outcome.stderr

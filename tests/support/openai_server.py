@@ -80,6 +80,8 @@ class Manner:
     """Streams: close the connection after so many words; whole answers: in the middle of the body."""
     ends_after: int | None = None
     """Streams: end the message properly after so many words, without a reason or [DONE]."""
+    raw: str | None = None
+    """Answer these bytes with status 200, as a web server that is no API would."""
     calls_tool: bool = False
     """Answer with a call of the first tool."""
 
@@ -154,7 +156,9 @@ class OpenAi:
         if manner.hangs:
             await asyncio.Event().wait()
         refusal = self._refusal(request, body)
-        if refusal is not None:
+        if manner.raw is not None:
+            connection.reply(200, manner.raw.encode(), "text/html")
+        elif refusal is not None:
             status, error = refusal
             more: Headers = [("location", "http://127.0.0.1:1/")] if 300 <= status < 400 else []
             connection.reply(status, _json({"error": error}), more=more)

@@ -24,7 +24,14 @@ models:
   fast: {pools: [speculative], overflow: [outside]}
   home: {pools: [speculative, plain]}
   twice: {pools: [speculative, plain], overflow: [broken, outside]}
+  thinking: {pools: [speculative, plain], overflow: [thinker]}
 external:
+  thinker:
+    model: o3-mini
+    api_base: OUTSIDE
+    api_key: elsewhere
+    max_model_len: 128000
+    rates: {input: "1", cached_input: "1", output: "1"}
   outside:
     model: gpt-4o-mini
     api_base: OUTSIDE

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.settings import TimeoutSettings
 from tests.integration.gateway.overflow_rig import KEY, opt_in, overflowing
-from tests.integration.gateway.rig import Events, Gateway, running
+from tests.integration.gateway.rig import TEXT, Events, Gateway, running
 from tests.support.mock_process import OpenAiServer
 
 
@@ -196,3 +196,21 @@ async def test_an_outside_that_falls_silent_is_given_up_and_let_go(home: Path, o
         await asyncio.to_thread(outside.wait_for, aborted=1, in_flight=0, connections_open=0)
         (row,) = await gateway.rows(1)
         assert (row.state, row.payer, row.output_tokens) == ("interrupted", "platform", 2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "raw", ["<html>It works!</html>", "", "{}", '{"choices": []}', 'data: {"choices"\n\n']
+)
+async def test_what_is_no_answer_is_none(
+    alone: Gateway, outside: OpenAiServer, *, raw: str, stream: bool
+) -> None:
+    outside.control(raw=raw)
+    for answer in (
+        await alone.chat("Hm", stream=stream),
+        await alone.client.post(TEXT, json={"model": "auto", "prompt": "Hm", "stream": stream}),
+    ):
+        assert answer.status_code == 502, answer.text
+        assert answer.json()["error"]["code"] in {"upstream_unavailable", "upstream_protocol"}
+    rows = await alone.rows(2)
+    assert {(row.state, row.payer) for row in rows} == {("failed", "platform")}

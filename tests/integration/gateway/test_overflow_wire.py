@@ -256,3 +256,26 @@ async def test_a_prompt_of_token_ids_stays_inside(alone: Gateway, outside: OpenA
         assert answer.status_code == 503
         assert "token ids" in answer.json()["error"]["message"]
     assert outside.received() == []
+
+
+async def test_a_model_that_thinks_is_told_the_bound_by_the_name_it_knows(
+    alone: Gateway, outside: OpenAiServer
+) -> None:
+    for fields, bound in (({}, 256), ({"max_tokens": 70}, 70), ({"max_completion_tokens": 80}, 80)):
+        answer = await alone.chat("Hm", model="thinking", **fields)
+        assert answer.status_code == 200, answer.text
+        sent = outside.received()[-1]["body"]
+        assert sent["max_completion_tokens"] == bound
+        assert "max_tokens" not in sent
+
+
+async def test_a_call_that_litellm_would_not_send_is_no_fault_of_the_caller(
+    alone: Gateway, outside: OpenAiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await alone.chat("Hm", model="thinking", temperature=0.5)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_unavailable")
+    assert "litellm" not in answer.text
+    assert "external target 'thinker': litellm.UnsupportedParamsError" in caplog.text
+    assert outside.received() == []
+    (row,) = await alone.rows(1)
+    assert (row.state, row.payer, row.charge_usd_nanos) == ("failed", "platform", 0)
