@@ -26,7 +26,6 @@ from gateway.errors import (
     MethodNotAllowed,
     NotFound,
     Overloaded,
-    PayloadTooLarge,
 )
 
 _log = logging.getLogger(__name__)
@@ -44,8 +43,9 @@ def add_error_answers(app: FastAPI) -> None:
 def respond(request: Request, error: GatewayError, headers: dict[str, str] | None = None) -> Response:
     """The answer to an error."""
     request_id = getattr(request.state, "request_id", "")
-    path = request.url.path
-    _log.log(error.log_level, "%s %s %s: %s", request_id or "-", path, error.code, error.operator_detail)
+    # The route, not the path: people paste whole keys where an id belongs.
+    route = f"{request.method} {getattr(request.scope.get('route'), 'path', 'nowhere')}"
+    _log.log(error.log_level, "%s %s %s: %s", request_id or "-", route, error.code, error.operator_detail)
     sent = {name.decode(): value.decode() for name, value in error_headers(error)} | (headers or {})
     if request_id:
         sent[REQUEST_ID] = request_id
@@ -79,10 +79,12 @@ def _field(location: Sequence[Any]) -> str:
 
 
 def _reason(problem: Any) -> str:
+    if tuple(problem["loc"]) == ("body",):
+        return "The body must be a JSON object, sent with the header content-type: application/json"
     if problem["type"] == "extra_forbidden":
         return "there is no such field"
     if problem["type"] == "missing":
-        return "is missing" if len(problem["loc"]) > 1 else "The request needs a JSON body"
+        return "is missing"
     message: str = problem["msg"]
     return message[:1].lower() + message[1:]
 
@@ -95,7 +97,6 @@ async def _from_framework(request: Request, error: Exception) -> Response:
     ours: dict[int, CallerError] = {
         404: NotFound(f"There is no {path} here. /docs shows what there is."),
         405: MethodNotAllowed(f"{path} takes {allowed}, not {request.method}."),
-        413: PayloadTooLarge("The request body is too large."),
     }
     return respond(request, ours.get(error.status_code) or InvalidRequest(str(error.detail)), headers)
 

@@ -1,0 +1,388 @@
+"""Does every change leave one entry, does nothing change without, and are no secrets kept?"""
+
+import json
+import logging
+import os
+import pwd
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from sqlalchemy import delete, select, update
+from sqlmodel import col
+from typer.testing import CliRunner
+
+from gateway.cli import app as program
+from gateway.errors import AuthenticationFailed, Conflict
+from gateway.identity import admin_store, audit, key_store, store
+from gateway.identity.audit import Act, Actor, ActorKind
+from gateway.identity.roles import RULES, Role
+from gateway.identity.tables import AdminKey, ApiKey, AuditEntry, Tenant
+from gateway.settings import FreshnessSettings
+from tests.integration.gateway.desk import Answer, Desk
+from tests.integration.gateway.rig import bearer, running, settings_for
+from tests.support.clock import MovableClock
+from tests.support.factories import make_act
+from tests.support.pool_files import DEFAULT_POLICY
+
+
+@pytest.fixture
+async def desk(home: Path, urls: dict[str, list[str]]) -> AsyncIterator[Desk]:
+    clock = MovableClock()
+    freshness = FreshnessSettings(poll_interval_s=0.05, auth_stale_max_s=1e9)
+    settings = settings_for(home, urls, freshness=freshness)
+    async with running(settings, clock=clock, is_up=False) as gateway:
+        yield Desk(gateway, clock)
+
+
+async def entries(desk: Desk, **wanted: Any) -> list[Answer]:
+    found: list[Answer] = (await desk.get("/audit", limit=200, **wanted))["data"]
+    return found
+
+
+# ------------------------------------------------------------------------------------ one entry per change
+Change = tuple[str, str, Answer]
+"""To which object of a tenant of its own, the action, and the body."""
+
+CHANGES: dict[tuple[str, str], Change] = {
+    ("POST", "/tenants"): ("", "tenant.create", {"name": "new"}),
+    ("PATCH", "/tenants/{tenant}"): ("tenant", "tenant.update", {"caches_answers": False}),
+    ("POST", "/tenants/{tenant}/retire"): ("tenant", "tenant.retire", {}),
+    ("POST", "/projects"): ("", "project.create", {"tenant": "acme", "name": "new"}),
+    ("PATCH", "/projects/{project}"): ("project", "project.update", {"name": "other"}),
+    ("POST", "/projects/{project}/retire"): ("project", "project.retire", {}),
+    ("POST", "/keys"): ("", "key.create", {"tenant": "acme"}),
+    ("PATCH", "/keys/{key}"): ("key", "key.update", {"allowed_models": ["auto"]}),
+    ("POST", "/keys/{key}/rotate"): ("key", "key.rotate", {}),
+    ("POST", "/keys/{key}/revoke"): ("key", "key.revoke", {}),
+    ("POST", "/admin-keys"): ("", "admin_key.create", {"name": "new", "role": "finance"}),
+    ("POST", "/admin-keys/{key}/rotate"): ("admin_key", "admin_key.rotate", {}),
+    ("POST", "/admin-keys/{key}/revoke"): ("admin_key", "admin_key.revoke", {}),
+}
+
+
+def test_every_route_that_changes_something_is_tried() -> None:
+    changing = {(method, path) for method, path in RULES if path.startswith("/admin/") and method != "GET"}
+    assert changing == {(method, f"/admin/v1{path}") for method, path in CHANGES}
+
+
+async def _objects(desk: Desk, name: str) -> dict[str, str]:
+    """A tenant with all that belongs to one, and an administrator's key; their ids."""
+    key = await desk.post("/keys", {"tenant": (await desk.post("/tenants", {"name": name}))["id"]})
+    admin_key = await desk.post("/admin-keys", {"name": name, "role": "viewer"})
+    return {
+        "tenant": key["tenant_id"],
+        "project": key["project_id"],
+        "key": key["id"],
+        "admin_key": admin_key["id"],
+    }
+
+
+async def test_every_change_over_http_leaves_one_entry(desk: Desk) -> None:
+    for number, ((method, template), (kind, action, body)) in enumerate(CHANGES.items()):
+        object_id = (await _objects(desk, f"tenant {number}")).get(kind, "")
+        path = template.format(tenant=object_id, project=object_id, key=object_id)
+        known = {one["id"] for one in await entries(desk)}
+        answer = await desk.ask(method, path, json=body)
+        assert answer.status_code in {200, 201}, (template, answer.text)
+        new = [one for one in await entries(desk) if one["id"] not in known]
+        assert [one["action"] for one in new] == [action]
+        check_entry(new[0], answer)
+        if not action.endswith((".create", ".rotate")):
+            assert (await desk.ask(method, path, json=body)).status_code == 200
+            assert len(await entries(desk)) == len(known) + 1, f"{action}: the same again is no change"
+
+
+def check_entry(entry: Answer, answer: httpx.Response) -> None:
+    bootstrap = {"kind": "bootstrap", "id": "bootstrap", "name": "bootstrap", "role": "admin"}
+    assert entry["actor"] == bootstrap
+    assert (entry["source"], entry["at"]) == ("api", "2026-11-20T12:00:00Z")
+    assert entry["request_id"] == answer.headers["x-request-id"]
+    assert entry["object"]["kind"] == entry["action"].split(".")[0]
+    assert (entry["before"] is None) == entry["action"].endswith(".create")
+    assert entry["before"] != entry["after"]
+    assert answer.json().get("key", "none").rpartition("-")[2] not in json.dumps(entry)
+    assert "hash" not in json.dumps(entry)
+
+
+async def test_an_entry_says_what_was_and_what_is(desk: Desk) -> None:
+    made = await desk.post("/keys", {"tenant": "acme", "name": "ci", "allowed_classes": ["flex"]})
+    desk.clock.move(1)
+    await desk.patch(f"/keys/{made['id']}", {"name": "bot", "allowed_classes": []})
+    desk.clock.move(1)
+    new = await desk.post(f"/keys/{made['id']}/rotate", {"overlap_s": 60})
+    rotated, updated, created = await entries(desk, object=made["id"])
+    assert (created["before"], created["after"]["allowed_classes"]) == (None, ["flex"])
+    assert updated["before"] == {"name": "ci", "allowed_classes": ["flex"]}
+    assert updated["after"] == {"name": "bot", "allowed_classes": None}
+    assert updated["object"] == {"kind": "key", "id": made["id"], "name": "bot"}
+    assert rotated["before"] == {"expires_at": None}
+    assert rotated["after"] == {"expires_at": "2026-11-20T12:01:02.000Z", "rotated_to": new["id"]}
+
+
+async def test_an_administrator_is_named(desk: Desk) -> None:
+    made = await desk.post("/admin-keys", {"name": "ada", "role": "admin"})
+    await desk.until_admin(made["key"], 200)
+    await desk.ask("POST", "/tenants", headers=bearer(made["key"]), json={"name": "new"})
+    (entry,) = await entries(desk, object="new")
+    assert entry["actor"] == {"kind": "admin_key", "id": made["id"], "name": "ada", "role": "admin"}
+
+
+# ---------------------------------------------------------------------------------------- command line
+COMMANDS: dict[tuple[str, str], tuple[list[str], str]] = {
+    ("tenants", "create"): (["new"], "tenant.create"),
+    ("tenants", "update"): (["TENANT", "--no-cache-answers"], "tenant.update"),
+    ("tenants", "retire"): (["TENANT"], "tenant.retire"),
+    ("projects", "create"): (["new", "--tenant", "acme"], "project.create"),
+    ("projects", "update"): (["PROJECT", "--name", "other"], "project.update"),
+    ("projects", "retire"): (["default", "--tenant", "TENANT"], "project.retire"),
+    ("keys", "create"): (["--tenant", "acme"], "key.create"),
+    ("keys", "update"): (["KEY", "--model", "auto"], "key.update"),
+    ("keys", "rotate"): (["KEY", "--overlap", "1h"], "key.rotate"),
+    ("keys", "revoke"): (["KEY"], "key.revoke"),
+    ("admins", "create"): (["new", "--role", "viewer"], "admin_key.create"),
+    ("admins", "rotate"): (["ADMIN"], "admin_key.rotate"),
+    ("admins", "revoke"): (["ADMIN"], "admin_key.revoke"),
+}
+
+
+class Terminal:
+    """The `tollgate` program on a database with a tenant, a key and an administrator."""
+
+    def __init__(self, home: Path, pools: Path) -> None:
+        self.runner = CliRunner()
+        self.environment = {
+            "TOLLGATE_STATE_DIR": str(home / "state"),
+            "TOLLGATE_POLICY": str(DEFAULT_POLICY),
+            "TOLLGATE_POOLS": str(pools),
+        }
+        self.json("tenants", "create", "acme")
+        self.json("projects", "create", "default", "--tenant", "acme")
+
+    def json(self, *arguments: str) -> Any:
+        outcome = self.runner.invoke(program, [*arguments, "--json"], env=self.environment)
+        assert outcome.exit_code == 0, (arguments, outcome.output, outcome.exception)
+        return json.loads(outcome.stdout)
+
+    def objects(self, name: str) -> dict[str, str]:
+        """A tenant with all that belongs to one, and an administrator's key."""
+        self.json("tenants", "create", name)
+        key = self.json("keys", "create", "--tenant", name)
+        admin = self.json("admins", "create", name, "--role", "operator")
+        return {"TENANT": name, "PROJECT": key["project_id"], "KEY": key["id"], "ADMIN": admin["id"]}
+
+    def audit(self) -> list[Answer]:
+        found: list[Answer] = self.json("audit", "--limit", "500")
+        return found
+
+
+@pytest.fixture
+def terminal(home: Path) -> Terminal:
+    pools = settings_for(home, {name: ["http://127.0.0.1:9"] for name in ("speculative", "plain")}).pools
+    return Terminal(home, pools)
+
+
+def test_every_command_that_changes_something_is_tried() -> None:
+    groups: Any = typer.main.get_command(program)
+    reading = {"list", "show"}
+    changing = {
+        (group, name)
+        for group in ("tenants", "projects", "keys", "admins")
+        for name in groups.commands[group].commands
+        if name not in reading
+    }
+    assert changing == set(COMMANDS)
+
+
+def test_every_change_at_a_terminal_leaves_one_entry(terminal: Terminal) -> None:
+    user = pwd.getpwuid(os.getuid()).pw_name
+    for number, (command, (arguments, action)) in enumerate(COMMANDS.items()):
+        ids = terminal.objects(f"tenant {number}")
+        known = {one["id"] for one in terminal.audit()}
+        made = terminal.json(*command, *(ids.get(argument, argument) for argument in arguments))
+        found = terminal.audit()
+        (entry,) = [one for one in found if one["id"] not in known]
+        assert entry["action"] == action
+        assert (entry["source"], entry["request_id"]) == ("cli", None)
+        assert entry["actor"] == {"kind": "cli", "id": f"cli:{user}", "name": user, "role": "admin"}
+        assert made.get("key", "none").rpartition("-")[2] not in json.dumps(found)
+
+
+# ------------------------------------------------------------------------------ nothing else writes
+async def test_what_is_audited_cannot_be_written_in_another_way(desk: Desk) -> None:
+    sessions = desk.gateway.services.sessions
+    act = make_act(desk.clock)
+    async with sessions() as session:
+        session.add(Tenant(id="ten_1", name="silent", created_at_ms=1))
+        with pytest.raises(RuntimeError, match=r"Tenant is written through gateway\.identity\.audit\.write"):
+            await session.flush()
+    async with sessions() as session:
+        tenant = await store.get_tenant(session, "acme")
+        tenant.name = "silent"
+        with pytest.raises(RuntimeError, match="Tenant is written through"):
+            await store.create_tenant(session, "loud", act=act)
+    async with sessions() as session:
+        await session.delete(await store.get_tenant(session, "acme"))
+        with pytest.raises(RuntimeError, match="Tenant is written through"):
+            await session.commit()
+    for statement in (
+        update(ApiKey).values(revoked_at_ms=None),
+        delete(AuditEntry),
+        update(AuditEntry).values(actor_name="somebody else"),
+    ):
+        async with sessions() as session:
+            with pytest.raises(RuntimeError, match="is written through"):
+                await session.execute(statement)
+    async with sessions() as session:
+        entry = (await session.execute(select(AuditEntry))).scalars().first()
+        assert entry is not None
+        entry.actor_name = "somebody else"
+        with pytest.raises(RuntimeError, match="AuditEntry is written through"):
+            await session.commit()
+    async with sessions() as session:
+        names = (await session.execute(select(col(Tenant.name)))).scalars().all()
+    assert names == ["acme"]
+    assert len(await entries(desk)) == 3
+
+
+async def test_a_change_and_its_entry_stand_or_fall_together(desk: Desk) -> None:
+    async with desk.gateway.services.sessions() as session:
+        await store.create_tenant(session, "given up", act=make_act(desk.clock))
+        assert len(list((await session.execute(select(AuditEntry))).scalars())) == 4
+        await session.rollback()
+    assert len(await entries(desk)) == 3
+    assert (await desk.refused("GET", "/tenants/given%20up"))[0] == 404
+
+
+async def test_a_name_that_somebody_else_took_at_the_same_moment_is_a_conflict(desk: Desk) -> None:
+    act = make_act(desk.clock)
+    async with desk.gateway.services.sessions() as session:
+        taken = Tenant(id="ten_1", name="acme", created_at_ms=1)
+        with pytest.raises(Conflict, match="taken meanwhile"):
+            await audit.write(session, act, "tenant.create", row=taken, conflict="taken meanwhile")
+    assert len(await entries(desk)) == 3
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired", "unknown"])
+async def test_whose_key_ended_changes_nothing_though_a_gateway_may_not_know_yet(
+    desk: Desk, end: str
+) -> None:
+    act = make_act(desk.clock)
+    async with desk.gateway.services.sessions() as session:
+        issued = await admin_store.create_admin_key(
+            session, "ops", Role.ADMIN, act=act, expires_at_ms=act.at_ms + 1000
+        )
+        if end == "revoked":
+            await admin_store.revoke_admin_key(session, issued.id, act=act)
+        await session.commit()
+        actor = Actor(ActorKind.ADMIN_KEY, "other" if end == "unknown" else issued.id, "ops", Role.ADMIN)
+        theirs = Act(actor=actor, source=act.source, at_ms=act.at_ms + (1000 if end == "expired" else 0))
+        with pytest.raises(AuthenticationFailed, match=r"not valid any more\. Nothing was changed\."):
+            await store.create_tenant(session, "mine", act=theirs)
+        fresh = replace(theirs, at_ms=act.at_ms, actor=replace(actor, id=issued.id))
+        if end != "revoked":
+            assert (await store.create_tenant(session, "mine", act=fresh)).name == "mine"
+
+
+# -------------------------------------------------------------------------------------------- reading it
+async def test_entries_are_found_by_who_what_when_and_to_what(desk: Desk) -> None:
+    await desk.post("/tenants", {"name": "early"})
+    desk.clock.move(3600)
+    made = await desk.post("/keys", {"tenant": "early"})
+    await desk.post(f"/keys/{made['id']}/revoke")
+
+    async def actions(**wanted: Any) -> set[str]:
+        return {one["action"] for one in await entries(desk, **wanted)}
+
+    assert await actions(actor="bootstrap") == {"tenant.create", "project.create", "key.create", "key.revoke"}
+    assert await actions(actor="nobody") == set()
+    assert await actions(action="key.revoke") == {"key.revoke"}
+    assert await actions(action="key", actor="bootstrap") == {"key.create", "key.revoke"}
+    assert await actions(action="k") == set()
+    assert await actions(object=made["id"]) == {"key.create", "key.revoke"}
+    assert await actions(object="early") == {"tenant.create"}
+    late = {"from": "2026-11-20T13:00:00Z"}
+    assert await actions(**late) == {"project.create", "key.create", "key.revoke"}
+    assert await actions(to="2026-11-20T14:00:00+01:00", actor="bootstrap") == {"tenant.create"}
+    assert (await desk.refused("GET", "/audit?from=yesterday"))[:2] == (400, "from")
+    newest = await entries(desk)
+    assert [one["at"] for one in newest] == sorted((one["at"] for one in newest), reverse=True)
+
+
+# --------------------------------------------------------------------------------------------- secrets
+async def test_no_secret_is_logged_listed_or_kept(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="gateway")
+    issued = [
+        await desk.post("/keys", {"tenant": "acme"}),
+        await desk.post("/admin-keys", {"name": "ops", "role": "viewer"}),
+    ]
+    issued.append(await desk.post(f"/keys/{issued[0]['id']}/rotate"))
+    issued.append(await desk.post(f"/admin-keys/{issued[1]['id']}/rotate"))
+    for one in issued:
+        for path in ("/tenants", "/keys/nothing"):
+            await desk.ask("GET", path, headers=bearer(one["key"]))
+        await desk.ask("POST", "/keys", json={"tenant": "acme", "name": [one["key"]]})
+        await desk.gateway.client.get("/v1/models", headers=bearer(f"{one['key']}x"))
+        assert one["key"] not in (await desk.ask("GET", f"/keys/{one['key']}")).text
+    said = "".join(record.getMessage() for record in caplog.records if record.name.startswith("gateway"))
+    assert "invalid_api_key" in said
+    assert "not_found" in said
+    lists = [await desk.get(path) for path in ("/keys", "/admin-keys", "/audit", "/tenants", "/projects")]
+    async with desk.gateway.services.sessions() as session:
+        kept = [
+            row.model_dump_json()
+            for table in (ApiKey, AdminKey, AuditEntry)
+            for row in (await session.execute(select(table))).scalars()
+        ]
+        records = [repr(record) for record in await key_store.list_keys(session)]
+    for one in issued:
+        secret = one["key"].split("-")[2]
+        assert secret not in said
+        assert secret not in json.dumps(lists)
+        assert secret not in "".join(kept + records)
+
+
+# ----------------------------------------------------------------------------------------------- pages
+async def _add(desk: Desk, path: str, number: int) -> None:
+    body = {
+        "/tenants": {"name": f"tenant {number}"},
+        "/projects": {"tenant": "acme", "name": f"project {number}"},
+        "/keys": {"tenant": "acme", "name": f"key {number}"},
+        "/admin-keys": {"name": f"admin {number}", "role": "viewer"},
+    }
+    await desk.post(*((path, body[path]) if path in body else ("/tenants", {"name": f"tenant {number}"})))
+
+
+@pytest.mark.parametrize("path", ["/tenants", "/projects", "/keys", "/admin-keys", "/audit"])
+async def test_no_row_is_lost_or_shown_twice_while_rows_are_added(desk: Desk, path: str) -> None:
+    for number in range(8):  # half of them at one instant, where ids decide
+        desk.clock.move(number // 4)
+        await _add(desk, path, number)
+    there = {one["id"] for one in (await desk.get(path, limit=200))["data"]}
+    assert len(there) >= 8
+    shown: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = await desk.get(path, limit=2, **cursor)
+        assert len(page["data"]) <= 2
+        shown += [one["id"] for one in page["data"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+        if len(shown) <= 8:
+            await _add(desk, path, 100 + len(shown))
+    assert len(shown) == len(set(shown))
+    assert there <= set(shown)
+
+
+async def test_a_page_that_cannot_be_is_explained(desk: Desk) -> None:
+    for query, param in [("limit=0", "limit"), ("limit=201", "limit"), ("limit=x", "limit")]:
+        assert (await desk.refused("GET", f"/keys?{query}"))[:2] == (400, param)
+    for cursor in ("x", "%00", "MQ", "LTEueA", "MS4", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTkueA", "\u00e4"):
+        status, param, said = await desk.refused("GET", f"/audit?cursor={cursor}")
+        assert (status, param) == (400, "cursor"), cursor
+        assert "leave it out for the first page" in said
