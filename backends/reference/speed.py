@@ -220,7 +220,13 @@ def run(weights: Path, *, rounds: int, count: int, draft_tokens: int) -> dict[st
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
-        "settings": {"rounds": rounds, "count": count, "draft_tokens": draft_tokens, "seed": _SEED},
+        "settings": {
+            "rounds": rounds,
+            "requests_by_batch": {str(batch): requests for batch, requests in REQUESTS.items()},
+            "count": count,
+            "draft_tokens": draft_tokens,
+            "seed": _SEED,
+        },
         "weights": checksums(weights),
         "quality": {},
     }
