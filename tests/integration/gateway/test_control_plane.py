@@ -57,8 +57,8 @@ async def test_a_tenant_from_the_first_to_the_last(desk: Desk) -> None:
     assert "was retired on 2026-11-20 12:01 UTC" in said
     desk.clock.move(60)
     assert await desk.post(f"/tenants/{made['id']}/retire") == retired
-    for path, body in (("/projects", {"name": "new"}), ("/keys", {"project": "search"})):
-        status, _, said = await desk.refused("POST", path, {"tenant": made["id"], **body})
+    for path, field in (("/projects", "name"), ("/keys", "project")):
+        status, _, said = await desk.refused("POST", path, {"tenant": made["id"], field: "another"})
         assert (status, said.endswith("is retired: nothing new can be made for it.")) == (409, True)
     assert (await desk.get(f"/keys/{issued['id']}"))["state"] == "retired"
 
@@ -227,12 +227,14 @@ async def test_mistakes_about_keys_are_explained(desk: Desk) -> None:
 async def test_keys_are_found_by_owner_and_by_state(desk: Desk) -> None:
     await desk.post("/tenants", {"name": "other"})
     keys = {
-        name: await desk.post("/keys", {"tenant": tenant, "project": project, "name": name, **more})
-        for name, tenant, project, more in [
-            ("kept", "other", "a", {}),
-            ("revoked", "other", "a", {}),
-            ("expired", "other", "b", {"expires_at": "2026-11-20T12:00:10Z"}),
-            ("retired", "other", "c", {}),
+        name: await desk.post(
+            "/keys", {"tenant": tenant, "project": project, "name": name, "expires_at": expires_at}
+        )
+        for name, tenant, project, expires_at in [
+            ("kept", "other", "a", None),
+            ("revoked", "other", "a", None),
+            ("expired", "other", "b", "2026-11-20T12:00:10Z"),
+            ("retired", "other", "c", None),
         ]
     }
     await desk.post(f"/keys/{keys['revoked']['id']}/revoke")

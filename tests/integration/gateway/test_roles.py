@@ -101,7 +101,7 @@ class Office:
 
     async def ask(self, method: str, template: str, headers: dict[str, str]) -> httpx.Response:
         path = re.sub(r"\{[^}]+\}", "nothing", template)
-        body = {"json": {}} if method in {"POST", "PATCH"} else {}
+        body: dict[str, Any] = {"json": {}} if method in {"POST", "PATCH"} else {}
         return await self.client.request(method, path, headers=headers, **body)
 
 
