@@ -27,6 +27,7 @@ OWN_FLAGS = frozenset(
         "max-model-len",
         "quantization",
         "dtype",
+        "tensor-parallel-size",
         "max-num-seqs",
         "max-num-batched-tokens",
         "enable-chunked-prefill",
@@ -123,8 +124,42 @@ class SpeculationSpec(_Strict):
     method: Literal["draft_model", "ngram", "ngram_gpu", "suffix", "eagle", "eagle3", "mtp", "medusa"]
     model: str | None = Field(default=None, description="draft weights; relative to the pool file")
     num_speculative_tokens: int = Field(gt=0)
+    num_speculative_tokens_per_batch_size: tuple[tuple[int, int, int], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="[first, last, tokens] by requests in the batch; 0 tokens: no speculation there",
+    )
+    draft_tensor_parallel_size: int | None = Field(
+        default=None, gt=0, description="left out: the target's tensor_parallel_size"
+    )
+    quantization: str | None = Field(
+        default=None, description="of the draft weights; left out: read from their checkpoint"
+    )
     prompt_lookup_min: int | None = Field(default=None, gt=0)
     prompt_lookup_max: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _schedule_covers_every_batch(self) -> Self:
+        # vLLM 0.32 finds these mistakes only when the engine is built, minutes into the start
+        # (v1/spec_decode/dynamic/utils.py), and cuts off too many tokens without a word.
+        schedule = self.num_speculative_tokens_per_batch_size
+        if schedule is None:
+            return self
+        if self.method == "suffix":
+            message = "method 'suffix' varies its tokens itself: it takes no schedule by batch size"
+            raise ValueError(message)
+        ends = (0, *(last for _, last, _ in schedule))
+        for before, (first, last, tokens) in zip(ends, schedule, strict=False):
+            if first <= before or last < first or (before == 0 and first != 1):
+                message = (
+                    "num_speculative_tokens_per_batch_size needs rising ranges [first, last, tokens] "
+                    f"that begin at 1 and do not overlap; [{first}, {last}, {tokens}] does not fit"
+                )
+                raise ValueError(message)
+            if not 0 <= tokens <= self.num_speculative_tokens:
+                message = f"{tokens} tokens for a batch of {first}: expected 0 to num_speculative_tokens"
+                raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _has_the_draft_it_needs(self) -> Self:
@@ -133,6 +168,11 @@ class SpeculationSpec(_Strict):
             raise ValueError(message)
         if self.method not in _DRAFTED and self.model is not None:
             message = f"method '{self.method}' takes no 'model': it proposes tokens without draft weights"
+            raise ValueError(message)
+        if self.model is None and (self.draft_tensor_parallel_size or self.quantization):
+            message = (
+                "draft_tensor_parallel_size and quantization are about draft weights, and there are none"
+            )
             raise ValueError(message)
         return self
 
@@ -161,6 +201,9 @@ class HardwareSpec(_Strict):
 
     gpu: str = Field(description="'cpu', or the GPU's name such as 'H100'")
     gpus_per_replica: int = Field(default=0, ge=0)
+    tensor_parallel_size: int = Field(
+        default=1, gt=0, description="GPUs that share every layer of one copy of the model"
+    )
     usd_per_hour: Decimal = Field(gt=0, description="of one replica's hardware")
 
 
@@ -194,6 +237,52 @@ class PoolSpec(_Strict):
             raise ValueError(message)
         if self.driver == "process" and self.model.path is None:
             message = "driver 'process' needs model.path: the folder of the weights it shall serve"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _drafts_on_gpus_that_it_has(self) -> Self:
+        wanted = self.speculation.draft_tensor_parallel_size if self.speculation else None
+        size = self.hardware.tensor_parallel_size
+        if self.speculation is None or wanted in {None, size}:
+            return self
+        if self.speculation.method == "draft_model":
+            # vLLM 0.32, v1/spec_decode/draft_model.py: ranks would overwrite each other's compiled draft.
+            message = (
+                f"speculation.draft_tensor_parallel_size is {wanted}, hardware.tensor_parallel_size {size}: "
+                "vLLM runs a draft model only on as many GPUs as the target; leave it out"
+            )
+            raise ValueError(message)
+        if wanted != 1:
+            message = f"speculation.draft_tensor_parallel_size must be 1 or {size}, as the target has it"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _counts_the_gpus_that_it_starts_on(self) -> Self:
+        # What an external server does inside is its owner's business.
+        if self.driver != "process" or self.hardware.gpu == "cpu":
+            return self
+        flags = {flag_name(key): value for key, value in self.engine_args.items()}
+        needed = self.hardware.tensor_parallel_size
+        for flag in ("pipeline-parallel-size", "data-parallel-size"):
+            size = flags.get(flag, 1)
+            if not isinstance(size, int):
+                message = f"engine_args: expected a whole number for {flag}"
+                raise ValueError(message)  # noqa: TRY004 - pydantic reports ValueError with file and line
+            needed *= size
+        if self.hardware.gpus_per_replica != needed:
+            message = (
+                f"hardware.gpus_per_replica is {self.hardware.gpus_per_replica}, but a replica of this pool "
+                f"starts on {needed}: tensor_parallel_size, times what engine_args says of other parallelism"
+            )
+            raise ValueError(message)
+        chosen = flags.get("device-ids")
+        if chosen is not None and (self.replicas > 1 or len(str(chosen).split(",")) != needed):
+            message = (
+                "engine_args.device_ids names the GPUs of one replica: "
+                f"expected replicas 1 and {needed} of them"
+            )
             raise ValueError(message)
         return self
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.types import Receive, Scope, Send
 
 from backends.files import PoolFileError, load_pools
@@ -27,11 +26,15 @@ from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
 from gateway.api.edge import Edge
+from gateway.cache.key import answer_scope
+from gateway.cache.lookup import AnswerCache
+from gateway.cache.storage import CacheStorage, MemoryStorage, RedisStorage
 from gateway.clock import Clock
 from gateway.console.overview import console_router
-from gateway.db import create_engine, read_changes, session_factory
+from gateway.db import create_engine, session_factory
 from gateway.dependencies import Runtime, Services, guard
 from gateway.errors import ConfigurationError
+from gateway.freshness import ChangeWatcher
 from gateway.identity.admin_store import list_admin_keys
 from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.audit import TOPIC
@@ -43,16 +46,19 @@ from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
 from gateway.migrate import require_current
-from gateway.pipeline import Pipeline, Routing
+from gateway.pipeline import Pipeline
+from gateway.plan import Routing
 from gateway.pricing.catalog import price_book
 from gateway.pricing.store import remember_versions
 from gateway.protocols.openai import ParseLimits
-from gateway.routing.policy import load_policy
+from gateway.redis_client import close_redis, redis_client, require_redis
+from gateway.routing.policy import Policy, load_policy
 from gateway.routing.versions import remember_version
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
+from gateway.upstream.outside import Endpoint, load_outside
 
 SPOOL_FOLDER = "spool"
 BODY_BYTES_MAX = 1_000_000
@@ -60,19 +66,27 @@ BODY_BYTES_MAX = 1_000_000
 STOP_S = 15.0
 """For the last database calls at a stop: more than a writer on SQLite waits for another one."""
 
+CACHE_FLUSH_S = 2.0
+"""For the last answers to be kept at a stop."""
+
 _Read = Callable[[], float]
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, clock: Clock | None = None) -> FastAPI:
+def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | None = None) -> FastAPI:
     """The application, not started.
+
+    Args:
+        settings: everything that can be set.
+        clock: what to take for the time; None: the machine's.
+        worker: which of several processes this is, for its metrics; None: the only one.
 
     Raises:
         ConfigurationError: a pool file, the policy or a key is wrong.
     """
     runtime = Runtime()
-    parts = _Parts(settings, clock or Clock())
+    parts = _Parts(settings, clock or Clock(), Telemetry(worker=worker))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -125,7 +139,7 @@ class _Application(FastAPI):
 class _Parts:
     """Everything that lives as long as the program serves."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, telemetry: Telemetry) -> None:
         self._settings = settings
         self._clock = clock
         try:
@@ -133,19 +147,25 @@ class _Parts:
         except PoolFileError as error:
             raise ConfigurationError(str(error)) from None
         self._policy = load_policy(settings.policy, pools=pools)
-        self._prices = price_book(pools)
+        self._prices = price_book(
+            pools, {name: target.rates for name, target in self._policy.external.items()}
+        )
+        self._endpoints = _endpoints(self._policy, settings)
         self._registry = PoolRegistry(pools)
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
         self._admins = AdminRing(self._admin_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
-        self._telemetry = Telemetry()
-        self._revision: int | None = None
+        self._telemetry = telemetry
+        self._redis = (
+            None if settings.redis_url is None else redis_client(settings.redis_url.get_secret_value())
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Services]:
         """The services, from the first key loaded to the last record shipped."""
         settings = self._settings
+        outside = await load_outside(self._endpoints, connect_timeout_s=settings.timeouts.connect_s)
         engine = create_engine(settings.effective_database_url)
         client = UpstreamClient(connect_timeout_s=settings.timeouts.connect_s)
         spool = Spool(
@@ -153,21 +173,34 @@ class _Parts:
             self._clock,
             unshipped_max=settings.limits.unshipped_records_max,
         )
+        dispatcher = Dispatcher(
+            self._registry,
+            client,
+            settings.timeouts,
+            attempts_max=settings.limits.attempts_max,
+            outside=outside,
+        )
         try:
-            services, shipper = await self._build(engine, client, spool)
-            stopping = asyncio.Event()
+            watcher = ChangeWatcher(
+                engine, session_factory(engine), poll_interval_s=settings.freshness.poll_interval_s
+            )
+            cache = await self._cache()
+            services, shipper = await self._build(engine, dispatcher, spool, watcher=watcher, cache=cache)
             async with asyncio.TaskGroup() as group:
                 monitoring = group.create_task(self._monitor().run())
+                keeping = group.create_task(cache.run())
                 in_database = [
                     group.create_task(shipper.run()),
-                    group.create_task(self._keep_keys_fresh(services, stopping)),
+                    group.create_task(watcher.run()),
                 ]
                 try:
                     yield services
                 finally:
                     monitoring.cancel()
+                    await cache.flush(timeout_s=CACHE_FLUSH_S)
+                    keeping.cancel()
                     shipper.stop()
-                    stopping.set()
+                    watcher.stop()
                     # What talks to the database ends by itself: a call that is cut leaves a connection that
                     # holds its locks. Only a database that hangs is not waited for.
                     _, late = await asyncio.wait(in_database, timeout=STOP_S)
@@ -175,11 +208,21 @@ class _Parts:
                         task.cancel()
         finally:
             await client.close()
+            if self._redis is not None:
+                await close_redis(self._redis)
+            if outside is not None:
+                await outside.close()
             spool.close()
             await engine.dispose()
 
     async def _build(
-        self, engine: AsyncEngine, client: UpstreamClient, spool: Spool
+        self,
+        engine: AsyncEngine,
+        dispatcher: Dispatcher,
+        spool: Spool,
+        *,
+        watcher: ChangeWatcher,
+        cache: AnswerCache,
     ) -> tuple[Services, Shipper]:
         settings, clock = self._settings, self._clock
         await require_current(engine)
@@ -190,16 +233,14 @@ class _Parts:
             await remember_version(session, self._policy, now_ms=clock.epoch_ms())
             await remember_versions(session, self._prices, now_ms=clock.epoch_ms())
             await session.commit()
-        dispatcher = Dispatcher(
-            self._registry, client, settings.timeouts, attempts_max=settings.limits.attempts_max
-        )
         holds = Holds()
         pipeline = Pipeline(
-            routing=Routing(policy=self._policy, prices=self._prices),
+            routing=self._routing(),
             registry=self._registry,
             dispatcher=dispatcher,
             holds=holds,
             settlement=Settlement(spool, clock),
+            cache=cache,
             telemetry=self._telemetry,
             clock=clock,
         )
@@ -220,9 +261,37 @@ class _Parts:
             admin_key=self._admin_key,
             root_key=self._root_key,
         )
-        await self._refresh_keys(services)
+        watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
+        await watcher.refresh()
         self._watch_gauges(services, holds)
+        self._watch_cache(cache)
         return services, shipper
+
+    def _routing(self) -> Routing:
+        policy, specs = self._policy, self._registry.specs
+        scopes = {
+            alias: answer_scope(
+                policy.version,
+                (f"{name} {specs[name].model.path} {specs[name].model.served_name}" for name in pools),
+            )
+            for alias, pools in policy.models.items()
+        }
+        return Routing(policy=policy, prices=self._prices, answer_scopes=scopes)
+
+    async def _cache(self) -> AnswerCache:
+        settings = self._settings.cache
+        storage: CacheStorage
+        if self._redis is None:
+            storage = MemoryStorage(self._clock, bytes_max=settings.memory_bytes_max)
+        else:
+            await require_redis(self._redis)
+            storage = RedisStorage(self._redis)
+        return AnswerCache(
+            storage,
+            self._clock,
+            lookup_timeout_s=settings.lookup_timeout_ms / 1000,
+            entry_bytes_max=settings.entry_bytes_max,
+        )
 
     def _monitor(self) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME
@@ -243,28 +312,40 @@ class _Parts:
             read={name: _ready(self._registry, name) for name in self._registry.specs},
         )
 
-    async def _keep_keys_fresh(self, services: Services, stopping: asyncio.Event) -> None:
-        """Look for changes at short intervals; a database that is away is survived (keys grow stale)."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), self._settings.freshness.poll_interval_s)
-            if stopping.is_set():
-                return
-            try:
-                await self._refresh_keys(services)
-            except (SQLAlchemyError, OSError) as error:
-                _log.warning("keys could not be refreshed (known ones stay valid for a while): %s", error)
+    def _watch_cache(self, cache: AnswerCache) -> None:
+        count = self._telemetry.count
+        count("tollgate_cache_hits", "Requests answered from the cache", lambda: cache.hits)
+        count("tollgate_cache_misses", "Lookups that found nothing", lambda: cache.misses)
+        count(
+            "tollgate_cache_failures",
+            "Lookups and writes that failed or were too slow",
+            lambda: cache.failures,
+        )
+        count("tollgate_cache_not_kept", "Answers too large or too many to keep", lambda: cache.not_kept)
 
-    async def _refresh_keys(self, services: Services) -> None:
-        async with services.sessions() as session:
-            revision = (await read_changes(session)).get(TOPIC, 0)
-            if revision == self._revision:
-                self._keys.confirm()
-                self._admins.confirm()
-                return
-            self._keys.replace(await list_keys(session))
-            self._admins.replace(await list_admin_keys(session))
-            self._revision = revision
+    async def _reload_keys(self, session: AsyncSession) -> None:
+        self._keys.replace(await list_keys(session))
+        self._admins.replace(await list_admin_keys(session))
+
+    def _confirm_keys(self) -> None:
+        self._keys.confirm()
+        self._admins.confirm()
+
+
+def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
+    """Where the policy's external targets are, with their keys.
+
+    Raises:
+        ConfigurationError: a key is not configured.
+    """
+    keys = {name: key.get_secret_value() for name, key in settings.external_keys.items()}
+    missing = policy.missing_keys(keys)
+    if missing:
+        raise ConfigurationError("\n".join(f"{settings.policy}: {sentence}" for sentence in missing))
+    return {
+        name: Endpoint(target.api_base, None if target.key_name is None else keys[target.key_name])
+        for name, target in policy.external.items()
+    }
 
 
 def _count(spool: Spool) -> _Read:

@@ -187,8 +187,12 @@ def policy_check(
     """Say whether a policy file is right, and if not, what is wrong and where."""
     settings = load_settings()
     path = file or settings.policy
-    checked = load_policy(path, pools=load_pool_files(settings))
+    pools = load_pool_files(settings)
+    checked = load_policy(path, pools=pools)
+    price_book(pools, {name: target.rates for name, target in checked.external.items()})
     out.print(f"{path}: valid, version {checked.version}")
+    for sentence in checked.missing_keys(settings.external_keys):
+        out.print(f"{path}: not ready to serve: {sentence}", highlight=False)
 
 
 @pools.command("check", epilog="Example: `tollgate pools check`")

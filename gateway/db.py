@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Dialect, MetaData, String, event, select
+from sqlalchemy import BigInteger, Column, Dialect, MetaData, String, event, func, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -28,6 +28,9 @@ NAMING = {
 }
 SQLModel.metadata.naming_convention = NAMING
 metadata: MetaData = SQLModel.metadata
+
+NOTICE_CHANNEL = "tollgate_changes"
+"""PostgreSQL's NOTIFY channel for `changes`."""
 
 SessionFactory = async_sessionmaker[AsyncSession]
 
@@ -93,7 +96,7 @@ async def insert_ignoring_duplicates(
 
 
 async def note_change(session: AsyncSession, topic: str) -> None:
-    """Raise the topic's revision within the caller's transaction."""
+    """Raise the topic's revision within the caller's transaction; processes are told when it commits."""
     dialect = session.get_bind().dialect.name
     insert = postgresql_insert if dialect == "postgresql" else sqlite_insert
     statement = insert(Change).values(topic=topic, revision=1)
@@ -101,6 +104,8 @@ async def note_change(session: AsyncSession, topic: str) -> None:
     await session.execute(
         statement.on_conflict_do_update(index_elements=["topic"], set_={"revision": revision + 1})
     )
+    if dialect == "postgresql":
+        await session.execute(select(func.pg_notify(NOTICE_CHANNEL, topic)))
 
 
 async def read_changes(session: AsyncSession) -> dict[str, int]:

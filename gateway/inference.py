@@ -85,6 +85,26 @@ class CallFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheWish:
+    """What a caller wants of the cache."""
+
+    may_read: bool
+    """An answer that was given before will do."""
+    may_keep: bool
+    ttl_s: int | None
+    """How long it may be kept; None leaves that to the policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRule:
+    """Which requests a policy lets be answered from the cache."""
+
+    is_enabled: bool
+    temperature_max: float
+    ttl_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One request of a client, checked and ready to be routed."""
 
@@ -110,6 +130,8 @@ class Call:
     """Fields and headers that tenants may not set and that were removed."""
     client_request_id: str | None
     body_bytes: int
+    cache_wish: CacheWish | None = None
+    """None: the caller said nothing about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +179,16 @@ class Payer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A pool that can serve a call."""
+    """A pool, or a model outside the company, that can serve a call."""
 
     pool: str
+    """Its name; one name space for pools and external targets."""
     upstream_model: str
-    """The name that the pool's engine answers to."""
+    """The name that the engine answers to."""
     max_model_len: int
+    is_external: bool = False
+    withheld: tuple[str, ...] = ()
+    """Fields of the call that are not sent there, though the caller may set them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -27,6 +27,8 @@ from gateway.errors import ConfigurationError
 SETTINGS_FILE = Path("tollgate.toml")
 PREFIX = "TOLLGATE_"
 MASK = "**********"
+EXTERNAL_KEY = "EXTERNAL_KEYS__"
+"""Begins the names that operators choose themselves."""
 
 
 class TimeoutSettings(BaseModel):
@@ -77,6 +79,18 @@ class SpoolSettings(BaseModel):
     batch_records_max: int = Field(default=500, gt=0, description="records in one statement")
 
 
+class CacheSettings(BaseModel):
+    """How much is kept of answers, and how long a request may wait to look one up."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    memory_bytes_max: int = Field(default=64_000_000, gt=0, description="in this process, without Redis")
+    entry_bytes_max: int = Field(default=1_000_000, gt=0, description="the largest answer that is kept")
+    lookup_timeout_ms: int = Field(
+        default=10, gt=0, le=1000, description="a slower lookup is a miss and rests the cache for a second"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -85,6 +99,12 @@ class Settings(BaseSettings):
     )
 
     database_url: str = Field(default="", description="default: an SQLite file in the state folder")
+    redis_url: SecretStr | None = Field(
+        default=None, description="default: cache in the process; redis://, rediss://, cluster or sentinel"
+    )
+    workers: int = Field(
+        default=1, ge=1, le=64, description="serving processes; several need PostgreSQL and Redis"
+    )
     state_dir: Path = Field(default=Path(".tollgate"), description="database, spool, logs, demo keys")
     pools: Path = Field(default=Path("backends/pools"), description="folder of pool files")
     policy: Path = Field(
@@ -96,10 +116,21 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = Field(default=None, description="root key; a comma list rotates")
     secret_key_file: Path | None = Field(default=None, description="file that holds the root key")
     migration_database_url: SecretStr | None = Field(default=None, description="owner role for migrations")
+    external_keys: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="API keys of external targets, by the names that the policy uses",
+    )
     timeouts: TimeoutSettings = Field(default_factory=TimeoutSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     freshness: FreshnessSettings = Field(default_factory=FreshnessSettings)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
+
+    @field_validator("external_keys")
+    @classmethod
+    def _in_lower_case(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        """Names as environment variables have them and as files do are the same names."""
+        return {name.lower(): key for name, key in keys.items()}
 
     @classmethod
     def settings_customise_sources(
@@ -139,13 +170,28 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     names = os.environ if environment is None else environment  # noqa: TID251 - the one place that reads it
     _refuse_unknown_names(names)
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         raise ConfigurationError(_readable(error)) from None
     except SettingsError as error:  # a group in one variable, as JSON that does not parse
         raise ConfigurationError(f"in the environment: {error}") from None
     except (ValueError, OSError) as error:  # a TOML file that cannot be read
         raise ConfigurationError(f"{SETTINGS_FILE}: {error}") from None
+    _refuse_workers_without_stores(settings)
+    return settings
+
+
+def _refuse_workers_without_stores(settings: Settings) -> None:
+    missing = []
+    if settings.is_embedded:
+        missing.append("PostgreSQL (TOLLGATE_DATABASE_URL=postgresql+asyncpg://…)")
+    if settings.redis_url is None:
+        missing.append("Redis (TOLLGATE_REDIS_URL=redis://…)")
+    if settings.workers > 1 and missing:
+        raise ConfigurationError(
+            f"{settings.workers} workers share what they know through PostgreSQL and Redis: set"
+            f" {' and '.join(missing)}, or TOLLGATE_WORKERS=1"
+        )
 
 
 def _refuse_unknown_names(names: Mapping[str, str]) -> None:
@@ -153,7 +199,8 @@ def _refuse_unknown_names(names: Mapping[str, str]) -> None:
     for name in names:
         # The prefix is left out of the comparison: it alone would make every name look like another.
         prefix, key = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()
-        if prefix == PREFIX and key not in known:
+        is_external_key = len(key) > len(EXTERNAL_KEY) and key.startswith(EXTERNAL_KEY)
+        if prefix == PREFIX and key not in known and not is_external_key:
             hint = _nearest(key, known, prefix=PREFIX)
             raise ConfigurationError(f"unknown setting {name} in the environment{hint}")
 
@@ -199,7 +246,9 @@ def masked(settings: Settings) -> dict[str, Any]:
     values = settings.model_dump(mode="json")
     values["database_url"] = _without_password(settings.effective_database_url)
     for name in _SECRETS:
-        if values[name] is not None:
+        if isinstance(values[name], dict):
+            values[name] = dict.fromkeys(values[name], MASK)
+        elif values[name] is not None:
             values[name] = MASK
     return values
 

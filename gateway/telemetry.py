@@ -6,18 +6,29 @@ looked up once and kept, because a labels() call costs more than the increment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_SAMPLE = re.compile(rb"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ", re.MULTILINE)
+"""The beginning of a line with a value: name and labels."""
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Telemetry:
-    """The metrics of one process."""
+    """The metrics of one process.
 
-    def __init__(self) -> None:
+    Several workers share a port, and whoever scrapes it meets one of them: each marks its samples with its
+    number, so that what one says is never taken for what another said.
+    """
+
+    def __init__(self, *, worker: int | None = None) -> None:
         self.registry = CollectorRegistry()
+        self._worker = worker
         self._requests = Counter(
             "tollgate_requests",
             "Requests on the data plane, by path and status",
@@ -68,6 +79,10 @@ class Telemetry:
         """A gauge whose value is asked for when somebody looks."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
+    def count(self, name: str, text: str, read: Callable[[], int]) -> None:
+        """A counter that somebody else counts, asked for when somebody looks."""
+        self.registry.register(_Counted(name, text, read))
+
     def watch_by_label(
         self, name: str, text: str, *, label: str, read: dict[str, Callable[[], float]]
     ) -> None:
@@ -78,4 +93,25 @@ class Telemetry:
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""
-        return generate_latest(self.registry)
+        text = generate_latest(self.registry)
+        if self._worker is None:
+            return text
+        label = f'worker="{self._worker}"'.encode()
+        return _SAMPLE.sub(lambda found: _labelled(found, label), text)
+
+
+def _labelled(sample: re.Match[bytes], label: bytes) -> bytes:
+    name, labels = sample[1], sample[2]
+    return name + b"{" + label + (b"," + labels if labels else b"") + b"} "
+
+
+class _Counted(Collector):
+    """One counter whose value is kept elsewhere."""
+
+    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
+        self._name = name
+        self._text = text
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._text, value=self._read())

@@ -37,6 +37,8 @@ def vllm_argv(spec: PoolSpec, *, python: Path, port: int, host: str = "127.0.0.1
     argv += ["--dtype", model.dtype, "--max-model-len", str(model.max_model_len)]
     if model.quantization is not None:
         argv += ["--quantization", model.quantization]
+    if spec.hardware.tensor_parallel_size > 1:
+        argv += ["--tensor-parallel-size", str(spec.hardware.tensor_parallel_size)]
     argv += ["--max-num-seqs", str(batching.max_num_seqs)]
     argv += ["--max-num-batched-tokens", str(batching.max_num_batched_tokens)]
     argv += _flag("enable-chunked-prefill", batching.enable_chunked_prefill)

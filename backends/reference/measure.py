@@ -2,9 +2,10 @@
 
 Starts vLLM on the weights (or takes the address of a server that runs) and asks held-out prompts of both
 halves at temperature 0 and 1. Prints and writes JSON: share of structured answers that are JSON with the
-asked keys, share whose values are exact too, and what vLLM says of the draft
-(`metrics.speculative_decoding`, vLLM 0.32 with `--enable-per-request-metrics
---per-request-spec-decode-metrics summary`). Run it with the vLLM environment's Python.
+asked keys, share whose values are exact too, share of story sentences that read as English, whether two
+stories to one prompt differ, and what vLLM says of the draft (`metrics.speculative_decoding`, vLLM 0.32 with
+`--enable-per-request-metrics --per-request-spec-decode-metrics summary`). Run it with the vLLM environment's
+Python. How fast the models are is asked in `backends.reference.speed`.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from backends.reference.sentences import english_ratio
 from backends.reference.text import Conversation, conversations
 
 MODEL_NAME: Final = "reference"
@@ -156,16 +158,42 @@ def held_out(kind: Literal["structured", "creative"], count: int, seed: int) -> 
     return list(islice(conversations(seed, "held_out", kind), count))
 
 
+def ask_all(
+    url: str, items: Sequence[Conversation], temperature: float, *, model: str, parallel: int
+) -> list[dict[str, Any]]:
+    """Send all prompts, so many at a time, and return the response bodies in their order."""
+    with ThreadPoolExecutor(parallel) as pool:
+        return list(pool.map(lambda item: ask(url, item, temperature, model=model), items))
+
+
+def _text(body: dict[str, Any]) -> str:
+    return body["choices"][0]["message"]["content"] or ""
+
+
+def acceptance(bodies: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Share of drafted tokens that were accepted and tokens per step; empty when nothing was drafted."""
+    metrics = [body.get("metrics") or {} for body in bodies]
+    drafts = [entry["speculative_decoding"] for entry in metrics if entry.get("speculative_decoding")]
+    steps = sum(entry["num_spec_steps"] for entry in drafts)
+    accepted = sum(entry["num_accepted_draft_tokens"] for entry in drafts)
+    proposed = sum(entry["num_draft_tokens"] for entry in drafts)
+    if not steps or not proposed:
+        return {}
+    return {
+        "acceptance_ratio": round(accepted / proposed, 3),
+        "tokens_per_step_mean": round(1 + accepted / steps, 2),
+    }
+
+
 def measure_half(
     url: str, items: Sequence[Conversation], temperature: float, *, model: str, parallel: int = 2
 ) -> dict[str, Any]:
-    """Ask all prompts of one kind at one temperature and sum up."""
-    with ThreadPoolExecutor(parallel) as pool:
-        bodies = list(pool.map(lambda item: ask(url, item, temperature, model=model), items))
-    texts = [body["choices"][0]["message"]["content"] or "" for body in bodies]
-    metrics = [body.get("metrics") or {} for body in bodies]
-    drafts = [entry["speculative_decoding"] for entry in metrics if entry.get("speculative_decoding")]
-    intervals = [entry["mean_itl_ms"] for entry in metrics if entry.get("mean_itl_ms")]
+    """Ask all prompts of one kind at one temperature and sum up; stories at temperature 1 are drawn twice."""
+    bodies = ask_all(url, items, temperature, model=model, parallel=parallel)
+    texts = [_text(body) for body in bodies]
+    intervals = [
+        body["metrics"]["mean_itl_ms"] for body in bodies if (body.get("metrics") or {}).get("mean_itl_ms")
+    ]
     half: dict[str, Any] = {
         "kind": items[0].kind,
         "temperature": temperature,
@@ -174,7 +202,9 @@ def measure_half(
             statistics.mean(body["usage"]["completion_tokens"] for body in bodies), 1
         ),
         "time_per_output_token_ms_median": round(statistics.median(intervals), 2) if intervals else None,
-        "stopped_ratio": sum(b["choices"][0]["finish_reason"] == "stop" for b in bodies) / len(items),
+        "stopped_ratio": round(
+            sum(body["choices"][0]["finish_reason"] == "stop" for body in bodies) / len(items), 3
+        ),
         "examples": texts[:3],
     }
     if items[0].expected:
@@ -187,12 +217,13 @@ def measure_half(
             for key, wanted in item.expected.items()
         ]
         half["exact_values_ratio"] = round(sum(wanted == got for wanted, got in pairs) / len(pairs), 3)
-    if drafts:
-        steps = sum(entry["num_spec_steps"] for entry in drafts)
-        accepted = sum(entry["num_accepted_draft_tokens"] for entry in drafts)
-        proposed = sum(entry["num_draft_tokens"] for entry in drafts)
-        half["acceptance_ratio"] = round(accepted / proposed, 3) if proposed else None
-        half["tokens_per_step_mean"] = round(1 + accepted / steps, 2) if steps else None
+    else:
+        half["english_sentences_ratio"] = round(english_ratio(texts), 3)
+        if temperature > 0:
+            again = ask_all(url, items, temperature, model=model, parallel=parallel)
+            differing = sum(_text(body) != text for body, text in zip(again, texts, strict=True))
+            half["differing_ratio"] = round(differing / len(items), 3)
+    half |= acceptance(bodies)
     return half
 
 
@@ -204,14 +235,22 @@ def _value(answer: str, key: str) -> object:
     return value.get(key) if isinstance(value, dict) else None
 
 
+def tell(line: str) -> None:
+    """Show progress where it does not mix with the figures."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def measure(url: str, *, count: int, seed: int) -> list[dict[str, Any]]:
-    """Ask both halves at both temperatures."""
+    """Ask both halves at both temperatures; tells what it finds as it finds it."""
     model = served_name(url)
-    return [
-        measure_half(url, held_out(kind, count, seed), temperature, model=model)
-        for kind in KINDS
-        for temperature in TEMPERATURES
-    ]
+    halves = []
+    for kind in KINDS:
+        for temperature in TEMPERATURES:
+            half = measure_half(url, held_out(kind, count, seed), temperature, model=model)
+            ratios = [f"{name} {half[name]:.3f}" for name in half if name.endswith("_ratio")]
+            tell(f"{kind}, temperature {temperature:g}, {count} prompts: {', '.join(ratios)}")
+            halves.append(half)
+    return halves
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from backends.reference.architecture import DRAFT, TARGET, Llama, Shape, config_of, state_of
 from backends.reference.quantize import QUANTIZATION_CONFIG, quantize_state
-from backends.reference.tokenizer import END, PAD, load_tokenizer, save_tokenizer, train_tokenizer
+from backends.reference.tokenizer import END, PAD, load_tokenizer, save_tokenizer, special_id, train_tokenizer
 from backends.reference.train import Plan, train
 
 TARGET_SHARE = 0.8
@@ -28,7 +28,7 @@ def write_model(
 ) -> None:
     """Write weights, configuration and tokenizer as vLLM expects them in a directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    end_id, pad_id = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
+    end_id, pad_id = special_id(tokenizer, END), special_id(tokenizer, PAD)
     tensors = {name: value.contiguous() for name, value in state.items()}
     save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
     config = config_of(shape, end_id=end_id, pad_id=pad_id) | extra

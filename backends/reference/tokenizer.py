@@ -86,6 +86,18 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 
+def special_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of one of our special tokens.
+
+    Raises:
+        ValueError: the tokenizer is not one of ours.
+    """
+    found: int | None = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no {token}")
+    return found
+
+
 def encode(tokenizer: Tokenizer, items: Sequence[Conversation]) -> Iterator[tuple[list[int], list[bool]]]:
     """Encode conversations as the chat template lays them out.
 
@@ -93,8 +105,8 @@ def encode(tokenizer: Tokenizer, items: Sequence[Conversation]) -> Iterator[tupl
         Token ids, and for each whether it belongs to an answer (its closing `<|end|>` included), which is
         what the model is trained on.
     """
-    end = tokenizer.token_to_id(END)
-    roles = {role: tokenizer.token_to_id(token) for role, token in ROLE_TOKENS.items()}
+    end = special_id(tokenizer, END)
+    roles = {role: special_id(tokenizer, token) for role, token in ROLE_TOKENS.items()}
     for item in items:
         ids: list[int] = []
         is_answer: list[bool] = []

@@ -11,7 +11,7 @@ from gateway.api.error_bodies import Headers
 from gateway.api.streaming import EventStreamResponse, PlainResponse, Response
 from gateway.inference import Endpoint
 from gateway.money import usd_text
-from gateway.pipeline import ServedFacts
+from gateway.plan import ServedFacts
 from gateway.protocols.openai import parse_call
 
 _JSON = (b"content-type", b"application/json")

@@ -11,8 +11,8 @@ from starlette.types import Send
 from gateway.api.client_watch import ClientWatch
 from gateway.api.error_bodies import Headers, openai_error
 from gateway.errors import UpstreamError
-from gateway.pipeline import ServedStream
 from gateway.protocols.sse import DONE, encode_event
+from gateway.served import StreamedAnswer
 
 
 class EventStreamResponse:
@@ -20,7 +20,7 @@ class EventStreamResponse:
 
     status = 200
 
-    def __init__(self, stream: ServedStream, headers: Headers, watch: ClientWatch) -> None:
+    def __init__(self, stream: StreamedAnswer, headers: Headers, watch: ClientWatch) -> None:
         self._stream = stream
         self._headers = headers
         self._watch = watch

@@ -41,6 +41,8 @@ class Caller:
     """Nothing of it may be sent to external targets: the tenant's owner has not opted in."""
     caches_answers: bool = True
     """Its answers may be kept in the cache."""
+    cache_secret: bytes = b""
+    """Under which its answers are found in the cache."""
     allowed_models: frozenset[str] | None = None
     """Aliases that it may ask for; None: all."""
     allowed_classes: frozenset[str] | None = None
@@ -173,6 +175,7 @@ class KeyRing:
             end_user_secret=derive(self._root_key, f"end-user:{record.tenant_id}"),
             is_internal_only=record.is_internal_only,
             caches_answers=record.caches_answers,
+            cache_secret=derive(self._root_key, f"cache:{record.tenant_id}"),
             allowed_models=None if record.allowed_models is None else frozenset(record.allowed_models),
             allowed_classes=None if record.allowed_classes is None else frozenset(record.allowed_classes),
             class_unasked=_class_unasked(record.allowed_classes),

@@ -36,6 +36,8 @@ class AttemptStart(msgspec.Struct, frozen=True, tag="start", kw_only=True):
     price_version: str
     service_tier: str | None
     tags: dict[str, str]
+    cache: str = "bypass"
+    """hit, miss or bypass; spools that were written before the cache existed do not say."""
     hold_usd_nanos: int
     estimated_input_tokens: int
     """What is booked if nothing is ever heard of the attempt again."""

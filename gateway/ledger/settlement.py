@@ -124,6 +124,24 @@ class Settlement:
         self._spool.start(start)
         return OpenAttempt(self._spool, self._clock, start, price=price)
 
+    def served_from_cache(self, start: AttemptStart) -> None:
+        """Book a request that was answered without a model: it used nothing and costs nothing.
+
+        Raises:
+            Overloaded: it cannot be written down.
+        """
+        self._spool.start(start)
+        self._spool.end(
+            AttemptEnd(
+                attempt_id=start.attempt_id,
+                state=AttemptState.ANSWERED,
+                payer=Payer.TENANT,
+                usage_source=UsageSource.NONE,
+                status_code=200,
+                ended_at_ms=start.started_at_ms,
+            )
+        )
+
 
 def estimated_input_tokens(body_bytes: int) -> int:
     """A guess at a request's input tokens, for attempts that no engine counted."""

@@ -56,6 +56,15 @@ class Attempt(SQLModel, table=True):
     price_version: str = _text(80, "price that the charge was computed with")
     service_tier: str | None = _text(16, "latency class asked for", optional=True)
     tags: dict[str, str] = Field(sa_column=Column(JSON, nullable=False, comment="the caller's cost tags"))
+    cache: str = Field(
+        default="bypass",
+        sa_column=Column(
+            String(16),
+            nullable=False,
+            server_default="bypass",
+            comment="hit (answered without a model, free of charge), miss or bypass",
+        ),
+    )
     hold_usd_nanos: int = _count("upper bound that was held while it ran, nano-USD")
     state: str = _text(16, "answered, failed, cancelled or interrupted")
     payer: str = _text(16, "tenant or platform")

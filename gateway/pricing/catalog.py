@@ -1,8 +1,8 @@
 """Which rates does each target have right now?
 
-Builds an immutable price book from the pools' rate cards. A version's name holds a hash of its rates, so
-that the same rates are the same version on every machine and a changed rate can never hide behind an old
-name.
+Builds an immutable price book from the rate cards of the pools and of the policy's external targets. A
+version's name holds a hash of its rates, so that the same rates are the same version on every machine and a
+changed rate can never hide behind an old name.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ class PriceBook:
         return price
 
 
-def rates_from_card(card: RateCard, *, pool: str) -> Rates:
-    """Integer rates of a pool file's decimal ones.
+def rates_from_card(card: RateCard, *, owner: str) -> Rates:
+    """Integer rates of a card's decimal ones.
+
+    Args:
+        card: what the file says.
+        owner: whose card it is, for messages, such as `pool 'plain'`.
 
     Raises:
         ConfigurationError: a rate finer than a nano-USD per million tokens.
@@ -44,7 +48,7 @@ def rates_from_card(card: RateCard, *, pool: str) -> Rates:
 
     def nanos(meter: str) -> int:
         amount = getattr(card, meter)
-        return usd_nanos_from_decimal(amount, what=f"pool {pool!r}, rates.{meter}")
+        return usd_nanos_from_decimal(amount, what=f"{owner}, rates.{meter}")
 
     return Rates(
         input=nanos("input"),
@@ -55,17 +59,16 @@ def rates_from_card(card: RateCard, *, pool: str) -> Rates:
     )
 
 
-def price_book(pools: Mapping[str, PoolSpec]) -> PriceBook:
-    """The price book of the given pools.
+def price_book(pools: Mapping[str, PoolSpec], external: Mapping[str, RateCard] | None = None) -> PriceBook:
+    """The price book of the given pools and external targets; no name is in both.
 
     Raises:
         ConfigurationError: a rate that cannot be kept exactly.
     """
-    prices = {}
-    for name, spec in pools.items():
-        rates = rates_from_card(spec.rates, pool=name)
-        prices[name] = Price(version=_version_name(name, rates), rates=rates)
-    return PriceBook(prices=prices)
+    rates = {name: rates_from_card(spec.rates, owner=f"pool {name!r}") for name, spec in pools.items()}
+    for name, card in (external or {}).items():
+        rates[name] = rates_from_card(card, owner=f"external target {name!r}")
+    return PriceBook({name: Price(_version_name(name, each), each) for name, each in rates.items()})
 
 
 def _version_name(target: str, rates: Rates) -> str:

@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 from gateway.inference import Call, CallFacts, Endpoint, EngineMetrics, TaskType, TokenUsage
+from gateway.protocols.cache_control import read_cache_wish
 from gateway.protocols.json_body import ABSENT, decode_object, is_there, raw
 
 INSTRUCTION_CHARS = 4_000
@@ -137,7 +138,8 @@ def parse_call(
     Args:
         endpoint: which of the two bodies it is.
         body: the whole body.
-        headers: lower-case names; only `x-tollgate-task`, `x-request-id` and the forbidden ones are read.
+        headers: lower-case names; read are `x-tollgate-task`, `x-request-id`, those about the cache, and the
+            forbidden ones.
         limits: bounds on messages and choices.
 
     Raises:
@@ -183,6 +185,7 @@ def parse_call(
         dropped=dropped,
         client_request_id=headers.get("x-request-id", "")[:REQUEST_ID_CHARS] or None,
         body_bytes=len(body),
+        cache_wish=read_cache_wish(headers),
     )
     for name in GATEWAY_ONLY:
         fields.pop(name, None)

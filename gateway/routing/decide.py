@@ -1,5 +1,9 @@
 """Where does a call go, and why?
 
+Overflow is for want of capacity: external targets stand behind every pool that may serve the call, also when
+all of those are down. A call that no pool of its alias may ever serve does not overflow: it would always go
+outside, unnoticed, at the outside's price.
+
 Pure and synchronous: everything about the call and the pools comes in as arguments, the answer is a value
 with its reasons. The same function serves the live request, explanations, the command line and the tests.
 """
@@ -11,10 +15,18 @@ from collections.abc import Mapping
 from backends.pool import PoolSnapshot
 from gateway.errors import NoEligibleTarget
 from gateway.inference import Call, Drop, RouteDecision, Target, Task
+from gateway.protocols.portable import portability
 from gateway.routing.policy import Policy
 
 
-def decide(call: Call, task: Task, policy: Policy, *, pools: Mapping[str, PoolSnapshot]) -> RouteDecision:
+def decide(
+    call: Call,
+    task: Task,
+    policy: Policy,
+    *,
+    pools: Mapping[str, PoolSnapshot],
+    may_leave: bool = False,
+) -> RouteDecision:
     """The targets for a call, best first.
 
     Args:
@@ -22,10 +34,12 @@ def decide(call: Call, task: Task, policy: Policy, *, pools: Mapping[str, PoolSn
         task: what it is.
         policy: the rules in force.
         pools: every pool of the policy as it is now.
+        may_leave: the tenant's owner allows that its requests are sent outside the company.
 
     Raises:
         ModelNotFound: the policy has no such alias.
-        NoEligibleTarget: rules removed every pool, or none of the rest has a replica that is up.
+        NoEligibleTarget: rules removed every pool, or none of the rest has a replica that is up and nothing
+            outside may be used.
     """
     allowed = policy.pools_of(call.model_alias)
     nature = policy.natures[task.type]
@@ -46,8 +60,15 @@ def decide(call: Call, task: Task, policy: Policy, *, pools: Mapping[str, PoolSn
             continue
         model = pool.spec.model
         targets.append(Target(pool=name, upstream_model=model.served_name, max_model_len=model.max_model_len))
+    has_pool = bool(targets) or is_any_down
+    overflow = policy.overflow.get(call.model_alias)
+    kept_inside: list[Drop] = []
+    if overflow is not None and has_pool:
+        outside, kept_inside = _overflow(call, policy, overflow, may_leave=may_leave)
+        targets += outside
     if not targets:
-        raise _nothing_left(call.model_alias, drops, removed_by_rules=not is_any_down)
+        raise _nothing_left(call.model_alias, drops, kept_inside, removed_by_rules=not has_pool)
+    drops += kept_inside
     return RouteDecision(
         targets=tuple(targets),
         nature=nature,
@@ -58,13 +79,41 @@ def decide(call: Call, task: Task, policy: Policy, *, pools: Mapping[str, PoolSn
     )
 
 
-def _nothing_left(alias: str, drops: list[Drop], *, removed_by_rules: bool) -> NoEligibleTarget:
-    if removed_by_rules:
-        reasons = "; ".join(f"{drop.pool}: {drop.reason}" for drop in drops)
-        return NoEligibleTarget(
-            f"Nothing may serve this request for '{alias}': {reasons}.", removed_by_rules=True
+def _overflow(
+    call: Call, policy: Policy, names: tuple[str, ...], *, may_leave: bool
+) -> tuple[list[Target], list[Drop]]:
+    """The external targets that the call may go to, and why it may not go to the others."""
+    if not may_leave:
+        return [], [Drop(name, "requests of this tenant stay inside the company") for name in names]
+    found = portability(call)
+    if found.obstacle is not None:
+        return [], [Drop(name, found.obstacle) for name in names]
+    targets = [
+        Target(
+            pool=name,
+            upstream_model=policy.external[name].model,
+            max_model_len=policy.external[name].max_model_len,
+            is_external=True,
+            withheld=found.withheld,
         )
+        for name in names
+    ]
+    return targets, []
+
+
+def _nothing_left(
+    alias: str, drops: list[Drop], kept_inside: list[Drop], *, removed_by_rules: bool
+) -> NoEligibleTarget:
+    if removed_by_rules:
+        return NoEligibleTarget(
+            f"Nothing may serve this request for '{alias}': {_reasons(drops)}.", removed_by_rules=True
+        )
+    unused = f" Overflow was not used: {_reasons(kept_inside)}." if kept_inside else ""
     return NoEligibleTarget(
-        f"No replica that could serve '{alias}' is up at the moment. Try again in a few seconds.",
+        f"No replica that could serve '{alias}' is up at the moment. Try again in a few seconds.{unused}",
         removed_by_rules=False,
     )
+
+
+def _reasons(drops: list[Drop]) -> str:
+    return "; ".join(f"{drop.pool}: {drop.reason}" for drop in drops)

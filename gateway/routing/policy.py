@@ -2,26 +2,48 @@
 
 Two types: `PolicyFile`, the YAML as people write it (unknown keys are errors with file, line, key and the
 nearest known key), and `Policy`, what a decision uses. A version's id is a hash of the content, so the same
-policy has the same id everywhere and an edited one can never keep its old name. Pure.
+policy has the same id everywhere and an edited one can never keep its old name. What was added to the
+grammar later is left out of the hash where a policy does not use it: stored versions keep their ids. Pure.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from backends.yaml_source import YamlSourceError, explain, load_yaml_with_lines
+from backends.pool import NAME_CHARS_MAX, RateCard
+from backends.yaml_source import KeyPath, YamlSourceError, explain, load_yaml_with_lines
 from gateway.errors import ConfigurationError, ModelNotFound
-from gateway.inference import CREATIVE_TASKS, Nature, TaskType
+from gateway.inference import CREATIVE_TASKS, CacheRule, Nature, TaskType
 
 SHOWN_MODELS = 20
 MODEL_CHARS = 128
 """What the ledger keeps of an alias."""
+PROVIDERS = {"openai": "https://api.openai.com/v1"}
+"""Providers whose own address is used where an external target names none."""
+KEY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
+"""A word that an environment variable can end with."""
+
+
+def _is_unused(value: object) -> bool:
+    """For what the grammar got later: no part of the hash of a policy that does not use it."""
+    return not value
+
+
+def _is_plain_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        is_plain = not (parts.username or parts.password or parts.query or parts.fragment)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and is_plain and parts.port != 0
+    except ValueError:  # a port that is none
+        return False
 
 
 class _Strict(BaseModel):
@@ -32,7 +54,53 @@ class ModelEntry(_Strict):
     """A name that clients may ask for."""
 
     pools: tuple[str, ...] = Field(min_length=1, description="pools that may serve it")
+    overflow: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=_is_unused,
+        description="external targets, in order, for when none of its pools can take a call",
+    )
     description: str = Field(default="", description="for people, shown in /v1/models")
+
+
+class ExternalEntry(_Strict):
+    """A model outside the company, behind an API that speaks OpenAI's format."""
+
+    model: str = Field(
+        min_length=1,
+        max_length=256,
+        description="provider/model, such as openai/gpt-4o-mini; with api_base, the server's name for it",
+    )
+    api_base: str | None = Field(
+        default=None, description="URL of an OpenAI-compatible API, usually ending in /v1"
+    )
+    api_key: str | None = Field(default=None, description="name of a configured key; left out: none is sent")
+    max_model_len: int = Field(gt=0, description="context, tokens of input and output together")
+    rates: RateCard = Field(description="what a tenant is charged; without a price it would be refused")
+
+    @model_validator(mode="after")
+    def _is_within_reach(self) -> Self:
+        # Not a validator of the field: its message would show the value, and that may be a secret.
+        if self.api_key is not None and not KEY_NAME.fullmatch(self.api_key):
+            message = (
+                "api_key is the name of a key (letters, digits, single underscores), never the key itself: "
+                "write api_key: openai and set TOLLGATE_EXTERNAL_KEYS__OPENAI"
+            )
+            raise ValueError(message)
+        if self.api_base is None:
+            provider, _, model = self.model.partition("/")
+            if provider not in PROVIDERS or not model:
+                message = (
+                    "without api_base the model is provider/model, such as openai/gpt-4o-mini; "
+                    f"known providers: {', '.join(PROVIDERS)}"
+                )
+                raise ValueError(message)
+        elif not _is_plain_url(self.api_base):
+            message = (
+                "api_base must be a URL such as https://models.example.com/v1, "
+                "without user, password, query and fragment"
+            )
+            raise ValueError(message)
+        return self
 
 
 class TaskSection(_Strict):
@@ -51,6 +119,21 @@ class RouteSection(_Strict):
     creative: tuple[str, ...] = Field(min_length=1)
 
 
+class CacheSection(_Strict):
+    """Which requests may be answered with an answer that was given before."""
+
+    enabled: bool = True
+    temperature_max: float = Field(
+        default=0.0, ge=0, le=2, description="requests that state at most this temperature"
+    )
+    ttl_s: int = Field(default=3600, gt=0, le=30 * 86_400, description="how long an answer is kept")
+
+
+def _says_nothing_new(section: CacheSection) -> bool:
+    """The id of policies that were written before the section existed stays what it was."""
+    return section == CacheSection()
+
+
 class PolicyFile(_Strict):
     """A policy as it is written."""
 
@@ -59,9 +142,15 @@ class PolicyFile(_Strict):
     models: dict[Annotated[str, Field(min_length=1, max_length=MODEL_CHARS)], ModelEntry] = Field(
         min_length=1
     )
+    external: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=NAME_CHARS_MAX)], ExternalEntry
+    ] = Field(default_factory=dict, exclude_if=_is_unused, description="targets outside the company")
     tasks: TaskSection = Field(default_factory=TaskSection)
     routes: RouteSection
     max_tokens_default: int = Field(gt=0, description="put into requests that state no limit on their output")
+    cache: CacheSection = Field(
+        default_factory=CacheSection, exclude_if=_says_nothing_new, description="what may be answered twice"
+    )
 
     @model_validator(mode="after")
     def _every_pool_has_a_place(self) -> Self:
@@ -75,6 +164,19 @@ class PolicyFile(_Strict):
                         )
                         raise ValueError(message)
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalTarget:
+    """A model outside the company, as decisions and connections use it."""
+
+    model: str
+    """The name that the API answers to."""
+    api_base: str
+    key_name: str | None
+    """Of a configured key, in lower case; None: the API takes none."""
+    max_model_len: int
+    rates: RateCard
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +195,24 @@ class Policy:
     natures: Mapping[TaskType, Nature]
     default_task: TaskType
     max_tokens_default: int
+    cache: CacheRule
+    overflow: Mapping[str, tuple[str, ...]]
+    """External targets by alias, in order."""
+    external: Mapping[str, ExternalTarget]
+    """Those that an alias uses."""
+
+    def missing_keys(self, configured: Collection[str]) -> list[str]:
+        """A sentence for each key that a target needs and that is not configured.
+
+        Args:
+            configured: names of keys, in lower case.
+        """
+        return [
+            f"external.{name}.api_key: there is no key {target.key_name!r}: "
+            f"set TOLLGATE_EXTERNAL_KEYS__{target.key_name.upper()}"
+            for name, target in self.external.items()
+            if target.key_name is not None and target.key_name not in configured
+        ]
 
     def pools_of(self, alias: str) -> frozenset[str]:
         """The pools that may serve an alias.
@@ -149,11 +269,33 @@ def parse_policy(text: str, *, source: str, pools: Collection[str]) -> Policy:
                 raise ConfigurationError(
                     f"{source}:{line}: routes.{nature}: there is no pool {pool!r}; known pools: {known}"
                 )
+    _check_external(file, lines, source=source, pools=pools)
     return _compile(file, text)
+
+
+def _check_external(
+    file: PolicyFile, lines: Mapping[KeyPath, int], *, source: str, pools: Collection[str]
+) -> None:
+    for name in file.external:
+        if name in pools:
+            raise ConfigurationError(
+                f"{source}:{lines.get(('external', name), 1)}: external.{name}: a pool has this name; "
+                "an external target needs another one"
+            )
+    for alias, entry in file.models.items():
+        for index, name in enumerate(entry.overflow):
+            if name not in file.external:
+                line = lines.get(("models", alias, "overflow", index), lines.get(("models", alias), 1))
+                known = ", ".join(sorted(file.external)) or "none"
+                raise ConfigurationError(
+                    f"{source}:{line}: models.{alias}.overflow: there is no external target {name!r}; "
+                    f"known external targets: {known}"
+                )
 
 
 def _compile(file: PolicyFile, text: str) -> Policy:
     usual = {task: Nature.CREATIVE if task in CREATIVE_TASKS else Nature.PREDICTABLE for task in TaskType}
+    used = {name for entry in file.models.values() for name in entry.overflow}
     content = file.model_dump_json()
     return Policy(
         name=file.name,
@@ -165,4 +307,25 @@ def _compile(file: PolicyFile, text: str) -> Policy:
         natures={**usual, **file.tasks.natures},
         default_task=file.tasks.default,
         max_tokens_default=file.max_tokens_default,
+        overflow={alias: entry.overflow for alias, entry in file.models.items() if entry.overflow},
+        external={name: _compile_external(file.external[name]) for name in sorted(used)},
+        cache=CacheRule(
+            is_enabled=file.cache.enabled,
+            temperature_max=file.cache.temperature_max,
+            ttl_s=file.cache.ttl_s,
+        ),
+    )
+
+
+def _compile_external(entry: ExternalEntry) -> ExternalTarget:
+    api_base, model = entry.api_base, entry.model
+    if api_base is None:
+        provider, _, model = model.partition("/")
+        api_base = PROVIDERS[provider]
+    return ExternalTarget(
+        model=model,
+        api_base=api_base.rstrip("/"),
+        key_name=None if entry.api_key is None else entry.api_key.lower(),
+        max_model_len=entry.max_model_len,
+        rates=entry.rates,
     )

@@ -1,9 +1,11 @@
 """Which replica answers, and what if it does not?
 
 Walks the decision's targets. A failed attempt moves on to another replica of the same pool, then to the
-next pool, as long as nothing of the answer has reached the client: for a stream, until its first content.
-A request that an engine refuses (4xx) is not tried elsewhere. Every attempt is told to an observer before
-it is sent and when it fails; the attempt that answers is ended by whoever owns the answer.
+next pool, then to external targets where the decision has any, as long as nothing of the answer has reached
+the client: for a stream, until its first content. Pools never use up every attempt: one is left for the
+first external target. A request that an engine refuses (4xx) is not tried elsewhere. Every attempt is told
+to an observer before it is sent and when it fails; the attempt that answers is ended by whoever owns the
+answer.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from backends.registry import PoolRegistry, ReplicaLease
+from backends.registry import PoolRegistry
 from gateway.errors import (
     AllAttemptsFailed,
     NoEligibleTarget,
@@ -26,6 +28,7 @@ from gateway.errors import (
 from gateway.inference import AttemptTiming, Call, Completion, RouteDecision, Target
 from gateway.settings import TimeoutSettings
 from gateway.upstream.client import Origin, UpstreamClient, UpstreamResponse
+from gateway.upstream.outside import REPLICA, EventSource, Outside
 from gateway.upstream.stall import StallGuard
 from gateway.upstream.stream import CostText, StreamRelay
 from gateway.upstream.vllm import (
@@ -52,6 +55,46 @@ class AttemptObserver(Protocol):
         """The attempt that started last failed."""
 
 
+class Lease(Protocol):
+    """A claim on whoever is tried: a replica's lease in the registry, or what stands for one outside."""
+
+    @property
+    def replica(self) -> str:
+        """Its name."""
+
+    @property
+    def url(self) -> str:
+        """Its base URL."""
+
+    def succeeded(self) -> None:
+        """It answered as it should."""
+
+    def failed(self, detail: str, *, fatal: bool = False) -> None:
+        """It was at fault."""
+
+    def release(self) -> None:
+        """The attempt is over."""
+
+
+class _OutsideLease:
+    """Nobody counts how an external target is doing: it is asked each time that it is needed."""
+
+    replica = REPLICA
+    url = ""
+
+    def succeeded(self) -> None:
+        """Not counted."""
+
+    def failed(self, detail: str, *, fatal: bool = False) -> None:
+        """Not counted: the attempt's row says it."""
+
+    def release(self) -> None:
+        """Nothing was claimed."""
+
+
+_OUTSIDE = _OutsideLease()
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A whole answer, and where it came from."""
@@ -64,12 +107,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    """One attempt at one replica."""
+    """One attempt at one target."""
 
     call: Call
     decision: RouteDecision
     target: Target
-    lease: ReplicaLease
+    lease: Lease
     cache_salt: str
 
 
@@ -93,8 +136,8 @@ class AnswerStream:
         self,
         *,
         target: Target,
-        lease: ReplicaLease,
-        response: UpstreamResponse,
+        lease: Lease,
+        response: EventSource,
         relay: StreamRelay,
         started_s: float,
         between_tokens_s: float,
@@ -177,11 +220,18 @@ class Dispatcher:
     """Sends calls to replicas."""
 
     def __init__(
-        self, registry: PoolRegistry, client: UpstreamClient, timeouts: TimeoutSettings, *, attempts_max: int
+        self,
+        registry: PoolRegistry,
+        client: UpstreamClient,
+        timeouts: TimeoutSettings,
+        *,
+        attempts_max: int,
+        outside: Outside | None = None,
     ) -> None:
         self._registry = registry
         self._client = client
         self._timeouts = timeouts
+        self._outside = outside
         self._attempts_max = attempts_max
         self._origins: dict[str, Origin] = {}
 
@@ -256,10 +306,19 @@ class Dispatcher:
                 failures.append(error)
         raise _nobody_answered(failures)
 
-    def _tries(self, decision: RouteDecision) -> Iterator[tuple[Target, ReplicaLease]]:
+    def _tries(self, decision: RouteDecision) -> Iterator[tuple[Target, Lease]]:
+        attempts_max = self._attempts_max
+        # Pools must not use up every attempt: the overflow exists for when they fail.
+        pools_max = max(1, attempts_max - 1) if decision.targets[-1].is_external else attempts_max
         tried: set[str] = set()
+        count_outside = 0
         for target in decision.targets:
-            while len(tried) < self._attempts_max:
+            if target.is_external:
+                if not count_outside or len(tried) + count_outside < attempts_max:
+                    count_outside += 1
+                    yield target, _OUTSIDE
+                continue
+            while len(tried) < pools_max:
                 lease = self._registry.lease(target.pool, excluding=frozenset(tried))
                 if lease is None:
                     break
@@ -269,9 +328,12 @@ class Dispatcher:
     async def _open(self, attempt: _Try, relay: StreamRelay) -> AnswerStream:
         started_s = time.monotonic()
         with StallGuard(self._timeouts.first_token_s, "first token"):
-            response = await self._post(attempt)
+            response: EventSource
+            if attempt.target.is_external:
+                response = await self._abroad().open(attempt.call, attempt.decision, attempt.target)
+            else:
+                response = await self._post(attempt)
             try:
-                await self._check_status(response, attempt.lease)
                 stream = AnswerStream(
                     target=attempt.target,
                     lease=attempt.lease,
@@ -287,27 +349,37 @@ class Dispatcher:
         return stream
 
     async def _complete(self, attempt: _Try) -> Completion:
+        if attempt.target.is_external:
+            return await self._abroad().complete(attempt.call, attempt.decision, attempt.target)
         response = await self._post(attempt)
         try:
-            await self._check_status(response, attempt.lease)
             body = await response.read_all(limit_bytes=ANSWER_BYTES_MAX)
         finally:
             response.close()
         return read_completion(body, alias=attempt.call.model_alias)
 
     async def _post(self, attempt: _Try) -> UpstreamResponse:
-        return await self._client.post(
+        """An answer whose status is good."""
+        response = await self._client.post(
             self._origin(attempt.lease.url),
             f"/v1/{attempt.call.endpoint}",
             headers=REQUEST_HEADERS,
             body=request_body(attempt.call, attempt.decision, attempt.target, cache_salt=attempt.cache_salt),
         )
-
-    @staticmethod
-    async def _check_status(response: UpstreamResponse, lease: ReplicaLease) -> None:
-        if response.status != _OK:
+        if response.status == _OK:
+            return response
+        try:
             body = await response.read_all(limit_bytes=ERROR_BYTES_MAX)
-            raise error_of(response.status, body, replica=lease.replica)
+        finally:
+            response.close()
+        raise error_of(response.status, body, replica=attempt.lease.replica)
+
+    def _abroad(self) -> Outside:
+        if self._outside is None:
+            raise RuntimeError(
+                "a decision names an external target, and nothing that speaks to one is loaded"
+            )
+        return self._outside
 
     def _origin(self, url: str) -> Origin:
         origin = self._origins.get(url)
@@ -317,7 +389,7 @@ class Dispatcher:
 
 
 @contextlib.contextmanager
-def _released_on_failure(lease: ReplicaLease) -> Iterator[None]:
+def _released_on_failure(lease: Lease) -> Iterator[None]:
     """Release the lease unless what is inside succeeds: then the stream owns it."""
     try:
         yield
@@ -326,7 +398,7 @@ def _released_on_failure(lease: ReplicaLease) -> Iterator[None]:
         raise
 
 
-def _count_failure(lease: ReplicaLease, error: UpstreamError) -> None:
+def _count_failure(lease: Lease, error: UpstreamError) -> None:
     if isinstance(error, UpstreamOverloaded):
         return  # busy is not ill: ejecting it would only push its load onto the others
     is_gone = isinstance(error, UpstreamUnavailable) and error.upstream_status is None

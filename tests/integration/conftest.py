@@ -8,7 +8,7 @@ import pytest
 
 from gateway.migrate import upgrade
 from tests.support.mock_process import MockVllm
-from tests.support.servers import postgres_server
+from tests.support.servers import postgres_server, redis_server
 
 
 @pytest.fixture(scope="session")
@@ -70,4 +70,11 @@ def home(tmp_path: Path, _migrated: Path) -> Path:
 def postgres() -> Iterator[str]:
     """A PostgreSQL server's address, without any table."""
     with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[str]:
+    """A Redis server's address."""
+    with redis_server() as url:
         yield url

@@ -57,6 +57,29 @@ routes:
   creative: [plain, speculative]
 max_tokens_default: 256
 """
+OVERFLOW_TEXT = """\
+name: test
+models:
+  auto: {pools: [speculative, plain], overflow: [outside, compatible]}
+  fast: {pools: [speculative], overflow: [outside]}
+  careful: {pools: [plain]}
+external:
+  outside:
+    model: openai/gpt-4o-mini
+    api_key: OpenAI
+    max_model_len: 128000
+    rates: {input: "0.15", cached_input: "0.075", output: "0.60"}
+  compatible:
+    model: org/m
+    api_base: https://models.example.com/v1/
+    max_model_len: 32000
+    rates: {input: "0.2", cached_input: "0.2", output: "0.9", reasoning: "1.1"}
+routes:
+  predictable: [speculative, plain]
+  creative: [plain, speculative]
+max_tokens_default: 256
+"""
+"""The same pools, and two external targets."""
 POOLS = ("plain", "speculative")
 
 _CALL = Call(

@@ -41,6 +41,7 @@ class GatewayProcess:
         *,
         settings: Mapping[str, str] | None = None,
         is_up: bool = True,
+        start_timeout_s: float = PATIENCE_S,
     ) -> None:
         """Start it and wait until it serves.
 
@@ -50,6 +51,7 @@ class GatewayProcess:
             urls: base URLs of the engines, by pool.
             settings: further `TOLLGATE_…` variables, or others of these names.
             is_up: wait until /readyz says yes; else only until it listens.
+            start_timeout_s: how long it may take to listen.
 
         Raises:
             RuntimeError: it ended or did not serve in time; its log is in the message.
@@ -71,7 +73,7 @@ class GatewayProcess:
                 preexec_fn=die_with_parent(os.getpid(), None),  # noqa: PLW1509 - no lock is taken between fork and exec
             )
         try:
-            self.url = self._announced()
+            self.url = self._announced(start_timeout_s)
             if is_up:
                 self._until_ready()
         except BaseException:
@@ -141,8 +143,8 @@ class GatewayProcess:
         self.process.kill()
         self.process.wait(PATIENCE_S)
 
-    def _announced(self) -> str:
-        deadline = time.monotonic() + PATIENCE_S
+    def _announced(self, timeout_s: float) -> str:
+        deadline = time.monotonic() + timeout_s
         while True:
             found = _SERVES.search(self.said())
             if found is not None:

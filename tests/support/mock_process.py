@@ -20,7 +20,7 @@ import time
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _LINE: Final = re.compile(r"on (http://127\.0\.0\.1:\d+)")
@@ -30,6 +30,8 @@ _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 class MockVllm:
     """A running mock_vllm program."""
+
+    program: ClassVar[str] = "tests.support.mock_vllm"
 
     def __init__(self, *arguments: str, start_timeout_s: float = 20.0) -> None:
         """Start it and wait until it listens.
@@ -41,7 +43,7 @@ class MockVllm:
         Raises:
             RuntimeError: it ended or stayed silent.
         """
-        command = [sys.executable, "-m", "tests.support.mock_vllm", "--exit-with-stdin", *arguments]
+        command = [sys.executable, "-m", self.program, "--exit-with-stdin", *arguments]
         self.process = subprocess.Popen(
             command,
             cwd=_ROOT,
@@ -139,3 +141,23 @@ class MockVllm:
                     break
                 line += byte
         return line.decode(errors="replace")
+
+
+class OpenAiServer(MockVllm):
+    """A running openai_server program; `control` takes what its `Manner` has."""
+
+    program = "tests.support.openai_server"
+
+    @property
+    def api_base(self) -> str:
+        """What a policy says of it."""
+        return f"{self.url}/v1"
+
+    def received(self) -> list[dict[str, Any]]:
+        """Every request that reached it: path, headers, body."""
+        found: list[dict[str, Any]] = self.stats()["received"]
+        return found
+
+    def reset(self) -> None:
+        """Behave again and forget what was received."""
+        self.control(reset=True)

@@ -266,3 +266,33 @@ def redis_server(*, arguments: list[str] | None = None) -> Iterator[str]:
             yield f"redis://127.0.0.1:{port}/0"
         finally:
             stop(server)
+
+
+@contextlib.contextmanager
+def sentinel_server(master: str, *, name: str) -> Iterator[str]:
+    """A Redis Sentinel that watches one master; yields `127.0.0.1:PORT`.
+
+    Args:
+        master: the master's address, as `redis_server` yields it.
+        name: under which the sentinel knows it.
+
+    Raises:
+        ServerMissing: Redis is not installed.
+        ServerFailed: it does not start.
+    """
+    program = shutil.which("redis-server")
+    if program is None:
+        raise ServerMissing("redis-server is missing: apt-get install redis-server")
+    with folder_for("sentinel", None) as folder:
+        port, master_port = free_port(), master.rpartition(":")[2].partition("/")[0]
+        # A sentinel rewrites its own file, so that it needs one.
+        file = folder / "sentinel.conf"
+        file.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {folder}\nsentinel monitor {name} 127.0.0.1 {master_port} 1\n"
+        )
+        server = start([program, file, "--sentinel"], folder / "server.log", None)
+        try:
+            wait_until(lambda: redis_answers(port), server, "Redis Sentinel")
+            yield f"127.0.0.1:{port}"
+        finally:
+            stop(server)

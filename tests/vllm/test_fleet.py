@@ -195,7 +195,8 @@ def test_vllms_own_parser_knows_every_flag(fleet: RunningFleet) -> None:
         plain.model_dump()
         | {
             "speculation": lookup,
-            "engine_args": {"tensor_parallel_size": 2, "enforce_eager": False, "seed": 1},
+            "hardware": plain.hardware.model_dump() | {"tensor_parallel_size": 2},
+            "engine_args": {"enforce_eager": False, "seed": 1},
             "batching": {
                 "max_num_seqs": 4,
                 "max_num_batched_tokens": 512,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from backends.reference.measure import ask, held_out, measure_half, served_name
+from backends.reference.measure import ask, ask_all, held_out, measure_half, served_name
+from backends.reference.speed import CASES, comparison, prompts, summary
 from backends.reference.text import Conversation, Message
 
 WEIGHTS = Path(__file__).parents[2] / "backends/reference/weights"
@@ -101,6 +102,28 @@ def test_a_story_is_english_and_about_what_was_asked(plain_url: str) -> None:
     story = answer(plain_url, "Tell me a short story about a fox by the river.")
     assert "fox" in story
     assert len(story.split()) > 20
+
+
+@pytest.mark.vllm
+def test_drawn_stories_differ_and_are_judged(plain_url: str) -> None:
+    half = measure_half(plain_url, held_out("creative", 6, seed=7), 1.0, model=served_name(plain_url))
+    assert half["differing_ratio"] >= 0.5
+    # Generous: the interim weights learned from another state of the generator. Raise it with the weights.
+    assert half["english_sentences_ratio"] >= 0.2
+    assert half["stopped_ratio"] >= 0.5
+
+
+@pytest.mark.vllm
+def test_both_pools_say_what_their_speed_is_computed_from(plain_url: str, speculative_url: str) -> None:
+    pools = {}
+    for url in (plain_url, speculative_url):
+        items = prompts(CASES[0], 0)[:4]
+        pools[url] = summary([ask_all(url, items, 0.0, model=served_name(url), parallel=2)])
+        assert pools[url]["ms_per_token"] > 0
+    assert pools[plain_url]["tokens_per_step_mean"] == 1
+    assert 1 < pools[speculative_url]["tokens_per_step_mean"] <= 5
+    assert pools[speculative_url]["ms_per_step"] > pools[speculative_url]["ms_per_token"]
+    assert comparison(pools[plain_url], pools[speculative_url])["gain"] > 0
 
 
 @pytest.mark.vllm

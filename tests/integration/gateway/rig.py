@@ -7,6 +7,7 @@ The lifespan runs in a task of its own, so that a fixture may start and end it.
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from gateway.identity import key_store
 from gateway.identity import store as identity
 from gateway.identity.root_key import load_admin_key
 from gateway.ledger.tables import Attempt
-from gateway.settings import FreshnessSettings, Settings, SpoolSettings, TimeoutSettings
+from gateway.settings import CacheSettings, FreshnessSettings, Settings, SpoolSettings, TimeoutSettings
 from tests.support.factories import make_act
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
 
@@ -124,11 +125,27 @@ async def eventually(holds: Callable[[], object]) -> None:
         await asyncio.sleep(0.01)
 
 
+STORES: Final = "stores.json"
+
+
+def choose_stores(folder: Path, **settings: str) -> None:
+    """Write down which database and which Redis `settings_for` this folder shall use."""
+    (folder / STORES).write_text(json.dumps(settings))
+
+
 def settings_for(folder: Path, urls: Mapping[str, Sequence[str]], **more: Any) -> Settings:
-    """Settings with short waits, for engines at these addresses; the database is in `folder/state`."""
+    """Settings with short waits, for engines at these addresses.
+
+    Without `choose_stores` the database is an SQLite file in `folder/state` and there is no Redis.
+    """
     state = folder / "state"
     state.mkdir(parents=True, exist_ok=True)
+    stores = folder / STORES
     values: dict[str, Any] = {
+        "admin_key": ADMIN_KEY,
+        "secret_key": SECRET_KEY,
+        "cache": CacheSettings(lookup_timeout_ms=1000),  # a busy machine must not turn hits into misses
+        **(json.loads(stores.read_text()) if stores.exists() else {}),
         "state_dir": state,
         "pools": write_pools(folder / "pools", urls),
         "policy": DEFAULT_POLICY,

@@ -2,10 +2,9 @@
 
 import asyncio
 import hashlib
-import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +81,7 @@ async def test_a_row_holds_everything(gateway: Gateway) -> None:
         "policy_version": answer.headers["x-tollgate-policy"],
         "service_tier": "priority",
         "tags": {"team": "search", "feature": "import"},
+        "cache": "bypass",
         "state": "answered",
         "payer": "tenant",
         "usage_source": "measured",
@@ -261,23 +261,24 @@ async def test_the_spool_of_a_living_process_is_left_alone(home: Path, urls: dic
         alive.close()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
+@asynccontextmanager
+async def _locked(url: str) -> AsyncIterator[None]:
     """Somebody else writes to the database, and takes their time."""
-    holder = sqlite3.connect(path, isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
-    try:
+    engine = create_engine(url)
+    async with engine.connect() as holder:
+        if engine.dialect.name == "sqlite":
+            await holder.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            await holder.execute(text("LOCK TABLE attempts IN EXCLUSIVE MODE"))
         yield
-    finally:
-        holder.execute("ROLLBACK")
-        holder.close()
+        await holder.rollback()
+    await engine.dispose()
 
 
 async def test_requests_go_on_while_the_database_is_locked_and_their_rows_arrive_later(
     gateway: Gateway,
 ) -> None:
-    path = gateway.settings.state_dir / "tollgate.db"
-    with _locked(path):
+    async with _locked(gateway.settings.effective_database_url):
         for _ in range(5):
             assert (await gateway.chat("Hm")).status_code == 200
         assert gateway.services.spool.unshipped_count == 5
@@ -310,7 +311,7 @@ async def test_when_too_much_waits_for_the_database_requests_are_shed_before_the
 ) -> None:
     settings = settings_for(home, urls, limits=LimitSettings(unshipped_records_max=2))
     async with running(settings) as gateway:
-        with _locked(settings.state_dir / "tollgate.db"):
+        async with _locked(settings.effective_database_url):
             statuses = [(await gateway.chat("Hm")).status_code for _ in range(2)]
             assert statuses == [200, 200]
             asked = plain.stats()["requests"]
@@ -337,16 +338,16 @@ async def test_a_stop_with_the_database_away_leaves_the_spool_for_the_next_start
     home: Path, urls: dict[str, list[str]]
 ) -> None:
     settings = settings_for(home, urls, spool={"ship_interval_ms": 600_000})
-    path = settings.state_dir / "tollgate.db"
     async with running(settings) as gateway:
         await gateway.chat("Hm")
         async with gateway.services.sessions() as session:
             await session.execute(text("ALTER TABLE attempts RENAME TO elsewhere"))
             await session.commit()
     assert len(list((settings.state_dir / "spool").iterdir())) == 1
-    with sqlite3.connect(path) as connection:
-        connection.execute("ALTER TABLE elsewhere RENAME TO attempts")
-    connection.close()
+    engine = create_engine(settings.effective_database_url)
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE elsewhere RENAME TO attempts"))
+    await engine.dispose()
     async with running(settings_for(home, urls), tenant="globex") as gateway:
         (row,) = await gateway.rows(1)
         assert (row.state, row.payer) == ("answered", "tenant")

@@ -1,36 +1,23 @@
 """A row that the database refuses must not hold up the others, and must not be lost."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from sqlalchemy import text
 
 from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import REFUSED_FILE, Spool
-from gateway.migrate import upgrade
 from gateway.settings import SpoolSettings
-from tests.integration.gateway.databases import new_database
+from tests.integration.gateway.rig import settings_for
 from tests.support.factories import make_end, make_start
 
 BEYOND_64_BITS = 2**70
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(home: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{home / 'state' / 'tollgate.db'}"
-        return
-    with new_database(request.getfixturevalue("postgres")) as url:
-        upgrade(url)
-        yield url
-
-
-async def test_a_refused_row_is_set_aside_and_the_others_are_booked(home: Path, database: str) -> None:
-    engine = create_engine(database)
+async def test_a_refused_row_is_set_aside_and_the_others_are_booked(home: Path) -> None:
+    engine = create_engine(settings_for(home, {}).effective_database_url)
     spool = Spool(home / "spool", Clock(), unshipped_max=10)
     for name, tokens in (("att_1", 3), ("att_2", BEYOND_64_BITS), ("att_3", 4)):
         spool.start(make_start(name))

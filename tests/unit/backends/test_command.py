@@ -45,16 +45,26 @@ def test_a_speculative_pool_on_gpus_with_flags_of_its_own(make_pool: PoolMaker) 
             "quantization": "awq",
             "dtype": "float16",
         },
-        speculation={"method": "draft_model", "model": "/weights/draft", "num_speculative_tokens": 4},
+        speculation={
+            "method": "draft_model",
+            "model": "/weights/draft",
+            "num_speculative_tokens": 4,
+            "num_speculative_tokens_per_batch_size": [[1, 16, 4], [17, 64, 0]],
+            "draft_tensor_parallel_size": 2,
+        },
         batching={
             "max_num_seqs": 64,
             "max_num_batched_tokens": 8192,
             "enable_chunked_prefill": False,
             "enable_prefix_caching": False,
         },
-        hardware={"gpu": "H100", "gpus_per_replica": 2, "usd_per_hour": "7.5"},
-        engine_args={
+        hardware={
+            "gpu": "H100",
+            "gpus_per_replica": 2,
             "tensor_parallel_size": 2,
+            "usd_per_hour": "7.5",
+        },
+        engine_args={
             "gpu-memory-utilization": 0.9,
             "enable_auto_tool_choice": True,
             "async_scheduling": False,
@@ -72,6 +82,7 @@ def test_a_speculative_pool_on_gpus_with_flags_of_its_own(make_pool: PoolMaker) 
         *("--dtype", "float16"),
         *("--max-model-len", "8192"),
         *("--quantization", "awq"),
+        *("--tensor-parallel-size", "2"),
         *("--max-num-seqs", "64"),
         *("--max-num-batched-tokens", "8192"),
         "--no-enable-chunked-prefill",
@@ -79,10 +90,12 @@ def test_a_speculative_pool_on_gpus_with_flags_of_its_own(make_pool: PoolMaker) 
         "--enable-per-request-metrics",
         "--enable-prompt-tokens-details",
         "--speculative-config",
-        '{"method":"draft_model","model":"/weights/draft","num_speculative_tokens":4}',
+        (
+            '{"method":"draft_model","model":"/weights/draft","num_speculative_tokens":4,'
+            '"num_speculative_tokens_per_batch_size":[[1,16,4],[17,64,0]],"draft_tensor_parallel_size":2}'
+        ),
         *("--per-request-spec-decode-metrics", "summary"),
         "--disable-uvicorn-access-log",
-        *("--tensor-parallel-size", "2"),
         *("--gpu-memory-utilization", "0.9"),
         "--enable-auto-tool-choice",
         "--no-async-scheduling",

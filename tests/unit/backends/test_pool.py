@@ -30,6 +30,11 @@ EXTERNAL_MODEL = {"served_name": "reference", "max_model_len": 1024}
         ({"engine_args": {"--seed": 1}}, "without leading dashes: 'seed'"),
         ({"engine_args": {"max_model_len": 1}}, "cannot be set twice"),
         ({"engine_args": {"port": 1}}, "cannot be set twice"),
+        ({"engine_args": {"tensor_parallel_size": 2}}, "cannot be set twice"),
+        (
+            {"speculation": {"method": "ngram", "num_speculative_tokens": 3, "quantization": "awq"}},
+            "there are none",
+        ),
         ({"replicas": 0}, "greater than or equal to 1"),
         ({"hardware": {"gpu": "cpu", "usd_per_hour": 0}}, "greater than 0"),
     ],
@@ -37,6 +42,73 @@ EXTERNAL_MODEL = {"served_name": "reference", "max_model_len": 1024}
 def test_contradictions_are_refused(make_pool: PoolMaker, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         make_pool(**changes)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ([], "at least 1 item"),
+        ([[2, 8, 3]], r"\[2, 8, 3\] does not fit"),
+        ([[1, 8, 3], [8, 16, 1]], r"\[8, 16, 1\] does not fit"),
+        ([[1, 8, 3], [32, 16, 1]], r"\[32, 16, 1\] does not fit"),
+        ([[1, 8, 5]], "5 tokens for a batch of 1"),
+        ([[1, 8, -1]], "-1 tokens for a batch of 1"),
+        ([[1, 8]], "Field required"),
+    ],
+)
+def test_a_schedule_of_draft_tokens_covers_every_batch_once(
+    make_pool: PoolMaker, schedule: list[list[int]], message: str
+) -> None:
+    speculation = {"method": "ngram", "num_speculative_tokens": 4}
+    with pytest.raises(ValidationError, match=message):
+        make_pool(speculation={**speculation, "num_speculative_tokens_per_batch_size": schedule})
+
+
+def test_suffix_decoding_takes_no_schedule(make_pool: PoolMaker) -> None:
+    speculation = {
+        "method": "suffix",
+        "num_speculative_tokens": 4,
+        "num_speculative_tokens_per_batch_size": [[1, 8, 3]],
+    }
+    with pytest.raises(ValidationError, match="varies its tokens itself"):
+        make_pool(speculation=speculation)
+
+
+GPUS = {"gpu": "A100-80GB", "gpus_per_replica": 2, "tensor_parallel_size": 2, "usd_per_hour": "5"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hardware": GPUS | {"gpus_per_replica": 0}}, "gpus_per_replica is 0, but .* starts on 2"),
+        ({"engine_args": {"pipeline_parallel_size": 2}}, "gpus_per_replica is 2, but .* starts on 4"),
+        ({"engine_args": {"data_parallel_size": "all"}}, "whole number for data-parallel-size"),
+        ({"engine_args": {"device_ids": "0"}}, "expected replicas 1 and 2 of them"),
+        ({"engine_args": {"device_ids": "0,1"}, "replicas": 2}, "expected replicas 1 and 2 of them"),
+    ],
+)
+def test_the_gpus_of_a_replica_are_the_ones_it_starts_on(
+    make_pool: PoolMaker, changes: dict[str, Any], message: str
+) -> None:
+    assert make_pool(hardware=GPUS, engine_args={"device_ids": "0,1"}).hardware.gpus_per_replica == 2
+    with pytest.raises(ValidationError, match=message):
+        make_pool(**{"hardware": GPUS, **changes})
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "message"),
+    [("draft_model", 1, "only on as many GPUs as the target"), ("eagle3", 4, "must be 1 or 2")],
+)
+def test_a_draft_runs_on_gpus_that_vllm_can_give_it(
+    make_pool: PoolMaker, method: str, size: int, message: str
+) -> None:
+    def speculation(wanted: int) -> dict[str, object]:
+        draft = {"method": method, "model": "/weights/draft", "num_speculative_tokens": 3}
+        return {**draft, "draft_tensor_parallel_size": wanted}
+
+    make_pool(hardware=GPUS, speculation=speculation(2))
+    with pytest.raises(ValidationError, match=message):
+        make_pool(hardware=GPUS, speculation=speculation(size))
 
 
 @pytest.mark.parametrize(

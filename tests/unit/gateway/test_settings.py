@@ -208,3 +208,45 @@ def test_a_secret_that_is_not_set_is_shown_as_such() -> None:
 )
 def test_passwords_in_the_databases_address_are_masked(url: str, shown: str) -> None:
     assert masked(Settings(database_url=url))["database_url"] == shown
+
+
+# ------------------------------------------------------------------------------------------- external keys
+def external_keys() -> dict[str, str]:
+    return {name: key.get_secret_value() for name, key in load_settings().external_keys.items()}
+
+
+def test_keys_of_external_targets_have_names_of_the_operators_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert external_keys() == {}
+    set_all(monkeypatch, EXTERNAL_KEYS__OPENAI=SECRET, EXTERNAL_KEYS__MY_OTHER="x")
+    monkeypatch.setenv("tollgate_external_keys__third", "y")
+    assert external_keys() == {"openai": SECRET, "my_other": "x", "third": "y"}
+
+
+def test_keys_of_external_targets_may_stand_in_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "tollgate.toml").write_text(f'[external_keys]\nOpenAI = "{SECRET}"\nother = "x"\n')
+    assert external_keys() == {"openai": SECRET, "other": "x"}
+    set_all(monkeypatch, EXTERNAL_KEYS__OTHER="y")
+    assert external_keys() == {"openai": SECRET, "other": "y"}
+
+
+@pytest.mark.parametrize("name", ["EXTERNAL_KEY__OPENAI", "EXTERNAL_KEYS__", "EXTERNAL_KEYS_OPENAI"])
+def test_a_misspelt_group_of_keys_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    set_all(monkeypatch, **{name: SECRET})
+    found = refusal()
+    assert f"unknown setting TOLLGATE_{name} in the environment" in found
+    assert SECRET not in found
+
+
+def test_keys_of_external_targets_are_masked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, EXTERNAL_KEYS__OPENAI=SECRET, EXTERNAL_KEYS__OTHER="x")
+    assert masked(load_settings())["external_keys"] == {"openai": MASK, "other": MASK}
+    monkeypatch.delenv("TOLLGATE_EXTERNAL_KEYS__OTHER")
+    assert SECRET not in repr(load_settings())
+
+
+def test_a_mistake_in_the_keys_does_not_tell_them(folder: Path) -> None:
+    (folder / "tollgate.toml").write_text(f'external_keys = "{SECRET}"\n')
+    assert "external_keys" in refusal()
+    assert SECRET not in refusal()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.errors import ModelNotFound, NoEligibleTarget
 from gateway.inference import CREATIVE_TASKS, Drop, Nature, RouteDecision, Target, TaskType
 from gateway.routing.decide import decide
 from gateway.routing.policy import Policy
-from tests.support.factories import POLICY_TEXT, make_call, make_policy, make_pool, make_task
+from tests.support.factories import OVERFLOW_TEXT, POLICY_TEXT, make_call, make_policy, make_pool, make_task
 
 SAMPLING = {"needs_full_sampling": True}
 
@@ -21,13 +22,15 @@ def decision(
     policy: Policy | None = None,
     plain: int = 1,
     speculative: int = 1,
+    may_leave: bool | None = None,
     **call: Any,
 ) -> RouteDecision:
     pools = {
         "plain": make_pool("plain", ready=plain, down=1),
         "speculative": make_pool("speculative", ready=speculative),
     }
-    return decide(make_call(**call), make_task(task), policy or make_policy(), pools=pools)
+    consent = {} if may_leave is None else {"may_leave": may_leave}
+    return decide(make_call(**call), make_task(task), policy or make_policy(), pools=pools, **consent)
 
 
 def order(found: RouteDecision) -> list[str]:
@@ -132,3 +135,81 @@ def test_what_rules_forbid_is_not_worth_another_try() -> None:
         "Nothing may serve this request for 'fast': speculative: a speculating engine refuses min_p and"
         " logit_bias; plain: model 'fast' does not use it."
     )
+
+
+# -------------------------------------------------------------------------------------------------- overflow
+OUTSIDE = Target(pool="outside", upstream_model="gpt-4o-mini", max_model_len=128_000, is_external=True)
+COMPATIBLE = Target(pool="compatible", upstream_model="org/m", max_model_len=32_000, is_external=True)
+STAYS = "requests of this tenant stay inside the company"
+
+
+def overflowing(**arguments: Any) -> RouteDecision:
+    policy = make_policy(OVERFLOW_TEXT)
+    return decision(policy=policy, **{"may_leave": True, **arguments})
+
+
+def test_external_targets_stand_behind_every_pool_in_the_aliass_order() -> None:
+    found = overflowing()
+    assert order(found) == ["speculative", "plain", "outside", "compatible"]
+    assert found.targets[2:] == (OUTSIDE, COMPATIBLE)
+    assert found.drops == ()
+    assert found.reason == "extraction is predictable: speculative then plain then outside then compatible"
+
+
+def test_with_every_pool_down_the_outside_is_all_there_is() -> None:
+    found = overflowing(plain=0, speculative=0)
+    assert found.targets == (OUTSIDE, COMPATIBLE)
+    assert found.drops == (Drop("speculative", "no replica is up"), Drop("plain", "no replica is up"))
+
+
+def test_an_alias_without_overflow_never_leaves() -> None:
+    assert order(overflowing(model_alias="careful")) == ["plain"]
+    with pytest.raises(NoEligibleTarget):
+        overflowing(model_alias="careful", plain=0)
+
+
+def test_without_consent_no_call_leaves_and_the_decision_says_so() -> None:
+    found = overflowing(may_leave=False)
+    assert order(found) == ["speculative", "plain"]
+    assert found.drops == (Drop("outside", STAYS), Drop("compatible", STAYS))
+
+
+def test_consent_is_never_taken_for_granted() -> None:
+    assert order(decision(policy=make_policy(OVERFLOW_TEXT))) == ["speculative", "plain"]
+
+
+def test_without_consent_and_without_pools_the_caller_may_try_again() -> None:
+    with pytest.raises(NoEligibleTarget) as caught:
+        overflowing(may_leave=False, plain=0, speculative=0)
+    assert (caught.value.status_code, caught.value.retry_after_s) == (503, 5)
+    assert caught.value.caller_detail == (
+        "No replica that could serve 'auto' is up at the moment. Try again in a few seconds."
+        f" Overflow was not used: outside: {STAYS}; compatible: {STAYS}."
+    )
+
+
+def test_a_call_that_another_model_cannot_answer_stays_inside() -> None:
+    fields = {"structured_outputs": msgspec.Raw(b'{"choice":["a"]}')}
+    found = overflowing(fields=fields)
+    assert order(found) == ["speculative", "plain"]
+    reason = "`structured_outputs` means something to our own engines only"
+    assert found.drops == (Drop("outside", reason), Drop("compatible", reason))
+    with pytest.raises(
+        NoEligibleTarget, match="Overflow was not used: outside: `structured_outputs`"
+    ) as caught:
+        overflowing(fields=fields, plain=0, speculative=0)
+    assert caught.value.status_code == 503
+
+
+def test_what_an_external_target_is_not_sent_is_named_there_and_only_there() -> None:
+    found = overflowing(fields={"top_k": msgspec.Raw(b"5")})
+    assert [target.withheld for target in found.targets] == [(), (), ("top_k",), ("top_k",)]
+
+
+def test_overflow_is_for_want_of_capacity_and_not_for_what_no_pool_may_serve() -> None:
+    with pytest.raises(NoEligibleTarget) as caught:
+        overflowing(model_alias="fast", facts=SAMPLING)
+    assert caught.value.status_code == 403
+    assert "outside" not in caught.value.caller_detail
+    assert order(overflowing(model_alias="auto", facts=SAMPLING)) == ["plain", "outside", "compatible"]
+    assert order(overflowing(model_alias="auto", facts=SAMPLING, plain=0)) == ["outside", "compatible"]

@@ -9,8 +9,8 @@ import pytest
 from backends.files import load_pools
 from gateway.errors import ConfigurationError, ModelNotFound
 from gateway.inference import CREATIVE_TASKS, Nature, TaskType
-from gateway.routing.policy import SHOWN_MODELS, load_policy, parse_policy
-from tests.support.factories import POLICY_TEXT, POOLS, make_policy
+from gateway.routing.policy import PROVIDERS, SHOWN_MODELS, load_policy, parse_policy
+from tests.support.factories import OVERFLOW_TEXT, POLICY_TEXT, POOLS, make_policy
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -179,3 +179,97 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path.write_bytes(POLICY_TEXT.replace("Either", "für alle").encode("latin-1"))
     with pytest.raises(ConfigurationError, match=r"p\.yaml: the policy cannot be read: not UTF-8"):
         load_policy(path, pools=POOLS)
+
+
+# ------------------------------------------------------------------------------------------- external targets
+def test_an_external_target_is_at_its_providers_address_or_at_its_own() -> None:
+    policy = make_policy(OVERFLOW_TEXT)
+    assert policy.overflow == {"auto": ("outside", "compatible"), "fast": ("outside",)}
+    outside, compatible = policy.external["outside"], policy.external["compatible"]
+    assert (outside.model, outside.api_base) == ("gpt-4o-mini", PROVIDERS["openai"])
+    assert (outside.key_name, outside.max_model_len) == ("openai", 128_000)
+    assert (compatible.model, compatible.api_base) == ("org/m", "https://models.example.com/v1")
+    assert compatible.key_name is None
+    assert str(compatible.rates.reasoning) == "1.1"
+
+
+def test_a_target_that_no_alias_uses_is_checked_and_left_alone() -> None:
+    unused = OVERFLOW_TEXT.replace(", compatible]", "]")
+    assert set(make_policy(unused).external) == {"outside"}
+    assert "compatible.rates: missing key 'output'" in refusal(unused.replace(', output: "0.9"', ""))
+
+
+def test_a_key_that_is_not_configured_is_told_with_what_to_set() -> None:
+    policy = make_policy(OVERFLOW_TEXT)
+    assert policy.missing_keys({"openai"}) == []
+    assert policy.missing_keys(()) == [
+        "external.outside.api_key: there is no key 'openai': set TOLLGATE_EXTERNAL_KEYS__OPENAI"
+    ]
+    assert make_policy().missing_keys(()) == []
+
+
+def test_policies_from_before_there_was_overflow_keep_their_versions() -> None:
+    # Written down when there was none: stored versions must be found again.
+    assert make_policy().version == "test@fcc4818649d8"
+    unused = POLICY_TEXT.replace("routes:", "external: {}\nroutes:").replace(
+        "[plain]}", "[plain], overflow: []}"
+    )
+    assert make_policy(unused).version == "test@fcc4818649d8"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("overflow: [outside, compatible]", "overflow: [compatible, outside]"),
+        ("overflow: [outside, compatible]", "overflow: [outside]"),
+        ("gpt-4o-mini", "gpt-4o"),
+        ("models.example.com", "models.example.org"),
+        ("api_key: OpenAI", "api_key: other"),
+        ("128000", "64000"),
+        ('input: "0.15"', 'input: "0.16"'),
+    ],
+)
+def test_another_way_out_is_another_version(old: str, new: str) -> None:
+    assert old in OVERFLOW_TEXT
+    assert make_policy(OVERFLOW_TEXT.replace(old, new, 1)).version != make_policy(OVERFLOW_TEXT).version
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "overflow: [outside]",
+            "overflow: [outsdie]",
+            "p.yaml:4: models.fast.overflow: there is no external",
+        ),
+        ("overflow: [outside]", "overflow: [plain]", "known external targets: compatible, outside"),
+        ("  outside:\n", "  plain:\n", "p.yaml:7: external.plain: a pool has this name"),
+        ("  outside:\n", "  out/side:\n", "p.yaml:7: external.out/side: "),
+        ("  outside:\n", "  " + "o" * 57 + ":\n", "p.yaml:7: external.ooo"),
+        (
+            "    api_key:",
+            "    apikey:",
+            "p.yaml:9: external.outside.apikey: unknown key; did you mean 'api_key'?",
+        ),
+        ("    max_model_len: 128000\n", "", "p.yaml:7: external.outside: missing key 'max_model_len'"),
+        ("128000", "0", "p.yaml:10: external.outside.max_model_len: expected greater than 0, got 0"),
+        ('    rates: {input: "0.15", cached_input: "0.075", output: "0.60"}\n', "", "missing key 'rates'"),
+        ('output: "0.60"', 'output: "0"', "input and output rates must be above 0"),
+        ("openai/gpt-4o-mini", "gpt-4o-mini", "p.yaml:7: external.outside: without api_base the model is"),
+        ("openai/gpt-4o-mini", "acme/x", "known providers: openai"),
+        ("https://models", "ftp://models", "p.yaml:12: external.compatible: api_base must be a URL such as"),
+        ("https://models", "https://me:secret@models", "api_base must be a URL such as"),
+        ("/v1/", "/v1?key=1", "api_base must be a URL such as"),
+        (".com/v1/", ".com:port/v1", "api_base must be a URL such as"),
+    ],
+)
+def test_a_mistake_about_the_outside_is_told_with_its_line_and_key(old: str, new: str, message: str) -> None:
+    assert old in OVERFLOW_TEXT
+    assert message in refusal(OVERFLOW_TEXT.replace(old, new, 1))
+
+
+def test_a_key_that_was_pasted_is_refused_and_not_shown() -> None:
+    found = refusal(OVERFLOW_TEXT.replace("api_key: OpenAI", "api_key: sk-proj-abc123"))
+    assert "api_key is the name of a key" in found
+    assert "TOLLGATE_EXTERNAL_KEYS__OPENAI" in found
+    assert "abc123" not in found

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.attempt_log import TEMPLATE_TOKENS, hold_for
 from gateway.errors import Unpriced
 from gateway.inference import TokenUsage
-from gateway.pipeline import TEMPLATE_TOKENS, _hold
 from gateway.pricing.catalog import PriceBook
 from gateway.pricing.rates import Price, Rates, charge
 from tests.support.factories import make_call, make_decision, make_target
@@ -23,28 +23,28 @@ def book(**by_pool: Rates) -> PriceBook:
 def test_a_hold_bounds_input_and_output_of_every_choice() -> None:
     prices = book(plain=Rates(10**6, 0, 0, 10**7, 0))
     call = make_call(body_bytes=100, choices=3, max_tokens=7)
-    assert _hold(call, make_decision(), prices) == 3 * (100 + TEMPLATE_TOKENS) + 3 * 7 * 10
+    assert hold_for(call, make_decision(), prices) == 3 * (100 + TEMPLATE_TOKENS) + 3 * 7 * 10
 
 
 def test_the_input_is_never_more_than_the_context() -> None:
     prices = book(plain=Rates(10**6, 0, 0, 0, 0))
-    assert _hold(make_call(body_bytes=10**7), make_decision(), prices) == 1024
+    assert hold_for(make_call(body_bytes=10**7), make_decision(), prices) == 1024
 
 
 def test_without_a_limit_the_policys_default_is_held() -> None:
     prices = book(plain=Rates(0, 0, 0, 10**6, 0))
-    assert _hold(make_call(), make_decision(max_tokens_default=99), prices) == 99
+    assert hold_for(make_call(), make_decision(max_tokens_default=99), prices) == 99
 
 
 def test_the_dearest_target_is_held_for() -> None:
     prices = book(plain=Rates(0, 0, 0, 10**6, 0), speculative=Rates(0, 0, 0, 10**7, 0))
     decision = make_decision(targets=(make_target(), make_target(pool="speculative")))
-    assert _hold(make_call(max_tokens=5), decision, prices) == 50
+    assert hold_for(make_call(max_tokens=5), decision, prices) == 50
 
 
 def test_a_target_without_a_price_is_refused() -> None:
     with pytest.raises(Unpriced):
-        _hold(make_call(), make_decision(), book())
+        hold_for(make_call(), make_decision(), book())
 
 
 @given(
@@ -64,4 +64,4 @@ def test_no_answer_costs_more_than_was_held(
     cached = data.draw(st.integers(0, input_max))
     reasoning = data.draw(st.integers(0, output_max))
     usage = TokenUsage(input_max - cached, cached, 0, output_max - reasoning, reasoning)
-    assert _hold(call, decision, book(plain=prices)) >= charge(usage, prices)
+    assert hold_for(call, decision, book(plain=prices)) >= charge(usage, prices)

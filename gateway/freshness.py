@@ -1,0 +1,115 @@
+"""How does a running process learn that something changed? One channel for keys, prices, pools and policies.
+
+Whoever changes something raises its topic's revision in the same transaction (`db.note_change`). Every
+process compares revisions at short intervals, and on PostgreSQL a notice (LISTEN/NOTIFY, delivered when the
+transaction commits) makes it look at once. The notice is only the faster way: a process that misses it,
+behind a connection pooler for instance, still sees the change at its next look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from gateway.db import NOTICE_CHANNEL, SessionFactory, read_changes
+
+Reload = Callable[[AsyncSession], Awaitable[None]]
+"""Takes over what the database says about a topic now."""
+Confirm = Callable[[], None]
+"""Is told that the database was asked and nothing had changed."""
+
+RECONNECT_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class ChangeWatcher:
+    """Keeps what is in memory as fresh as the database."""
+
+    def __init__(self, engine: AsyncEngine, sessions: SessionFactory, *, poll_interval_s: float) -> None:
+        self._engine = engine
+        self._sessions = sessions
+        self._poll_interval_s = poll_interval_s
+        self._topics: dict[str, tuple[Reload, Confirm]] = {}
+        self._seen: dict[str, int] = {}
+        self._look = asyncio.Event()
+        self._is_stopping = False
+        self.is_listening = False
+        """Notices arrive."""
+
+    def watch(self, topic: str, reload: Reload, *, confirm: Confirm = lambda: None) -> None:
+        """Call `reload` at the next look and whenever the topic changed, `confirm` when it did not."""
+        self._topics[topic] = (reload, confirm)
+
+    def stop(self) -> None:
+        """End `run` after the look under way: a database call that is cut would leave its locks behind."""
+        self._is_stopping = True
+        self._look.set()
+
+    async def refresh(self) -> None:
+        """Look once.
+
+        Raises:
+            SQLAlchemyError, OSError: the database is away; what is in memory stays as it is.
+        """
+        async with self._sessions() as session:
+            revisions = await read_changes(session)
+            for topic, (reload, confirm) in self._topics.items():
+                revision = revisions.get(topic, 0)
+                if self._seen.get(topic) == revision:
+                    confirm()
+                    continue
+                await reload(session)
+                self._seen[topic] = revision
+
+    async def run(self) -> None:
+        """Look at intervals and on notices until stopped; a database that is away is survived."""
+        async with asyncio.TaskGroup() as group:
+            listening = None
+            if self._engine.dialect.name == "postgresql":
+                listening = group.create_task(self._listen())
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._look.wait(), self._poll_interval_s)
+                if self._is_stopping:
+                    break
+                self._look.clear()
+                try:
+                    await self.refresh()
+                except (SQLAlchemyError, OSError) as error:
+                    _log.warning("changes could not be read (known keys stay valid for a while): %s", error)
+            if listening is not None:
+                listening.cancel()
+
+    async def _listen(self) -> None:
+        """Hold a connection that wakes `run`; without one the intervals alone remain."""
+        while True:
+            try:
+                await self._listen_once()
+            except (SQLAlchemyError, OSError) as error:
+                _log.warning(
+                    "no change notices (looking every %g s instead): %s", self._poll_interval_s, error
+                )
+            self.is_listening = False
+            await asyncio.sleep(RECONNECT_S)
+
+    async def _listen_once(self) -> None:
+        lost = asyncio.Event()
+        async with self._engine.connect() as connection:
+            # SQLAlchemy has no interface for notices: its driver's is used (asyncpg 0.31).
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            driver.add_termination_listener(lambda _: lost.set())
+            await driver.add_listener(NOTICE_CHANNEL, lambda *_: self._look.set())
+            self.is_listening = True
+            self._look.set()  # for what changed while nobody listened
+            try:
+                await lost.wait()
+            finally:
+                # Not back into the pool: it listens.
+                await connection.invalidate()

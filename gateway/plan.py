@@ -1,0 +1,79 @@
+"""What is known of a request before it is answered, and what does its answer say about itself?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from gateway.cache.lookup import CacheStatus, KeptAnswer, Slot
+from gateway.identity.auth import Caller
+from gateway.inference import Call, RouteDecision, Target, Task
+from gateway.pricing.catalog import PriceBook
+from gateway.routing.policy import Policy
+from gateway.upstream.vllm import output_bound
+
+CACHE_REPLICA = "cache"
+"""Stands where an answer from the cache would name its replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What routing needs and what may be exchanged while requests run: taken once per request."""
+
+    policy: Policy
+    prices: PriceBook
+    answer_scopes: Mapping[str, str]
+    """By alias: what decides its answers beside the request (see `cache.key.answer_scope`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFacts:
+    """What every answer says about itself."""
+
+    request_id: str
+    task: Task
+    policy_version: str
+    pool: str
+    replica: str
+    cache: CacheStatus
+    dropped: tuple[str, ...]
+    max_tokens_set: int | None
+    """The bound that we put in; None if the caller gave one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known of a request before it is answered."""
+
+    call: Call
+    caller: Caller
+    request_id: str
+    task: Task
+    decision: RouteDecision
+    prices: PriceBook
+    slot: Slot | None
+    """Where its answer is kept; None if it is not."""
+
+    @property
+    def cache(self) -> CacheStatus:
+        """What the cache had to do with an answer that a model gave."""
+        return CacheStatus.BYPASS if self.slot is None else CacheStatus.MISS
+
+    def facts(self, target: Target, replica: str) -> ServedFacts:
+        """What the answer of a replica says about itself."""
+        call, decision = self.call, self.decision
+        return ServedFacts(
+            request_id=self.request_id,
+            task=self.task,
+            policy_version=decision.policy_version,
+            pool=target.pool,
+            replica=replica,
+            cache=self.cache,
+            dropped=call.dropped + target.withheld,
+            max_tokens_set=None if call.max_tokens is not None else output_bound(call, decision, target),
+        )
+
+    def facts_of_kept(self, kept: KeptAnswer) -> ServedFacts:
+        """What an answer from the cache says about itself: who gave it when it was new."""
+        facts = self.facts(self.decision.targets[0], CACHE_REPLICA)
+        return replace(facts, pool=kept.pool, cache=CacheStatus.HIT)

@@ -1,0 +1,97 @@
+"""How do we reach Redis: one server, a cluster, or the master that sentinels name?
+
+`redis://` and `rediss://` (TLS) are one server, `redis+cluster://` and `rediss+cluster://` a cluster by any
+of its nodes, `redis+sentinel://host:26379,other:26379/mymaster/0` the master of that name, database 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.exceptions import RedisError
+
+from gateway.errors import ConfigurationError
+
+RedisClient = Redis | RedisCluster
+CONNECT_S = 2.0
+ANSWER_S = 2.0
+SENTINEL_PORT = 26379
+_FORMS = "redis://host:6379/0, rediss://…, redis+cluster://host:6379, redis+sentinel://host:26379/master/0"
+
+
+def redis_client(url: str) -> RedisClient:
+    """A client that has not connected yet.
+
+    Raises:
+        ConfigurationError: not an address of Redis; the message holds no password.
+    """
+    options: dict[str, Any] = {"socket_connect_timeout": CONNECT_S, "socket_timeout": ANSWER_S}
+    scheme, _, rest = url.partition("://")
+    try:
+        if scheme in {"redis", "rediss"}:
+            return Redis.from_url(url, **options)
+        if scheme in {"redis+cluster", "rediss+cluster"}:
+            return RedisCluster.from_url(f"{scheme.removesuffix('+cluster')}://{rest}", **options)
+        if scheme == "redis+sentinel":
+            return _by_sentinel(rest, options)
+    except (ValueError, RedisError) as error:
+        raise ConfigurationError(
+            f"TOLLGATE_REDIS_URL cannot be understood ({type(error).__name__}); it looks like {_FORMS}"
+        ) from None
+    raise ConfigurationError(f"TOLLGATE_REDIS_URL begins with {scheme[:32]!r}; it looks like {_FORMS}")
+
+
+async def close_redis(client: RedisClient) -> None:
+    """Close its connections, those to sentinels too."""
+    if isinstance(client, RedisCluster):
+        await client.aclose()
+        return
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
+    await client.aclose(close_connection_pool=True)
+
+
+async def require_redis(client: RedisClient) -> None:
+    """Check that it answers.
+
+    Raises:
+        ConfigurationError: it does not; says why.
+    """
+    try:
+        if isinstance(client, RedisCluster):
+            await client.initialize()
+        await client.ping()
+    except (RedisError, OSError) as error:
+        raise ConfigurationError(
+            f"Redis does not answer ({error or type(error).__name__}): is it running, and is"
+            " TOLLGATE_REDIS_URL its address?"
+        ) from error
+
+
+def _by_sentinel(rest: str, options: dict[str, Any]) -> Redis:
+    parts = urlsplit(f"redis://{rest}")
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    sentinels = []
+    for host in hosts:
+        name, _, port = host.partition(":")
+        sentinels.append((name, int(port or SENTINEL_PORT)))
+    master, _, database = parts.path.strip("/").partition("/")
+    if not master:
+        raise ValueError("no master's name")
+    credentials = parts.netloc.rpartition("@")[0]
+    user, _, password = credentials.partition(":")
+    sentinel: Any = Sentinel(sentinels, sentinel_kwargs=dict(options))  # type: ignore[no-untyped-call]
+    master_client: Redis = sentinel.master_for(
+        master,
+        db=int(database or 0),
+        username=unquote(user) or None,
+        password=unquote(password) or None,
+        **options,
+    )
+    return master_client

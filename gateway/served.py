@@ -1,0 +1,128 @@
+"""What does the pipeline hand to the edge: a whole answer, or one that is still coming?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.attempt_log import AttemptLog
+from gateway.cache.lookup import AnswerCache, KeptAnswer, Recording
+from gateway.errors import UpstreamError
+from gateway.inference import AttemptState
+from gateway.ledger.settlement import Outcome
+from gateway.money import UsdNanos
+from gateway.plan import ServedFacts
+from gateway.upstream.dispatch import AnswerStream
+
+REPLAY_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A whole answer."""
+
+    facts: ServedFacts
+    body: bytes
+    charge_usd_nanos: UsdNanos
+
+
+class StreamedAnswer(Protocol):
+    """An answer that is still coming. Whoever sends it on ends it, in exactly one of the three ways."""
+
+    facts: ServedFacts
+
+    async def read(self) -> bytes:
+        """The next bytes for the client; nothing when it is complete."""
+
+    def finish(self) -> None:
+        """It was complete."""
+
+    def fail(self, error: UpstreamError) -> None:
+        """The engine failed after the first content."""
+
+    def abandon(self) -> None:
+        """The client left."""
+
+
+class ReplayedStream:
+    """A stream from the cache; it is settled already, so that its end changes nothing."""
+
+    __slots__ = ("_rest", "facts")
+
+    def __init__(self, facts: ServedFacts, body: bytes) -> None:
+        self.facts = facts
+        self._rest = body
+
+    async def read(self) -> bytes:
+        """The next piece, of a size that a slow client's connection can take."""
+        piece, self._rest = self._rest[:REPLAY_BYTES], self._rest[REPLAY_BYTES:]
+        return piece
+
+    def finish(self) -> None:
+        """Nothing is open."""
+
+    def fail(self, error: UpstreamError) -> None:
+        """Nothing is open."""
+
+    def abandon(self) -> None:
+        """Nothing is open."""
+
+
+class ServedStream:
+    """A stream that an engine is writing."""
+
+    __slots__ = ("_attempt", "_cache", "_recording", "_reservation", "_slot", "_stream", "facts")
+
+    def __init__(
+        self, facts: ServedFacts, stream: AnswerStream, log: AttemptLog, *, cache: AnswerCache
+    ) -> None:
+        self.facts = facts
+        self._stream = stream
+        self._attempt = log.current
+        self._reservation = log.reservation
+        self._cache = cache
+        self._slot = log.plan.slot if log.plan.slot is not None and log.plan.slot.may_keep else None
+        self._recording = None if self._slot is None else Recording(cache.entry_bytes_max)
+
+    async def read(self) -> bytes:
+        """The next bytes for the client; nothing when it is complete.
+
+        Raises:
+            UpstreamError: the engine failed in the middle; call `fail` with it.
+        """
+        block = await self._stream.read()
+        if self._recording is not None:
+            self._recording.add(block)
+        return block
+
+    def finish(self) -> None:
+        """It was complete."""
+        self._end(AttemptState.ANSWERED, None)
+        body = None if self._recording is None else self._recording.whole()
+        if self._slot is not None and body is not None:
+            self._cache.keep(self._slot, KeptAnswer(pool=self.facts.pool, body=body))
+
+    def fail(self, error: UpstreamError) -> None:
+        """The engine failed after the first content."""
+        self._end(AttemptState.INTERRUPTED, error)
+
+    def abandon(self) -> None:
+        """The client left: close the engine's connection, so that it stops generating."""
+        self._end(AttemptState.CANCELLED, None)
+
+    def _end(self, state: AttemptState, error: UpstreamError | None) -> None:
+        timing = self._stream.timing
+        self._stream.close(failure=error)
+        relay = self._stream.relay
+        self._attempt.end(
+            Outcome(
+                state=state,
+                usage=relay.usage,
+                produced_tokens=relay.content_events,
+                status_code=200,
+                error_code=None if error is None else error.code,
+                timing=timing,
+                engine=relay.engine,
+            )
+        )
+        self._reservation.end()

@@ -1,0 +1,126 @@
+"""Does Redis keep answers, sealed, in each of its forms, and is it survived when it goes away?"""
+
+import contextlib
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.app import create_app
+from gateway.cache.storage import HALF, CacheBroken, RedisStorage
+from gateway.errors import ConfigurationError
+from gateway.redis_client import RedisClient, close_redis, redis_client, require_redis
+from tests.integration.gateway.rig import bearer, lifespan_of, running, settings_for
+from tests.support.servers import free_port, redis_server, sentinel_server
+
+KEY = bytes(range(64))
+SECRET_ANSWER = b"the answer that nobody else may read"
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str) -> AsyncIterator[RedisClient]:
+    client = redis_client(url)
+    try:
+        yield client
+    finally:
+        await close_redis(client)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A cluster of one node that owns every slot."""
+    with redis_server(arguments=["--cluster-enabled", "yes"]) as url:
+        port = url.rpartition(":")[2].partition("/")[0]
+        _cli(port, "cluster", "addslotsrange", "0", "16383")
+        deadline_s = time.monotonic() + 30
+        while "cluster_state:ok" not in _cli(port, "cluster", "info"):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        yield f"redis+cluster://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def sentinel() -> Iterator[str]:
+    """A master that a sentinel watches."""
+    with redis_server() as master, sentinel_server(master, name="answers") as address:
+        yield f"redis+sentinel://{address}/answers/0"
+
+
+def _cli(port: str, *arguments: str) -> str:
+    command = ["/usr/bin/env", "redis-cli", "-p", port, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("form", ["redis", "cluster", "sentinel"])
+async def test_what_is_kept_is_found_in_each_form_of_redis(form: str, request: pytest.FixtureRequest) -> None:
+    async with connected(request.getfixturevalue(form)) as client:
+        await require_redis(client)
+        storage = RedisStorage(client)
+        assert await storage.get(KEY) is None
+        await storage.put(KEY, SECRET_ANSWER, ttl_s=60)
+        assert await storage.get(KEY) == SECRET_ANSWER
+
+
+async def test_what_lies_in_redis_shows_neither_key_nor_answer(redis: str) -> None:
+    key = b"\1" * HALF + b"\2" * HALF
+    async with connected(redis) as client:
+        storage = RedisStorage(client)
+        await storage.put(key, SECRET_ANSWER, ttl_s=60)
+        name = b"tollgate:answer:" + (b"\1" * HALF).hex().encode()
+        sealed: Any = await client.get(name)
+        assert SECRET_ANSWER not in sealed
+        assert 0 < await client.ttl(name) <= 60
+        # Who knows where it lies, but not the request, opens nothing; nor does a changed byte.
+        assert await storage.get(b"\1" * HALF + b"\3" * HALF) is None
+        await client.set(name, sealed[:-1] + bytes([sealed[-1] ^ 1]))
+        assert await storage.get(key) is None
+        await client.set(name, b"short")
+        assert await storage.get(key) is None
+
+
+async def test_a_redis_that_is_away_is_said_to_be_broken() -> None:
+    async with connected(f"redis://127.0.0.1:{free_port()}/0") as client:
+        storage = RedisStorage(client)
+        with pytest.raises(CacheBroken):
+            await storage.get(KEY)
+        with pytest.raises(CacheBroken):
+            await storage.put(KEY, b"", ttl_s=1)
+        with pytest.raises(ConfigurationError, match="Redis does not answer"):
+            await require_redis(client)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1", "127.0.0.1:6379", "redis+sentinel://127.0.0.1:1", "redis://h:port/0", ""]
+)
+def test_an_address_that_is_none_of_redis_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="it looks like redis://host:6379/0") as caught:
+        redis_client(url.replace("://", "://user:hunter2@"))
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_gateway_whose_redis_ends_goes_on_without_a_cache(
+    home: Path, urls: dict[str, list[str]]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        settings = settings_for(home, urls, redis_url=stack.enter_context(redis_server()))
+        async with running(settings) as gateway:
+            stack.close()  # Redis ends
+            for _ in range(2):
+                answer = await gateway.chat("Tell me a story", temperature=0)
+                assert (answer.status_code, answer.headers["x-tollgate-cache"]) == (200, "miss")
+            await gateway.rows(2)
+            page = await gateway.client.get("/metrics", headers=bearer(gateway.services.admin_key))
+            assert "tollgate_cache_failures_total 0.0" not in page.text
+            assert "tollgate_cache_failures_total" in page.text
+
+
+async def test_a_gateway_whose_redis_was_never_there_does_not_start(
+    home: Path, urls: dict[str, list[str]]
+) -> None:
+    app = create_app(settings_for(home, urls, redis_url=f"redis://127.0.0.1:{free_port()}/0"))
+    with pytest.raises(ConfigurationError, match="is TOLLGATE_REDIS_URL its address"):
+        async with lifespan_of(app):
+            pass
