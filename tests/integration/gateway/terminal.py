@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from gateway.cli import app as program
 from gateway.errors import GatewayError
-from tests.support.pool_files import DEFAULT_POLICY, write_pools
+from tests.integration.gateway.rig import settings_for
 
 Answer = dict[str, Any]
 
@@ -18,12 +18,13 @@ class Terminal:
 
     def __init__(self, home: Path) -> None:
         nowhere = ["http://127.0.0.1:9"]
-        pools = write_pools(home / "pools", {"speculative": nowhere, "plain": nowhere})
+        settings = settings_for(home, {"speculative": nowhere, "plain": nowhere})
         self.runner = CliRunner()
         self.environment = {
-            "TOLLGATE_STATE_DIR": str(home / "state"),
-            "TOLLGATE_POLICY": str(DEFAULT_POLICY),
-            "TOLLGATE_POOLS": str(pools),
+            "TOLLGATE_STATE_DIR": str(settings.state_dir),
+            "TOLLGATE_DATABASE_URL": settings.effective_database_url,
+            "TOLLGATE_POLICY": str(settings.policy),
+            "TOLLGATE_POOLS": str(settings.pools),
             "COLUMNS": "250",
         }
         self.json("tenants", "create", "acme")

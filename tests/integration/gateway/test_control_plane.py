@@ -10,7 +10,7 @@ import pytest
 
 from gateway.identity.credentials import OVERLAP_S_MAX
 from gateway.settings import FreshnessSettings
-from tests.integration.gateway.desk import Desk
+from tests.integration.gateway.desk import Answer, Desk
 from tests.integration.gateway.rig import PATIENCE_S, bearer, running, settings_for
 from tests.support.clock import MovableClock
 
@@ -75,7 +75,7 @@ async def test_what_a_tenant_allows_reaches_its_callers(desk: Desk) -> None:
 
 
 async def test_mistakes_about_tenants_are_explained(desk: Desk) -> None:
-    for body, status, param, said in [
+    cases: list[tuple[Answer, int, str | None, str]] = [
         ({"name": "acme"}, 409, "name", "There is a tenant called 'acme' already; `tollgate tenants list`"),
         ({"name": ""}, 400, "name", "A name has 1 to 128 characters."),
         ({"name": "x" * 129}, 400, "name", "A name has 1 to 128 characters."),
@@ -86,7 +86,8 @@ async def test_mistakes_about_tenants_are_explained(desk: Desk) -> None:
         ({"name": 7}, 400, "name", "`name`: input should be a valid string."),
         ({"name": "x", "nmae": 1}, 400, "nmae", "`nmae`: there is no such field."),
         ({"name": "x", "caches_answers": "often"}, 400, "caches_answers", "valid boolean"),
-    ]:
+    ]
+    for body, status, param, said in cases:
         found = await desk.refused("POST", "/tenants", body)
         assert found[:2] == (status, param), body
         assert said in found[2], body
@@ -198,7 +199,7 @@ async def test_a_key_ends_at_its_instant_without_being_told(desk: Desk) -> None:
 
 
 async def test_mistakes_about_keys_are_explained(desk: Desk) -> None:
-    for more, status, param, said in [
+    cases: list[tuple[Answer, int, str | None, str]] = [
         ({"allowed_models": ["autoo"]}, 400, "allowed_models", "there is no 'autoo'. Did you mean 'auto'?"),
         ({"allowed_models": ["zzz"]}, 400, "allowed_models", "there is no 'zzz'. Known: auto"),
         ({"allowed_models": ["auto"] * 101}, 400, "allowed_models", "at most 100 names"),
@@ -209,7 +210,8 @@ async def test_mistakes_about_keys_are_explained(desk: Desk) -> None:
         ({"expires_at": "soon"}, 400, "expires_at", "valid datetime"),
         ({"tenant": "nobody"}, 404, None, "No tenant 'nobody'"),
         ({"tenant": None}, 400, "tenant", "valid string"),
-    ]:
+    ]
+    for more, status, param, said in cases:
         found = await desk.refused("POST", "/keys", {"tenant": "acme", "project": "new", **more})
         assert found[:2] == (status, param), more
         assert said in found[2], more
