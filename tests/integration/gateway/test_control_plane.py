@@ -1,9 +1,12 @@
 """Can tenants, projects and keys be steered over HTTP, and does the data plane obey?"""
 
 import asyncio
+import base64
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -347,3 +350,38 @@ async def _until_ending(desk: Desk, key_id: str) -> None:
     while desk.gateway.services.admins._by_id[key_id].expires_at_ms is None:
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------ odd characters
+@pytest.mark.parametrize("odd", ["\x00", "a\x00b", "\ud800", "\U0001f9ea", "%", "_", "'", "\\"])
+async def test_odd_characters_are_found_nowhere_and_break_nothing(desk: Desk, odd: str) -> None:
+    path = quote(odd, errors="surrogatepass")
+    for found in (
+        await desk.ask("GET", f"/tenants/{path}"),
+        await desk.ask("GET", f"/keys/{path}"),
+        await desk.ask("GET", f"/projects?tenant={path}"),
+        await _post(desk, {"tenant": odd}),
+        await _post(desk, {"tenant": "acme", "project": f"{odd}\n"}),
+        await _post(desk, {"tenant": "acme", "allowed_models": [odd]}),
+    ):
+        assert found.status_code in {400, 404}, found.text
+        assert found.json()["error"]["code"] in {"invalid_request", "not_found"}
+    for name in ("actor", "action", "object"):
+        assert (await desk.ask("GET", f"/audit?{name}={path}")).json() in (
+            {"data": [], "next_cursor": None},
+            _odd(),
+        )
+    cursor = base64.urlsafe_b64encode(f"5.{odd}".encode(errors="surrogatepass")).decode()
+    assert (await desk.ask("GET", f"/keys?cursor={cursor}")).status_code in {200, 400}
+
+
+async def _post(desk: Desk, body: Answer) -> httpx.Response:
+    headers = desk.gateway.admin | {"content-type": "application/json"}
+    return await desk.ask("POST", "/keys", content=json.dumps(body), headers=headers)
+
+
+def _odd() -> Answer:
+    said = "The database cannot hold one of the characters that were sent."
+    return {
+        "error": {"message": said, "type": "invalid_request_error", "param": None, "code": "invalid_request"}
+    }
