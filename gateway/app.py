@@ -32,7 +32,7 @@ from gateway.cache.storage import CacheStorage, MemoryStorage, RedisStorage
 from gateway.clock import Clock
 from gateway.console.overview import console_router
 from gateway.db import create_engine, session_factory
-from gateway.dependencies import Runtime, Services, guard
+from gateway.dependencies import Runtime, Services, guard, require_guarded
 from gateway.errors import ConfigurationError
 from gateway.freshness import ChangeWatcher
 from gateway.identity.admin_store import list_admin_keys
@@ -118,6 +118,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(console_router())
     add_docs(app)
     openapi.describe(app)
+    require_guarded(app)
     return app
 
 

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.routing import APIRoute, iter_route_contexts
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backends.registry import PoolRegistry
@@ -121,6 +122,17 @@ async def guard(request: Request, response: Response) -> None:
             f"Your key {actor.name!r} has the role {actor.role}, which may not do this."
             f" It takes one of: {rule.roles_text()}."
         )
+
+
+def require_guarded(app: FastAPI) -> None:
+    """Refuse to be a program with a door that has no guard: a mount, or a route that is not FastAPI's.
+
+    Raises:
+        RuntimeError: there is one.
+    """
+    for context in iter_route_contexts(app.router.routes):
+        if not isinstance(context.original_route, APIRoute):
+            raise RuntimeError(f"no guard stands before {context.path!r}: make it a route of FastAPI")  # noqa: TRY004 - it is the program that is wrong
 
 
 def _actor_of(request: Request, services: Services, rule: Rule) -> Actor:

@@ -1,6 +1,7 @@
 """Does /openapi.json name every path that the program answers, and no other?"""
 
 import importlib
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import gateway.admin
 import gateway.api
 from gateway.api.edge import ROUTES
 from gateway.app import create_app
+from gateway.identity.roles import RULES
 from gateway.settings import Settings
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
 
@@ -72,6 +74,43 @@ def test_every_other_path_for_programs_is_described_and_the_console_is_not(docum
     assert ("/admin/v1/reports/spend", "get") in wanted
     raw = {(path, method.lower()) for path, methods in ROUTES.items() for method in methods}
     assert operations(document) == wanted | raw
+
+
+def test_the_control_plane_says_who_may_use_it_what_it_answers_and_how_it_fails(
+    document: dict[str, Any],
+) -> None:
+    control = {
+        (path, verb): operation
+        for path, entry in document["paths"].items()
+        for verb, operation in entry.items()
+        if path.startswith("/admin/")
+    }
+    assert ("/admin/v1/keys/{key}/rotate", "post") in control
+    for (path, verb), operation in control.items():
+        assert operation["security"] == [{"adminKey": []}], path
+        rule = RULES[verb.upper(), path]
+        assert operation["x-tollgate-roles"] == sorted(rule.roles)
+        assert f"Roles: {rule.roles_text()}." in operation["description"]
+        assert operation["summary"]
+        assert "422" not in operation["responses"]
+        failure = operation["responses"]["default"]["content"]["application/json"]["schema"]
+        assert failure == {"$ref": "#/components/schemas/Error"}
+        if path != "/admin/v1/reports/spend":
+            success = operation["responses"].get("201") or operation["responses"]["200"]
+            assert "$ref" in success["content"]["application/json"]["schema"], path
+    schemas = document["components"]["schemas"]
+    for name in ("NewTenant", "TenantChange", "NewProject", "NewKey", "KeyChange", "NewAdminKey", "Error"):
+        assert schemas[name]["examples"], name
+    assert "HTTPValidationError" not in schemas
+    shown_once = [name for name, schema in schemas.items() if "key" in schema.get("properties", {})]
+    assert sorted(shown_once) == ["IssuedAdminKeyView", "IssuedKeyView"]
+    assert not [name for name, schema in schemas.items() if "secret_hash" in schema.get("properties", {})]
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    found = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert found
+    assert found <= set(document["components"]["schemas"])
 
 
 def test_nothing_that_is_described_is_hidden_by_the_raw_door(document: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionInTime
 from starlette.exceptions import HTTPException
 
@@ -38,6 +38,8 @@ def add_error_answers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _from_framework)
     for error in (OperationalError, InterfaceError, NoConnectionInTime, ConnectionError):
         app.add_exception_handler(error, _database_away)
+    app.add_exception_handler(DBAPIError, _unkeepable)
+    app.add_exception_handler(UnicodeEncodeError, _unkeepable)
 
 
 def respond(request: Request, error: GatewayError, headers: dict[str, str] | None = None) -> Response:
@@ -99,6 +101,15 @@ async def _from_framework(request: Request, error: Exception) -> Response:
         405: MethodNotAllowed(f"{path} takes {allowed}, not {request.method}."),
     }
     return respond(request, ours.get(error.status_code) or InvalidRequest(str(error.detail)), headers)
+
+
+async def _unkeepable(request: Request, error: Exception) -> Response:
+    # PostgreSQL's text holds no NUL, and no database's a lone surrogate (SQLSTATE class 22; SQLite's driver
+    # raises Python's own error).
+    is_data = isinstance(error, DBAPIError) and str(getattr(error.orig, "sqlstate", "")).startswith("22")
+    if not is_data and not isinstance(error, UnicodeEncodeError):
+        raise error
+    return respond(request, InvalidRequest("The database cannot hold one of the characters that were sent."))
 
 
 async def _database_away(request: Request, error: Exception) -> Response:

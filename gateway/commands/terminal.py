@@ -15,6 +15,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -114,10 +115,10 @@ def _plain(value: object) -> object:
 
 def print_table(titles: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """For people."""
-    table = Table(*titles, box=None)
+    table = Table(*titles, box=None, show_header=any(titles))
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    out.print(table, highlight=False, markup=False)
+        table.add_row(*(Text(_cell(value)) for value in row))  # as it is: a name may look like markup
+    out.print(table, highlight=False)
 
 
 def print_fields(view: BaseModel) -> None:

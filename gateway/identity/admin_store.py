@@ -173,7 +173,8 @@ def _record(key: AdminKey, rotated_to: str | None) -> AdminRecord:
         id=key.id,
         secret_hash=key.secret_hash,
         name=key.name,
-        role=Role(key.role),
+        # A role that only a newer program knows: the least there is, and no reason to know no keys at all.
+        role=Role(key.role) if key.role in set(Role) else Role.VIEWER,
         created_at_ms=key.created_at_ms,
         revoked_at_ms=key.revoked_at_ms,
         expires_at_ms=key.expires_at_ms,

@@ -22,7 +22,7 @@ from sqlmodel import col, select
 from gateway.db import note_change
 from gateway.errors import AuthenticationFailed, Conflict
 from gateway.identity.roles import Role
-from gateway.identity.tables import AdminKey, Audited, AuditEntry
+from gateway.identity.tables import AdminKey, ApiKey, Audited, AuditEntry, Project, Tenant
 from gateway.inference import new_id
 from gateway.paging import Page, PageRequest, page_of, seek
 
@@ -30,6 +30,7 @@ TOPIC = "keys"
 """Raised with every change that a running gateway must learn of."""
 
 _PERMITTED = "audited"
+_TABLES = frozenset(str(table.__tablename__) for table in (Tenant, Project, ApiKey, AdminKey, AuditEntry))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -239,10 +240,10 @@ def _refuse(rows: Iterable[object]) -> None:
 
 
 def _refuse_bulk_changes(state: ORMExecuteState) -> None:
-    mapper = state.bind_mapper
-    writes = state.is_insert or state.is_update or state.is_delete
-    if writes and mapper is not None and issubclass(mapper.class_, Audited | AuditEntry):
-        raise RuntimeError(f"{mapper.class_.__name__} is written through gateway.identity.audit.write alone")
+    if state.is_insert or state.is_update or state.is_delete:
+        table = getattr(getattr(state.statement, "table", None), "name", "")
+        if table in _TABLES:
+            raise RuntimeError(f"{table} is written through gateway.identity.audit.write alone")
 
 
 event.listen(Session, "before_flush", _refuse_silent_changes)

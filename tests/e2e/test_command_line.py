@@ -162,7 +162,7 @@ POLICY: Final = DEFAULT_POLICY.read_text()
         (
             "routes:",
             "routes:\n  predictable: [plain]",
-            r":30: duplicate key 'routes.predictable'",
+            r":\d+: duplicate key 'routes.predictable'",
         ),
         ("name: default", "name: [", r":\d+: "),
     ],

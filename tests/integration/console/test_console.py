@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,8 +18,10 @@ from gateway.app import create_app
 from gateway.clock import Clock
 from gateway.console import session
 from gateway.dependencies import COOKIE, Services
+from gateway.identity.admin_store import create_admin_key, revoke_admin_key
 from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.key_store import create_key, revoke_key
+from gateway.identity.roles import Role
 from gateway.identity.store import create_tenant, ensure_project
 from gateway.ledger.store import insert_attempts
 from gateway.migrate import upgrade
@@ -278,6 +280,57 @@ async def test_other_secrets_end_every_session(inside: Console) -> None:
     assert Logins(root_key, same, clock).actor_of(value) is not None
     assert Logins(root_key, other, clock).actor_of(value) is None
     assert Logins(b"another", same, clock).actor_of(value) is None
+
+
+async def admin_key(console: Console, role: Role) -> tuple[str, str]:
+    """A new administrator's key that the running gateway knows, and its public id."""
+    async with console.services.sessions() as database:
+        issued = await create_admin_key(database, "ada", role, act=make_act(console.clock))
+        await database.commit()
+    await until(lambda: console.services.admins.actor_with_id(issued.id) is not None)
+    return issued.secret, issued.id
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    deadline_s = asyncio.get_running_loop().time() + 20
+    while not holds():
+        assert asyncio.get_running_loop().time() < deadline_s
+        await asyncio.sleep(0.02)
+
+
+async def test_any_administrators_key_opens_the_console_and_the_page_says_whose(console: Console) -> None:
+    key, _ = await admin_key(console, Role.VIEWER)
+    assert (await console.log_in(key)).status_code == 303
+    assert "ada \u00b7 viewer" in await console.overview()
+
+
+async def test_a_session_ends_with_its_key(console: Console) -> None:
+    key, key_id = await admin_key(console, Role.ADMIN)
+    assert (await console.log_in(key)).status_code == 303
+    await console.overview()
+    async with console.services.sessions() as database:
+        await revoke_admin_key(database, key_id, act=make_act(console.clock))
+        await database.commit()
+    await until(lambda: console.services.admins.actor_with_id(key_id) is None)
+    assert (await console.browser.get("/console")).headers["location"] == "/console/login"
+    again = await console.log_in(key)
+    assert again.status_code == 401
+    assert "is revoked since 2026-11-15 12:30 UTC" in text_of(again.text)
+
+
+async def test_a_session_cannot_be_turned_into_somebody_elses(console: Console) -> None:
+    key, key_id = await admin_key(console, Role.VIEWER)
+    await console.log_in(key)
+    value = console.browser.cookies[COOKIE].replace(key_id, "bootstrap")
+    assert console.services.logins.actor_of(console.browser.cookies[COOKIE]) is not None
+    assert console.services.logins.actor_of(value) is None
+
+
+async def test_a_tenants_key_is_no_login(console: Console) -> None:
+    await tenant_with_key(console, "acme")
+    answer = await console.log_in("tg-abcdefghij-" + "0" * 32)
+    assert answer.status_code == 401
+    assert "The control plane needs an administrator key (tga-\u2026)" in text_of(answer.text)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """Can tenants, projects and keys be steered over HTTP, and does the data plane obey?"""
 
 import asyncio
+import base64
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from gateway.identity.credentials import OVERLAP_S_MAX
 from gateway.settings import FreshnessSettings
-from tests.integration.gateway.desk import Desk
+from tests.integration.gateway.desk import Answer, Desk
 from tests.integration.gateway.rig import PATIENCE_S, bearer, running, settings_for
 from tests.support.clock import MovableClock
 
@@ -57,8 +60,8 @@ async def test_a_tenant_from_the_first_to_the_last(desk: Desk) -> None:
     assert "was retired on 2026-11-20 12:01 UTC" in said
     desk.clock.move(60)
     assert await desk.post(f"/tenants/{made['id']}/retire") == retired
-    for path, body in (("/projects", {"name": "new"}), ("/keys", {"project": "search"})):
-        status, _, said = await desk.refused("POST", path, {"tenant": made["id"], **body})
+    for path, field in (("/projects", "name"), ("/keys", "project")):
+        status, _, said = await desk.refused("POST", path, {"tenant": made["id"], field: "another"})
         assert (status, said.endswith("is retired: nothing new can be made for it.")) == (409, True)
     assert (await desk.get(f"/keys/{issued['id']}"))["state"] == "retired"
 
@@ -75,7 +78,7 @@ async def test_what_a_tenant_allows_reaches_its_callers(desk: Desk) -> None:
 
 
 async def test_mistakes_about_tenants_are_explained(desk: Desk) -> None:
-    for body, status, param, said in [
+    cases: list[tuple[Answer, int, str | None, str]] = [
         ({"name": "acme"}, 409, "name", "There is a tenant called 'acme' already; `tollgate tenants list`"),
         ({"name": ""}, 400, "name", "A name has 1 to 128 characters."),
         ({"name": "x" * 129}, 400, "name", "A name has 1 to 128 characters."),
@@ -86,7 +89,8 @@ async def test_mistakes_about_tenants_are_explained(desk: Desk) -> None:
         ({"name": 7}, 400, "name", "`name`: input should be a valid string."),
         ({"name": "x", "nmae": 1}, 400, "nmae", "`nmae`: there is no such field."),
         ({"name": "x", "caches_answers": "often"}, 400, "caches_answers", "valid boolean"),
-    ]:
+    ]
+    for body, status, param, said in cases:
         found = await desk.refused("POST", "/tenants", body)
         assert found[:2] == (status, param), body
         assert said in found[2], body
@@ -198,7 +202,7 @@ async def test_a_key_ends_at_its_instant_without_being_told(desk: Desk) -> None:
 
 
 async def test_mistakes_about_keys_are_explained(desk: Desk) -> None:
-    for more, status, param, said in [
+    cases: list[tuple[Answer, int, str | None, str]] = [
         ({"allowed_models": ["autoo"]}, 400, "allowed_models", "there is no 'autoo'. Did you mean 'auto'?"),
         ({"allowed_models": ["zzz"]}, 400, "allowed_models", "there is no 'zzz'. Known: auto"),
         ({"allowed_models": ["auto"] * 101}, 400, "allowed_models", "at most 100 names"),
@@ -209,7 +213,8 @@ async def test_mistakes_about_keys_are_explained(desk: Desk) -> None:
         ({"expires_at": "soon"}, 400, "expires_at", "valid datetime"),
         ({"tenant": "nobody"}, 404, None, "No tenant 'nobody'"),
         ({"tenant": None}, 400, "tenant", "valid string"),
-    ]:
+    ]
+    for more, status, param, said in cases:
         found = await desk.refused("POST", "/keys", {"tenant": "acme", "project": "new", **more})
         assert found[:2] == (status, param), more
         assert said in found[2], more
@@ -227,12 +232,14 @@ async def test_mistakes_about_keys_are_explained(desk: Desk) -> None:
 async def test_keys_are_found_by_owner_and_by_state(desk: Desk) -> None:
     await desk.post("/tenants", {"name": "other"})
     keys = {
-        name: await desk.post("/keys", {"tenant": tenant, "project": project, "name": name, **more})
-        for name, tenant, project, more in [
-            ("kept", "other", "a", {}),
-            ("revoked", "other", "a", {}),
-            ("expired", "other", "b", {"expires_at": "2026-11-20T12:00:10Z"}),
-            ("retired", "other", "c", {}),
+        name: await desk.post(
+            "/keys", {"tenant": tenant, "project": project, "name": name, "expires_at": expires_at}
+        )
+        for name, tenant, project, expires_at in [
+            ("kept", "other", "a", None),
+            ("revoked", "other", "a", None),
+            ("expired", "other", "b", "2026-11-20T12:00:10Z"),
+            ("retired", "other", "c", None),
         ]
     }
     await desk.post(f"/keys/{keys['revoked']['id']}/revoke")
@@ -343,3 +350,38 @@ async def _until_ending(desk: Desk, key_id: str) -> None:
     while desk.gateway.services.admins._by_id[key_id].expires_at_ms is None:
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------ odd characters
+@pytest.mark.parametrize("odd", ["\x00", "a\x00b", "\ud800", "\U0001f9ea", "%", "_", "'", "\\"])
+async def test_odd_characters_are_found_nowhere_and_break_nothing(desk: Desk, odd: str) -> None:
+    path = quote(odd, errors="surrogatepass")
+    for found in (
+        await desk.ask("GET", f"/tenants/{path}"),
+        await desk.ask("GET", f"/keys/{path}"),
+        await desk.ask("GET", f"/projects?tenant={path}"),
+        await _post(desk, {"tenant": odd}),
+        await _post(desk, {"tenant": "acme", "project": f"{odd}\n"}),
+        await _post(desk, {"tenant": "acme", "allowed_models": [odd]}),
+    ):
+        assert found.status_code in {400, 404}, found.text
+        assert found.json()["error"]["code"] in {"invalid_request", "not_found"}
+    for name in ("actor", "action", "object"):
+        assert (await desk.ask("GET", f"/audit?{name}={path}")).json() in (
+            {"data": [], "next_cursor": None},
+            _odd(),
+        )
+    cursor = base64.urlsafe_b64encode(f"5.{odd}".encode(errors="surrogatepass")).decode()
+    assert (await desk.ask("GET", f"/keys?cursor={cursor}")).status_code in {200, 400}
+
+
+async def _post(desk: Desk, body: Answer) -> httpx.Response:
+    headers = desk.gateway.admin | {"content-type": "application/json"}
+    return await desk.ask("POST", "/keys", content=json.dumps(body), headers=headers)
+
+
+def _odd() -> Answer:
+    said = "The database cannot hold one of the characters that were sent."
+    return {
+        "error": {"message": said, "type": "invalid_request_error", "param": None, "code": "invalid_request"}
+    }

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 
 from gateway.api.edge import ROUTES
 from gateway.app import create_app
-from gateway.dependencies import COOKIE
+from gateway.dependencies import COOKIE, require_guarded
 from gateway.identity import admin_store
 from gateway.identity.roles import RULES, Credential, Role
 from gateway.settings import Settings
@@ -80,6 +80,13 @@ def test_viewers_change_nothing_finance_no_routing_and_operators_no_money() -> N
             assert rule.roles == {Role.ADMIN}
 
 
+def test_a_door_without_a_guard_keeps_the_program_from_starting(app: FastAPI) -> None:
+    require_guarded(app)
+    app.mount("/files", FastAPI())
+    with pytest.raises(RuntimeError, match="no guard stands before '/files'"):
+        require_guarded(app)
+
+
 async def test_a_route_without_a_rule_is_shut(gateway: Gateway) -> None:
     async def forgotten() -> dict[str, str]:
         return {"secret": "shown"}
@@ -101,7 +108,7 @@ class Office:
 
     async def ask(self, method: str, template: str, headers: dict[str, str]) -> httpx.Response:
         path = re.sub(r"\{[^}]+\}", "nothing", template)
-        body = {"json": {}} if method in {"POST", "PATCH"} else {}
+        body: dict[str, Any] = {"json": {}} if method in {"POST", "PATCH"} else {}
         return await self.client.request(method, path, headers=headers, **body)
 
 

@@ -76,6 +76,25 @@ def test_up_down_up(empty: str) -> None:
     assert _execute(empty, "SELECT * FROM tenants") == []
 
 
+def test_the_control_plane_can_be_taken_back_while_there_are_tenants_projects_and_keys(empty: str) -> None:
+    upgrade(empty)
+    _execute(
+        empty,
+        "INSERT INTO tenants (id, name, created_at_ms) VALUES ('ten_1', 'acme', 1)",
+        "INSERT INTO projects (id, tenant_id, name, created_at_ms) VALUES ('prj_1', 'ten_1', 'search', 1)",
+        "INSERT INTO api_keys (id, secret_hash, tenant_id, project_id, name, created_at_ms)"
+        " VALUES ('a', '00', 'ten_1', 'prj_1', 'ci', 1)",
+        "INSERT INTO api_keys (id, secret_hash, tenant_id, project_id, name, created_at_ms, rotated_from)"
+        " VALUES ('b', '01', 'ten_1', 'prj_1', 'ci', 2, 'a')",
+    )
+    downgrade(empty, revision="0001")
+    upgrade(empty)
+    keys = "SELECT id, tenant_id, project_id, rotated_from FROM api_keys ORDER BY id"
+    assert _execute(empty, keys) == [("a", "ten_1", "prj_1", None), ("b", "ten_1", "prj_1", None)]
+    allows = _execute(empty, "SELECT is_internal_only, caches_answers, retired_at_ms FROM tenants")
+    assert allows == [(True, True, None)]
+
+
 def test_migrating_again_changes_nothing_and_keeps_the_rows(empty: str) -> None:
     upgrade(empty)
     _execute(empty, "INSERT INTO tenants (id, name, created_at_ms) VALUES ('ten_1', 'acme', 1)")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from gateway.errors import AuthenticationFailed, Overloaded
-from gateway.identity.auth import KEY_CHARS_MAX, Caller, KeyRing
+from gateway.errors import AuthenticationFailed, Overloaded, PermissionDenied
+from gateway.identity.auth import KEY_CHARS_MAX, Caller, KeyRing, admit
 from gateway.identity.credentials import hash_of
 from tests.support.clock import MovableClock
-from tests.support.factories import KEY, make_key_record
+from tests.support.factories import KEY, make_call, make_key_record
 
 ROOT = b"r" * 64
 OTHER = "tg-klmnopqrst-" + "1" * 32
@@ -100,6 +102,86 @@ def test_a_key_longer_than_any_is_not_even_hashed() -> None:
 def test_only_a_hash_of_a_key_is_kept() -> None:
     assert make_key_record().secret_hash == hash_of(KEY)
     assert KEY not in repr(vars(ring()))
+
+
+# ------------------------------------------------------------------------------------- ended and retired
+def test_a_key_ends_at_its_instant_however_old_the_news() -> None:
+    clock = MovableClock()
+    keys = ring(make_key_record(expires_at_ms=clock.epoch_ms() + 60_000), clock=clock)
+    clock.move(59.999)
+    assert caller_of(keys).key_id == "abcdefghij"
+    clock.move(0.001)
+    expected = (
+        "The API key tg-abcdefghij-… expired on 2026-11-20 12:01 UTC. Ask an administrator for a new one."
+    )
+    assert refusal(keys, x_api_key=KEY) == expected
+
+
+def test_a_replaced_key_names_its_successor() -> None:
+    clock = MovableClock()
+    record = make_key_record(expires_at_ms=clock.epoch_ms(), rotated_to="klmnopqrst")
+    assert refusal(ring(record, clock=clock), x_api_key=KEY) == (
+        "The API key tg-abcdefghij-… was replaced by tg-klmnopqrst-… and ended on 2026-11-20 12:00 UTC."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tenant_retired_at_ms": REVOKED_AT_MS}, "The tenant 'acme' of the API key tg-abcdefghij-… was"),
+        ({"project_retired_at_ms": REVOKED_AT_MS}, "The project 'search' of the API key tg-abcdefghij-… was"),
+        (
+            {"tenant_retired_at_ms": 1, "revoked_at_ms": REVOKED_AT_MS},
+            "The API key tg-abcdefghij-… was revoked",
+        ),
+    ],
+)
+def test_a_key_of_somebody_retired_is_told_so(changes: dict[str, Any], said: str) -> None:
+    clock = MovableClock()
+    keys = ring(make_key_record(**changes), clock=clock)
+    clock.move(5_000)  # stays so, however old that news is
+    assert refusal(keys, x_api_key=KEY).startswith(said)
+    assert "on 2026-11-18 11:06 UTC" in refusal(keys, x_api_key=KEY)
+
+
+def test_an_administrators_key_is_told_where_it_belongs() -> None:
+    assert "for /admin/v1 and the console" in refusal(ring(), x_api_key="tga-abcdefghij-" + "0" * 32)
+
+
+# --------------------------------------------------------------------------------------- what a key allows
+def test_a_key_without_limits_may_ask_for_everything() -> None:
+    caller = caller_of(ring())
+    assert admit(caller, make_call(model_alias="whatever")) == "default"
+    assert [admit(caller, make_call(service_tier=tier)) for tier in ("auto", "flex")] == ["default", "flex"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "asked", "found"),
+    [
+        (("flex", "default"), None, "default"),
+        (("flex", "default"), "auto", "default"),
+        (("priority", "flex"), None, "priority"),
+        (("flex",), "auto", "flex"),
+        (("flex",), "flex", "flex"),
+    ],
+)
+def test_a_call_that_asks_for_no_class_gets_one_that_is_allowed(
+    allowed: tuple[str, ...], asked: str | None, found: str
+) -> None:
+    caller = caller_of(ring(make_key_record(allowed_classes=allowed)))
+    assert admit(caller, make_call(service_tier=asked)) == found
+
+
+def test_what_a_key_does_not_allow_is_denied_with_what_it_does() -> None:
+    limited = make_key_record(allowed_models=("slow", "fast"), allowed_classes=("flex", "default"))
+    caller = caller_of(ring(limited))
+    assert admit(caller, make_call(model_alias="fast")) == "default"
+    with pytest.raises(PermissionDenied, match=r"'auto'\. It may use: fast, slow\.") as caught:
+        admit(caller, make_call(model_alias="auto"))
+    assert caught.value.param == "model"
+    with pytest.raises(PermissionDenied, match=r"'priority'\. It may use: default, flex\.") as caught:
+        admit(caller, make_call(model_alias="fast", service_tier="priority"))
+    assert caught.value.param == "service_tier"
 
 
 # ----------------------------------------------------------------------------------------------- freshness
