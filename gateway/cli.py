@@ -58,7 +58,7 @@ app.add_typer(tenants, name="tenants")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
 app.add_typer(admins, name="admins")
-app.command("audit", epilog="Example: `tollgate audit --action key --from 2026-11-01`")(audit)
+app.add_typer(audit, name="audit")
 app.add_typer(policy, name="policy")
 app.add_typer(pools, name="pools")
 

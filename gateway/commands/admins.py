@@ -1,4 +1,4 @@
-"""`tollgate admins` and `tollgate audit`: who may steer, and who did what?"""
+"""`tollgate admins` and `tollgate audit log`: who may steer, and who did what?"""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from gateway.identity.roles import Role
 admins = typer.Typer(
     help="Administrators' keys, for the control plane and the console.", no_args_is_help=True
 )
+audit = typer.Typer(help="What happened, and is it right?", no_args_is_help=True)
 
 _ROWS_DEFAULT = 50
 
@@ -125,7 +126,8 @@ def admins_revoke(key: Key, *, as_machine: Json = False) -> None:
     )
 
 
-def audit(
+@audit.command("log", epilog="Example: `tollgate audit log --action key --from 2026-11-01`")
+def audit_log(
     actor: Annotated[str | None, typer.Option(help="id or name of who did it")] = None,
     action: Annotated[str | None, typer.Option(help="key.rotate, or key for all about keys")] = None,
     affected: Annotated[

@@ -52,5 +52,5 @@ class Terminal:
         return {"TENANT": name, "PROJECT": key["project_id"], "KEY": key["id"], "ADMIN": admin["id"]}
 
     def audit(self) -> list[Answer]:
-        found: list[Answer] = self.json("audit", "--limit", "500")
+        found: list[Answer] = self.json("audit", "log", "--limit", "500")
         return found

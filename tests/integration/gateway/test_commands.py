@@ -70,13 +70,13 @@ def test_administrators_and_the_audit_for_people(terminal: Terminal) -> None:
     listed = terminal.text("admins", "list")
     assert re.search(rf"{key_id} +ada +finance +revoked ", listed)
     assert [one["state"] for one in terminal.json("admins", "list")] == ["revoked", "active"]
-    audit = terminal.text("audit", "--object", key_id)
+    audit = terminal.text("audit", "log", "--object", key_id)
     for action in ("admin_key.create", "admin_key.rotate", "admin_key.revoke"):
         assert action in audit
     assert new.split("-")[2] not in audit
-    newest = terminal.json("audit", "--limit", "2")
+    newest = terminal.json("audit", "log", "--limit", "2")
     assert [one["action"] for one in newest] == ["admin_key.revoke", "admin_key.rotate"]
-    assert terminal.json("audit", "--action", "key") == []
+    assert terminal.json("audit", "log", "--action", "key") == []
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_administrators_and_the_audit_for_people(terminal: Terminal) -> None:
         ("tenants show nobody", "No tenant 'nobody'; `tollgate tenants list`"),
         ("tenants update nobody --name x", "No tenant 'nobody'"),
         ("admins revoke nothing", "No administrator key 'nothing'; `tollgate admins list`"),
-        ("audit --from yesterday", "`from` must be a date or an instant such as"),
+        ("audit log --from yesterday", "`from` must be a date or an instant such as"),
     ],
 )
 def test_a_wrong_argument_is_answered_with_what_would_be_right(
@@ -113,5 +113,5 @@ def test_lists_are_read_to_their_end(terminal: Terminal) -> None:
     for number in range(3):
         terminal.json("keys", "create", "--tenant", "acme", "--name", f"key {number}")
     assert {one["name"] for one in terminal.json("keys", "list")} == {"key 0", "key 1", "key 2"}
-    assert len(terminal.json("audit", "--limit", "3")) == 3
-    assert len(terminal.json("audit")) == 5
+    assert len(terminal.json("audit", "log", "--limit", "3")) == 3
+    assert len(terminal.json("audit", "log")) == 5
