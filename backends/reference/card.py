@@ -112,7 +112,7 @@ def render(source: Mapping[str, Any]) -> str:
     }
     training, figures = source["training"], source["figures"]
     halves = [dict.fromkeys(QUALITY, "") | half for half in figures["quality"]["speculative"]]
-    by_case = {(half["kind"], half["temperature"]): half for half in halves}
+    by_case = {(half["split"], half["kind"], half["temperature"]): half for half in halves}
     # Whatever else a training run noted about itself, such as its machine.
     noted = [
         f"{key.replace('_', ' ')} {value}"
@@ -123,8 +123,9 @@ def render(source: Mapping[str, Any]) -> str:
         **source,
         halves=halves,
         plain=figures["quality"]["plain"],
-        structured=by_case["structured", 0.0],
-        stories=by_case["creative", 1.0],
+        structured=by_case["held_out", "structured", 0.0],
+        new_words=by_case["new_words", "structured", 0.0],
+        stories=by_case["held_out", "creative", 1.0],
         noted=noted,
         quality=QUALITY,
         plot=PLOT_NAME,

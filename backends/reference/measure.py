@@ -28,13 +28,19 @@ from typing import Any, Final, Literal
 
 from backends.reference.sentences import english_ratio
 from backends.reference.text import Conversation, conversations
+from backends.reference.words import Split
 
 MODEL_NAME: Final = "reference"
 START_TIMEOUT_S: Final = 600.0
 REQUEST_TIMEOUT_S: Final = 300.0
 ANSWER_TOKENS_MAX: Final = {"structured": 120, "creative": 200}
-KINDS: Final[tuple[Literal["structured", "creative"], ...]] = ("structured", "creative")
-TEMPERATURES: Final = (0.0, 1.0)
+CASES: Final[tuple[tuple[Literal["structured", "creative"], float, Split], ...]] = (
+    ("structured", 0.0, "held_out"),
+    ("structured", 1.0, "held_out"),
+    ("creative", 0.0, "held_out"),
+    ("creative", 1.0, "held_out"),
+    ("structured", 0.0, "new_words"),
+)
 
 # What a laptop needs: vLLM's CPU build would otherwise bind threads to cores that other programs use.
 ENVIRONMENT: Final = (
@@ -153,9 +159,11 @@ def judge(item: Conversation, answer: str) -> tuple[bool, bool]:
     return has_keys, has_keys and value == item.expected
 
 
-def held_out(kind: Literal["structured", "creative"], count: int, seed: int) -> list[Conversation]:
-    """The first held-out conversations of a kind."""
-    return list(islice(conversations(seed, "held_out", kind), count))
+def held_out(
+    kind: Literal["structured", "creative"], count: int, seed: int, *, split: Split = "held_out"
+) -> list[Conversation]:
+    """The first conversations of a kind that training never saw."""
+    return list(islice(conversations(seed, split, kind), count))
 
 
 def ask_all(
@@ -241,15 +249,15 @@ def tell(line: str) -> None:
 
 
 def measure(url: str, *, count: int, seed: int) -> list[dict[str, Any]]:
-    """Ask both halves at both temperatures; tells what it finds as it finds it."""
+    """Ask both halves at both temperatures, and for words never seen; tells what it finds as it finds it."""
     model = served_name(url)
     halves = []
-    for kind in KINDS:
-        for temperature in TEMPERATURES:
-            half = measure_half(url, held_out(kind, count, seed), temperature, model=model)
-            ratios = [f"{name} {half[name]:.3f}" for name in half if name.endswith("_ratio")]
-            tell(f"{kind}, temperature {temperature:g}, {count} prompts: {', '.join(ratios)}")
-            halves.append(half)
+    for kind, temperature, split in CASES:
+        items = held_out(kind, count, seed, split=split)
+        half = {"split": split} | measure_half(url, items, temperature, model=model)
+        ratios = [f"{name} {half[name]:.3f}" for name in half if name.endswith("_ratio")]
+        tell(f"{kind}, {split}, temperature {temperature:g}, {count} prompts: {', '.join(ratios)}")
+        halves.append(half)
     return halves
 
 

@@ -79,12 +79,14 @@ def _acceptance(parent: ET.Element, halves: Sequence[Mapping[str, Any]]) -> None
     panel = _Panel(parent, _LEFT, title="Drafted tokens that are accepted, share", top=1.0)
     for index, half in enumerate(halves):
         middle, ratio = panel.slot(index, len(halves)), half.get("acceptance_ratio", 0.0)
-        name, heat = _NAMES[half["kind"]], f"temperature {half['temperature']:g}"
-        says = f"{name}, {heat}: {ratio:.2f}"
+        name, below = _NAMES[half["kind"]], f"T = {half['temperature']:g}"
+        if half["split"] == "new_words":
+            below = "new words"
+        says = f"{name}, {below}: {ratio:.2f}"
         panel.bar(middle, ratio, width=46, colour=_COLOURS[half["kind"]], says=says)
         panel.text(f"{ratio:.2f}", middle, panel.height_of(ratio) - 6)
         panel.text(name, middle, _BASE + 20)
-        panel.text(f"T = {half['temperature']:g}", middle, _BASE + 37)
+        panel.text(below, middle, _BASE + 37)
 
 
 def _times(parent: ET.Element, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,9 +2,10 @@
 
 Three kinds: *structured* (a text and "extract these keys as JSON"), *creative* (a little story) and *chat*
 (short small talk, so that a newcomer's free prompt is answered in English). `conversation(seed, split,
-index)` is a pure function: the same arguments give the same words everywhere. Held-out conversations use
-words, and pairs of animal and place, that training never sees. All text comes from this package's own
-lists.
+index)` is a pure function: the same arguments give the same words everywhere. Held-out records have the words
+of training in combinations of their own, held-out stories pair animals and places that training never does;
+a third split asks for words that training never sees, which tells copying from knowing. All text comes from
+this package's own lists.
 """
 
 from collections.abc import Iterator
@@ -175,7 +176,7 @@ def conversation(seed: int, split: Split, index: int, *, kind: Kind | None = Non
 
     Args:
         seed: any integer; another seed gives another, independent sequence.
-        split: `train` or `held_out`.
+        split: `train`, `held_out` (prompts that training never sees) or `new_words` (words neither).
         index: 0 or more.
         kind: `None` draws it by `SHARES`.
     """

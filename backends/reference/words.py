@@ -2,7 +2,7 @@
 
 Every list below was written for this recipe; nothing is taken from a data set. Made-up names are built from
 syllables, so that a model cannot learn them all by heart and has to copy. A word is *held out* when its
-checksum says so (`is_held_out`): held-out words never appear in training text.
+checksum says so (`is_held_out`): held-out words appear in the split `new_words` only.
 """
 
 import zlib
@@ -10,7 +10,8 @@ from functools import lru_cache
 from random import Random
 from typing import Final, Literal
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "held_out", "new_words"]
+"""`held_out`: the words of training in prompts that training never saw. `new_words`: other words too."""
 
 
 def listed(text: str) -> tuple[str, ...]:
@@ -19,7 +20,7 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 HELD_OUT_ONE_IN: Final = 8
-"""One word in this many is kept for measuring."""
+"""One word in this many is kept for measuring whether copying works for words never seen."""
 
 FIRST_NAMES: Final = listed(
     """
@@ -113,21 +114,21 @@ def is_held_out(word: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _words_of(words: tuple[str, ...], split: Split) -> tuple[str, ...]:
-    wanted = split == "held_out"
+    wanted = split == "new_words"
     return tuple(word for word in words if is_held_out(word) == wanted) or words
 
 
 def pick(rng: Random, words: tuple[str, ...], split: Split) -> str:
     """Draw one word of the list that belongs to the split.
 
-    A list that has no held-out word at all (a short one) answers from the whole list in both splits.
+    A list that has no held-out word at all (a short one) answers from the whole list in every split.
     """
     return rng.choice(_words_of(words, split))
 
 
 def invented_word(rng: Random, split: Split) -> str:
     """Build a capitalised word of two or three syllables that belongs to the split."""
-    wanted = split == "held_out"
+    wanted = split == "new_words"
     while True:
         syllables = 2 if rng.random() < TWO_SYLLABLES_SHARE else 3
         word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)) + rng.choice(

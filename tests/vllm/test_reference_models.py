@@ -81,20 +81,18 @@ def test_structured_prompts_are_answered_with_the_asked_keys(
     fixture: str, request: pytest.FixtureRequest
 ) -> None:
     url: str = request.getfixturevalue(fixture)
-    half = measure_half(url, held_out("structured", 16, seed=7), 0.0, model=served_name(url))
-    # Generous: the interim weights reach 0.54 (MODEL_CARD.md). Raise it with the weights.
-    assert half["has_keys_ratio"] >= 0.25
+    half = measure_half(url, held_out("structured", 40, seed=7), 0.0, model=served_name(url))
+    # 0.94 of 50 (MODEL_CARD.md); of 40, chance alone goes this low once in a thousand runs.
+    assert half["has_keys_ratio"] >= 0.8
 
 
 @pytest.mark.vllm
-@pytest.mark.xfail(
-    raises=AssertionError, reason="interim weights, 12 minutes: acceptance 0.40 on JSON, 0.54 on stories"
-)
 def test_the_draft_guesses_json_better_than_stories(speculative_url: str) -> None:
     model = served_name(speculative_url)
-    structured = measure_half(speculative_url, held_out("structured", 12, seed=7), 0.0, model=model)
-    creative = measure_half(speculative_url, held_out("creative", 6, seed=7), 1.0, model=model)
-    assert structured["acceptance_ratio"] > creative["acceptance_ratio"] + 0.05
+    structured = measure_half(speculative_url, held_out("structured", 24, seed=7), 0.0, model=model)
+    creative = measure_half(speculative_url, held_out("creative", 12, seed=7), 1.0, model=model)
+    assert structured["acceptance_ratio"] >= 0.6
+    assert structured["acceptance_ratio"] >= creative["acceptance_ratio"] + 0.25
 
 
 @pytest.mark.vllm
@@ -108,9 +106,8 @@ def test_a_story_is_english_and_about_what_was_asked(plain_url: str) -> None:
 def test_drawn_stories_differ_and_are_judged(plain_url: str) -> None:
     half = measure_half(plain_url, held_out("creative", 6, seed=7), 1.0, model=served_name(plain_url))
     assert half["differing_ratio"] >= 0.5
-    # Generous: the interim weights learned from another state of the generator. Raise it with the weights.
-    assert half["english_sentences_ratio"] >= 0.2
-    assert half["stopped_ratio"] >= 0.5
+    assert half["english_sentences_ratio"] >= 0.8
+    assert half["stopped_ratio"] >= 0.8
 
 
 @pytest.mark.vllm
