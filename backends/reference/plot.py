@@ -26,6 +26,7 @@ _COLOURS: Final = {
     "speculative": "#0a5c8f",
 }
 _NAMES: Final = {"structured": "structured", "creative": "stories"}
+_SHORT_NAMES: Final = {"structured": "JSON", "creative": "stories"}
 _STEPS: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -79,7 +80,7 @@ def _acceptance(parent: ET.Element, halves: Sequence[Mapping[str, Any]]) -> None
     panel = _Panel(parent, _LEFT, title="Drafted tokens that are accepted, share", top=1.0)
     for index, half in enumerate(halves):
         middle, ratio = panel.slot(index, len(halves)), half.get("acceptance_ratio", 0.0)
-        name, below = _NAMES[half["kind"]], f"T = {half['temperature']:g}"
+        name, below = _SHORT_NAMES[half["kind"]], f"T = {half['temperature']:g}"
         if half["split"] == "new_words":
             below = "new words"
         says = f"{name}, {below}: {ratio:.2f}"
