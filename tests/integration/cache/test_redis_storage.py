@@ -32,7 +32,7 @@ async def connected(url: str) -> AsyncIterator[RedisClient]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A cluster of one node that owns every slot."""
-    with redis_server(arguments=["--cluster-enabled", "yes"]) as url:
+    with redis_server(arguments=["--cluster-enabled", "yes", "--cluster-port", str(free_port())]) as url:
         port = url.rpartition(":")[2].partition("/")[0]
         _cli(port, "cluster", "addslotsrange", "0", "16383")
         deadline_s = time.monotonic() + 30

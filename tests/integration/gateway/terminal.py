@@ -7,6 +7,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from gateway.cli import app as program
+from gateway.commands.terminal import out
 from gateway.errors import GatewayError
 from tests.integration.gateway.rig import settings_for
 
@@ -25,8 +26,8 @@ class Terminal:
             "TOLLGATE_DATABASE_URL": settings.effective_database_url,
             "TOLLGATE_POLICY": str(settings.policy),
             "TOLLGATE_POOLS": str(settings.pools),
-            "COLUMNS": "250",
         }
+        out.width = 250  # not what COLUMNS happened to say when the program was imported
         self.json("tenants", "create", "acme")
         self.json("projects", "create", "default", "--tenant", "acme")
 

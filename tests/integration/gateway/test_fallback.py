@@ -11,6 +11,9 @@ from gateway.settings import TimeoutSettings
 from tests.integration.gateway.rig import Events, Gateway, eventually, running, settings_for
 from tests.support.mock_process import MockVllm
 
+# Nothing here depends on where keys and rows are kept: the other files try both kinds of store.
+pytestmark = pytest.mark.parametrize("home", ["embedded"], indirect=True)
+
 IMPATIENT: Final = TimeoutSettings(connect_s=2, first_token_s=3, between_tokens_s=3, total_s=3)
 EXTRACT: Final = "Extract all names: Bob met Ann."
 """Goes to the speculative pool first."""

@@ -12,6 +12,9 @@ from tests.integration.gateway.overflow_rig import KEY, opt_in, overflowing
 from tests.integration.gateway.rig import TEXT, Events, Gateway, running
 from tests.support.mock_process import OpenAiServer
 
+# Nothing here depends on where keys and rows are kept: the other files try both kinds of store.
+pytestmark = pytest.mark.parametrize("home", ["embedded"], indirect=True)
+
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from tests.integration.gateway.rig import TEXT, Events, Gateway, bearer
 from tests.support.mock_process import OpenAiServer
 from tests.support.pool_files import usd
 
+# Nothing here depends on where keys and rows are kept: the other files try both kinds of store.
+pytestmark = pytest.mark.parametrize("home", ["embedded"], indirect=True)
+
 
 async def test_with_all_pools_down_a_call_is_answered_outside(alone: Gateway, outside: OpenAiServer) -> None:
     answer = await alone.chat(EXTRACT, max_tokens=50, temperature=0.5)

@@ -11,6 +11,9 @@ from gateway.inference import CREATIVE_TASKS, TaskType
 from tests.integration.gateway.rig import CHAT, TEXT, Events, Gateway
 from tests.support.mock_process import MockVllm
 
+# Nothing here depends on where keys and rows are kept: the other files try both kinds of store.
+pytestmark = pytest.mark.parametrize("home", ["embedded"], indirect=True)
+
 REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
 POLICY = re.compile(r"default@[0-9a-f]{12}")
 

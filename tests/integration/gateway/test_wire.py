@@ -18,6 +18,9 @@ from tests.support.mock_process import MockVllm
 from tests.support.mock_vllm_exchange import load
 from tests.support.pool_files import charge_nanos, usd
 
+# Nothing here depends on where keys and rows are kept: the other files try both kinds of store.
+pytestmark = pytest.mark.parametrize("home", ["embedded"], indirect=True)
+
 GOLDEN: Final = Path(__file__).parents[2] / "support" / "golden"
 ENGINE_ONLY: Final = {
     "system_fingerprint",
