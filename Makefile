@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 HARDWARE ?= auto
-WORKERS ?= 2
+WORKERS ?= 3
 COVERAGE_TOTAL ?= 90
 
 INSTALL = $(PYTHON) -m backends.install

@@ -123,7 +123,7 @@ def main() -> int:
     parser.add_argument(
         "--only", choices=["checks", "parallel", "serial"], help="one part, without coverage floors"
     )
-    parser.add_argument("--workers", default="2", help="processes for the parallel part")
+    parser.add_argument("--workers", default="3", help="processes for the parallel part")
     parser.add_argument(
         "--total", type=float, default=90.0, help="floor for the coverage of everything, percent"
     )
@@ -135,7 +135,7 @@ def main() -> int:
     if options.only != "checks":
         run(["python", "-m", "coverage", "erase"])
     if options.only in {None, "parallel"}:
-        phase(outcome, "parallel", PARALLEL, options=("-n", options.workers))
+        phase(outcome, "parallel", PARALLEL, options=("-n", options.workers, "--dist", "worksteal"))
     if options.only in {None, "serial"}:
         phase(outcome, "serial", SERIAL)
     if options.only is None:
