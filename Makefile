@@ -17,7 +17,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  Variables: PYTHON=python3.12  HARDWARE=cpu|cuda (default: what is found)  INSTALL_ISOLATED=1 (pip's"
-	@echo "  cache and temporary files inside .tollgate)  WORKERS=2  COVERAGE_TOTAL=90"
+	@echo "  cache and temporary files inside .tollgate)  WORKERS=3  COVERAGE_TOTAL=90"
 
 # exec: Ctrl-C has to reach tollgate, not a shell around it.
 run: gateway engine ## install what is missing, then start the bundled fleet and the gateway on 127.0.0.1:8080
