@@ -139,7 +139,7 @@ class UnsupportedEncoding(CallerError):
 
 
 class RateLimited(CallerError):
-    """Too many requests or tokens for now."""
+    """Too many requests or tokens at this moment."""
 
     code = "rate_limited"
     status_code = 429
