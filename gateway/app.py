@@ -37,10 +37,10 @@ from gateway.errors import ConfigurationError
 from gateway.freshness import ChangeWatcher
 from gateway.identity.admin_store import list_admin_keys
 from gateway.identity.admins import AdminRing, Logins
-from gateway.identity.audit import TOPIC
 from gateway.identity.auth import KeyRing
 from gateway.identity.key_store import list_keys
 from gateway.identity.root_key import load_admin_key, load_root_key
+from gateway.identity.tables import TOPIC
 from gateway.ledger.budgets import Holds
 from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper

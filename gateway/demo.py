@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from gateway.audit import Act
 from gateway.identity import key_store, store
-from gateway.identity.audit import Act
 from gateway.identity.credentials import hash_of
 from gateway.identity.key_store import KeyState
 

@@ -17,11 +17,11 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backends.registry import PoolRegistry
+from gateway.audit import Act, Actor, Source
 from gateway.clock import Clock
 from gateway.db import SessionFactory
 from gateway.errors import AuthenticationFailed, Overloaded, PermissionDenied
 from gateway.identity.admins import AdminRing, Logins
-from gateway.identity.audit import Act, Actor, Source
 from gateway.identity.auth import KeyRing
 from gateway.identity.roles import RULES, Credential, Rule
 from gateway.inference import new_id

@@ -9,6 +9,7 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
+import gateway.audit
 import gateway.identity.tables
 import gateway.ledger.tables
 import gateway.pricing.tables

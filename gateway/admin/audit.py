@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query
 
 from gateway.admin.usage import instant
 from gateway.admin.views import AuditView, PageView, audit_view, epoch_ms_of
+from gateway.audit import AuditFilter, page_entries
 from gateway.dependencies import PageDep, SessionDep
-from gateway.identity.audit import AuditFilter, page_entries
 
 router = APIRouter(prefix="/admin/v1/audit", tags=["audit"])
 

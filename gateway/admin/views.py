@@ -11,13 +11,13 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.audit import AuditEntry
 from gateway.errors import InvalidRequest
 from gateway.identity.admin_store import AdminRecord
 from gateway.identity.credentials import IssuedKey
 from gateway.identity.key_store import KeyRecord, KeyState
 from gateway.identity.roles import Role
 from gateway.identity.store import ProjectRecord, TenantRecord
-from gateway.identity.tables import AuditEntry
 
 T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -19,6 +19,7 @@ from gateway.admin.views import (
     epoch_ms_of,
     issued_admin_key_view,
 )
+from gateway.audit import page_entries
 from gateway.clock import Clock
 from gateway.commands.keys import Expires, Key, Overlap, seconds_of
 from gateway.commands.terminal import (
@@ -32,7 +33,6 @@ from gateway.commands.terminal import (
     print_table,
 )
 from gateway.identity import admin_store
-from gateway.identity.audit import page_entries
 from gateway.identity.roles import Role
 
 admins = typer.Typer(

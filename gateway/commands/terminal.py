@@ -21,10 +21,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from backends.files import PoolFileError, load_pools
 from backends.pool import PoolSpec
+from gateway.audit import Act, Actor, ActorKind, Source
 from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
 from gateway.errors import ConfigurationError
-from gateway.identity.audit import Act, Actor, ActorKind, Source
 from gateway.identity.roles import Role
 from gateway.migrate import require_current
 from gateway.paging import ROWS_MAX, Page, PageRequest

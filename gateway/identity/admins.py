@@ -17,10 +17,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
+from gateway.audit import Actor, ActorKind
 from gateway.clock import Clock
 from gateway.errors import AuthenticationFailed, Overloaded
 from gateway.identity.admin_store import AdminRecord
-from gateway.identity.audit import Actor, ActorKind
 from gateway.identity.credentials import ADMIN_PREFIX, KEY_PREFIX, hash_of
 from gateway.identity.key_store import KeyState
 from gateway.identity.roles import Role

@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
+from gateway import audit
+from gateway.audit import Act
 from gateway.errors import Conflict, InvalidRequest, NotFound
-from gateway.identity import audit
-from gateway.identity.audit import Act
 from gateway.identity.credentials import (
     KEY_PREFIX,
     OVERLAP_S_DEFAULT,

@@ -13,9 +13,9 @@ from sqlalchemy import Select, func
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
+from gateway import audit
+from gateway.audit import Act
 from gateway.errors import Conflict, NotFound
-from gateway.identity import audit
-from gateway.identity.audit import Act
 from gateway.identity.credentials import check_name
 from gateway.identity.tables import ApiKey, Project, Tenant
 from gateway.inference import new_id

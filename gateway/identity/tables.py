@@ -1,7 +1,6 @@
-"""Tenants pay, projects allocate, API keys call, administrators steer, the audit remembers.
+"""Tenants pay, projects allocate, API keys call, administrators steer.
 
-A class that is `Audited` can only be written through `identity/audit.py`; the fields that it names are what
-an entry may show, and no secret is among them.
+All of them are `Audited`: they can only be written through `gateway/audit.py`.
 """
 
 from __future__ import annotations
@@ -9,20 +8,15 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from sqlalchemy import JSON, Boolean, Column, ForeignKey, Index, String, true
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
 
+from gateway.audit import Audited
 from gateway.db import EpochMs
 
+TOPIC = "keys"
+"""Raised with every change to who may call, so that running gateways learn of it."""
 CLASSES = ("priority", "default", "flex")
 """Latency classes, as `service_tier` names them; `auto` leaves the choice to the key."""
-
-
-class Audited(SQLModel):
-    """What cannot change without an entry in the audit."""
-
-    audit_kind: ClassVar[str]
-    audit_fields: ClassVar[tuple[str, ...]]
-    """What an entry shows of it."""
 
 
 def _instant(comment: str) -> Any:
@@ -38,6 +32,7 @@ class Tenant(Audited, table=True):
 
     __tablename__ = "tenants"
     audit_kind: ClassVar[str] = "tenant"
+    audit_topic: ClassVar[str] = TOPIC
     audit_fields: ClassVar[tuple[str, ...]] = ("name", "is_internal_only", "caches_answers", "retired_at_ms")
 
     id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, ten_…"))
@@ -69,6 +64,7 @@ class Project(Audited, table=True):
     __tablename__ = "projects"
     __table_args__ = (Index("uq_projects_tenant_id_name", "tenant_id", "name", unique=True),)
     audit_kind: ClassVar[str] = "project"
+    audit_topic: ClassVar[str] = TOPIC
     audit_fields: ClassVar[tuple[str, ...]] = ("tenant_id", "name", "retired_at_ms")
 
     id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, prj_…"))
@@ -91,6 +87,7 @@ class ApiKey(Audited, table=True):
         Index("uq_api_keys_rotated_from", "rotated_from", unique=True),
     )
     audit_kind: ClassVar[str] = "key"
+    audit_topic: ClassVar[str] = TOPIC
     audit_fields: ClassVar[tuple[str, ...]] = (
         "tenant_id",
         "project_id",
@@ -138,6 +135,7 @@ class AdminKey(Audited, table=True):
     __tablename__ = "admin_keys"
     __table_args__ = (Index("uq_admin_keys_rotated_from", "rotated_from", unique=True),)
     audit_kind: ClassVar[str] = "admin_key"
+    audit_topic: ClassVar[str] = TOPIC
     audit_fields: ClassVar[tuple[str, ...]] = (
         "name",
         "role",
@@ -164,42 +162,4 @@ class AdminKey(Audited, table=True):
     rotated_from: str | None = Field(
         default=None,
         sa_column=Column(String(64), nullable=True, comment="public id of the key that it replaces"),
-    )
-
-
-def _text(length: int, comment: str, *, optional: bool = False) -> Any:
-    return Field(default=None, sa_column=Column(String(length), nullable=optional, comment=comment))
-
-
-class AuditEntry(SQLModel, table=True):
-    """Who changed what, when and how. Rows are only ever added."""
-
-    __tablename__ = "audit_entries"
-    __table_args__ = (
-        Index("ix_audit_entries_at", "at_ms", "id"),
-        Index("ix_audit_entries_object", "object_id", "at_ms"),
-        Index("ix_audit_entries_actor", "actor_id", "at_ms"),
-    )
-
-    id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, aud_…"))
-    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when, epoch ms"))
-    source: str = _text(16, "how it was done: api, cli or console")
-    request_id: str | None = _text(64, "the request that did it, as in x-request-id", optional=True)
-    actor_kind: str = _text(16, "bootstrap, admin_key or cli")
-    actor_id: str = _text(160, "public id of the administrator key, or cli:<user of the machine>")
-    actor_name: str = _text(128, "what people called the actor then")
-    actor_role: str = _text(16, "the actor's role then")
-    action: str = _text(64, "what was done, such as key.rotate")
-    object_kind: str = _text(32, "what it was done to, such as key")
-    object_id: str = _text(64, "its id")
-    object_name: str = _text(128, "what people called it afterwards")
-    before: dict[str, Any] | None = Field(
-        default=None,
-        sa_column=Column(
-            JSON(none_as_null=True), nullable=True, comment="what changed, as it was; empty for a new one"
-        ),
-    )
-    after: dict[str, Any] | None = Field(
-        default=None,
-        sa_column=Column(JSON(none_as_null=True), nullable=True, comment="what changed, as it is now"),
     )

@@ -23,8 +23,8 @@ from backends.pool import (
     ReplicaState,
     SpeculationSpec,
 )
+from gateway.audit import Act, Actor, ActorKind, Source
 from gateway.clock import Clock
-from gateway.identity.audit import Act, Actor, ActorKind, Source
 from gateway.identity.credentials import hash_of
 from gateway.identity.key_store import KeyRecord
 from gateway.identity.roles import Role

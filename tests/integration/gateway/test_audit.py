@@ -15,13 +15,14 @@ import typer
 from sqlalchemy import delete, select, update
 from sqlmodel import col
 
+from gateway import audit
+from gateway.audit import Act, Actor, ActorKind, AuditEntry
 from gateway.cli import app as program
 from gateway.db import metadata
 from gateway.errors import AuthenticationFailed, Conflict
-from gateway.identity import admin_store, audit, key_store, store
-from gateway.identity.audit import Act, Actor, ActorKind
+from gateway.identity import admin_store, key_store, store
 from gateway.identity.roles import RULES, Role
-from gateway.identity.tables import AdminKey, ApiKey, AuditEntry, Tenant
+from gateway.identity.tables import AdminKey, ApiKey, Tenant
 from gateway.settings import FreshnessSettings
 from tests.integration.gateway.desk import Answer, Desk
 from tests.integration.gateway.rig import bearer, running, settings_for
