@@ -188,7 +188,7 @@ async def test_what_is_audited_cannot_be_written_in_another_way(desk: Desk) -> N
     act = make_act(desk.clock)
     async with sessions() as session:
         session.add(Tenant(id="ten_1", name="silent", created_at_ms=1))
-        with pytest.raises(RuntimeError, match=r"Tenant is written through gateway\.identity\.audit\.write"):
+        with pytest.raises(RuntimeError, match=r"Tenant is written through gateway\.audit\.write"):
             await session.flush()
     async with sessions() as session:
         tenant = await store.get_tenant(session, "acme")
