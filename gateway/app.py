@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.types import Receive, Scope, Send
 
@@ -34,14 +35,21 @@ from gateway.console.overview import console_router
 from gateway.db import create_engine, session_factory
 from gateway.dependencies import Runtime, Services, guard, require_guarded
 from gateway.errors import ConfigurationError
-from gateway.freshness import ChangeWatcher
+from gateway.freshness import ChangeWatcher, Reload
 from gateway.identity.admin_store import list_admin_keys
 from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.auth import KeyRing
 from gateway.identity.key_store import list_keys
 from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.tables import TOPIC
+from gateway.ledger.admission import Budgets
+from gateway.ledger.buckets import BudgetBook
+from gateway.ledger.budget_store import TOPIC as BUDGETS_TOPIC
+from gateway.ledger.budget_store import live_budgets
 from gateway.ledger.budgets import Holds
+from gateway.ledger.lessor import TOPIC as SLICES_TOPIC
+from gateway.ledger.lessor import Lessor
+from gateway.ledger.partitions import ensure_partitions
 from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
@@ -53,6 +61,7 @@ from gateway.pricing.store import remember_versions
 from gateway.protocols.openai import ParseLimits
 from gateway.redis_client import close_redis, redis_client, require_redis
 from gateway.routing.policy import Policy, load_policy
+from gateway.routing.receipts import insert_receipts
 from gateway.routing.versions import remember_version
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -174,6 +183,13 @@ class _Parts:
             self._clock,
             unshipped_max=settings.limits.unshipped_records_max,
         )
+        lessor = Lessor(
+            Holds(),
+            session_factory(engine),
+            owner_id=spool.owner_id,
+            settings=settings.budgets,
+            clock=self._clock,
+        )
         dispatcher = Dispatcher(
             self._registry,
             client,
@@ -186,13 +202,16 @@ class _Parts:
                 engine, session_factory(engine), poll_interval_s=settings.freshness.poll_interval_s
             )
             cache = await self._cache()
-            services, shipper = await self._build(engine, dispatcher, spool, watcher=watcher, cache=cache)
+            services, shipper = await self._build(
+                engine, dispatcher, spool, watcher=watcher, cache=cache, lessor=lessor
+            )
             async with asyncio.TaskGroup() as group:
                 monitoring = group.create_task(self._monitor().run())
                 keeping = group.create_task(cache.run())
                 in_database = [
                     group.create_task(shipper.run()),
                     group.create_task(watcher.run()),
+                    group.create_task(lessor.run()),
                 ]
                 try:
                     yield services
@@ -202,11 +221,14 @@ class _Parts:
                     keeping.cancel()
                     shipper.stop()
                     watcher.stop()
+                    lessor.stop()
                     # What talks to the database ends by itself: a call that is cut leaves a connection that
                     # holds its locks. Only a database that hangs is not waited for.
                     _, late = await asyncio.wait(in_database, timeout=STOP_S)
                     for task in late:
                         task.cancel()
+                    if not late:
+                        await self._give_back(lessor, spool)
         finally:
             await client.close()
             if self._redis is not None:
@@ -224,22 +246,32 @@ class _Parts:
         *,
         watcher: ChangeWatcher,
         cache: AnswerCache,
+        lessor: Lessor,
     ) -> tuple[Services, Shipper]:
         settings, clock = self._settings, self._clock
         await require_current(engine)
         sessions = session_factory(engine)
-        shipper = Shipper(spool, sessions, settings.spool)
+        shipper = Shipper(
+            spool,
+            sessions,
+            settings.spool,
+            clock=clock,
+            insert_receipts=insert_receipts,
+            holds=lessor.holds,
+            books=lessor.books,
+        )
         await shipper.recover()
         async with sessions() as session:
             await remember_version(session, self._policy, now_ms=clock.epoch_ms())
             await remember_versions(session, self._prices, now_ms=clock.epoch_ms())
+            await ensure_partitions(session)
             await session.commit()
-        holds = Holds()
+        budgets = Budgets(lessor.holds, lessor, clock)
         pipeline = Pipeline(
             routing=self._routing(),
             registry=self._registry,
             dispatcher=dispatcher,
-            holds=holds,
+            budgets=budgets,
             settlement=Settlement(spool, clock),
             cache=cache,
             telemetry=self._telemetry,
@@ -263,8 +295,10 @@ class _Parts:
             root_key=self._root_key,
         )
         watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
+        watcher.watch(BUDGETS_TOPIC, _reload_budgets(budgets))
+        watcher.watch(SLICES_TOPIC, lessor.recalled)
         await watcher.refresh()
-        self._watch_gauges(services, holds)
+        self._watch_gauges(services, lessor.holds)
         self._watch_cache(cache)
         return services, shipper
 
@@ -324,6 +358,15 @@ class _Parts:
         )
         count("tollgate_cache_not_kept", "Answers too large or too many to keep", lambda: cache.not_kept)
 
+    async def _give_back(self, lessor: Lessor, spool: Spool) -> None:
+        """Give back what was lent, if all that was spent is booked; if not, the spool is recovered later."""
+        if spool.unshipped_count or spool.open_count:
+            return
+        try:
+            await lessor.close()
+        except (SQLAlchemyError, OSError) as error:
+            _log.warning("what was lent is not given back (it will be at expiry): %s", error)
+
     async def _reload_keys(self, session: AsyncSession) -> None:
         self._keys.replace(await list_keys(session))
         self._admins.replace(await list_admin_keys(session))
@@ -347,6 +390,13 @@ def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
         name: Endpoint(target.api_base, None if target.key_name is None else keys[target.key_name])
         for name, target in policy.external.items()
     }
+
+
+def _reload_budgets(budgets: Budgets) -> Reload:
+    async def reload(session: AsyncSession) -> None:
+        budgets.book = BudgetBook(await live_budgets(session))
+
+    return reload
 
 
 def _count(spool: Spool) -> _Read:

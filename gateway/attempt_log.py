@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gateway.clock import Clock
 from gateway.errors import UpstreamError
+from gateway.identity.auth import Caller
 from gateway.inference import (
     AttemptState,
     AttemptTiming,
@@ -13,6 +14,7 @@ from gateway.inference import (
     TokenUsage,
     new_id,
 )
+from gateway.ledger.buckets import Account
 from gateway.ledger.budgets import Reservation
 from gateway.ledger.records import AttemptStart
 from gateway.ledger.settlement import OpenAttempt, Outcome, Settlement, estimated_input_tokens
@@ -60,10 +62,10 @@ class AttemptLog:
             target,
             replica,
             number=number,
-            hold=self.reservation.bound_usd_nanos,
+            reservation=self.reservation,
             now_ms=self._clock.epoch_ms(),
         )
-        self._current = self._settlement.begin(start, price)
+        self._current = self._settlement.begin(start, price, self.reservation)
 
     def failed(self, error: UpstreamError, timing: AttemptTiming) -> None:
         """The attempt that started last failed; whether it used anything is only known if it answered."""
@@ -94,8 +96,13 @@ class AttemptLog:
         return usd_text(self.current.charge_of(usage))
 
 
+def account_of(caller: Caller) -> Account:
+    """Who spends, as the ledger wants to be told."""
+    return Account(tenant_id=caller.tenant_id, project_id=caller.project_id, key_ids=(caller.key_id,))
+
+
 def start_of(
-    plan: Plan, target: Target, replica: str, *, number: int, hold: UsdNanos, now_ms: int
+    plan: Plan, target: Target, replica: str, *, number: int, reservation: Reservation | None, now_ms: int
 ) -> tuple[AttemptStart, Price]:
     """The record of an attempt that starts now, and the price that it will be settled at.
 
@@ -104,7 +111,7 @@ def start_of(
         target: who is tried.
         replica: which of its replicas.
         number: 1 for the first try.
-        hold: what is held for it.
+        reservation: what is held for it; None: nothing, for it costs nothing.
         now_ms: epoch milliseconds.
     """
     call, caller, decision = plan.call, plan.caller, plan.decision
@@ -132,7 +139,8 @@ def start_of(
         service_tier=call.service_tier,
         tags=call.tags,
         cache=plan.cache,
-        hold_usd_nanos=hold,
+        hold_usd_nanos=0 if reservation is None else reservation.bound_usd_nanos,
+        buckets=() if reservation is None else reservation.counted,
         estimated_input_tokens=input_tokens,
         estimated_charge_usd_nanos=charge(TokenUsage(input=input_tokens), price.rates),
         started_at_ms=now_ms,

@@ -153,7 +153,8 @@ def _migrate(settings: Settings) -> None:
     if settings.is_embedded:
         settings.state_dir.mkdir(parents=True, exist_ok=True)
     owner = settings.migration_database_url
-    upgrade(owner.get_secret_value() if owner is not None else settings.effective_database_url)
+    serving = settings.effective_database_url
+    upgrade(serving if owner is None else owner.get_secret_value(), serving_url=serving)
 
 
 def _welcome(url: str, settings: Settings, key: str | None, log_file: Path) -> None:

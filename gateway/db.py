@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Dialect, MetaData, String, event, func, select
+from sqlalchemy import BigInteger, Column, Dialect, MetaData, String, event, func, select, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -18,6 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
+
+from gateway.clock import Clock
 
 NAMING = {
     "ix": "ix_%(column_0_label)s",
@@ -93,6 +95,45 @@ async def insert_ignoring_duplicates(
     # The table itself, not its class: the ORM would look at every value of every row.
     plain = metadata.tables[str(table.__tablename__)]
     await session.execute(insert(plain).on_conflict_do_nothing(), list(rows))
+
+
+async def database_ms(session: AsyncSession, clock: Clock) -> int:
+    """Epoch milliseconds by the database's clock, which all processes share; SQLite has the machine's."""
+    if session.get_bind().dialect.name == "sqlite":
+        return clock.epoch_ms()
+    found = await session.execute(text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"))
+    return int(found.scalar_one())
+
+
+async def begin_writing(session: AsyncSession) -> None:
+    """Take SQLite's one write lock before reading what the transaction will change.
+
+    SQLite cannot turn a reader into a writer once another one has written. PostgreSQL locks rows.
+    """
+    if session.get_bind().dialect.name == "sqlite":
+        await session.execute(text("UPDATE changes SET revision = revision WHERE topic = ''"))
+
+
+async def insert_adding(session: AsyncSession, table: type[SQLModel], rows: Sequence[dict[str, Any]]) -> None:
+    """Insert the rows; where one of its key is there, add to its other columns."""
+    if not rows:
+        return
+    dialect = session.get_bind().dialect.name
+    insert = postgresql_insert if dialect == "postgresql" else sqlite_insert
+    plain = metadata.tables[str(table.__tablename__)]
+    statement = insert(plain)
+    keys = {column.name for column in plain.primary_key}
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=sorted(keys),
+            set_={
+                column.name: column + statement.excluded[column.name]
+                for column in plain.columns
+                if column.name not in keys
+            },
+        ),
+        list(rows),
+    )
 
 
 async def note_change(session: AsyncSession, topic: str) -> None:

@@ -76,10 +76,15 @@ class AuthenticationFailed(CallerError):
 
 
 class BudgetExceeded(CallerError):
-    """A hard budget cannot hold the estimate."""
+    """A hard budget cannot hold what the request may come to."""
 
     code = "budget_exceeded"
     status_code = 402
+
+    def __init__(self, caller_detail: str, *, resets_at: str | None = None) -> None:
+        super().__init__(caller_detail)
+        self.resets_at = resets_at
+        """When the budget begins anew, ISO 8601 UTC; None: never."""
 
 
 class Unpriced(CallerError):

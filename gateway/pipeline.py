@@ -13,13 +13,13 @@ from dataclasses import replace
 import msgspec
 
 from backends.registry import PoolRegistry
-from gateway.attempt_log import AttemptLog, hold_for, start_of
+from gateway.attempt_log import AttemptLog, account_of, hold_for, start_of
 from gateway.cache.lookup import AnswerCache, CacheStatus, KeptAnswer, slot_for
 from gateway.clock import Clock
 from gateway.errors import GatewayError
 from gateway.identity.auth import Caller, admit
 from gateway.inference import AttemptState, Call, UsageSource
-from gateway.ledger.budgets import Holds
+from gateway.ledger.admission import Budgets
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Plan, Routing, ServedFacts
@@ -39,7 +39,7 @@ class Pipeline:
         routing: Routing,
         registry: PoolRegistry,
         dispatcher: Dispatcher,
-        holds: Holds,
+        budgets: Budgets,
         settlement: Settlement,
         cache: AnswerCache,
         telemetry: Telemetry,
@@ -49,7 +49,7 @@ class Pipeline:
         self.cache = cache
         self._registry = registry
         self._dispatcher = dispatcher
-        self._holds = holds
+        self._budgets = budgets
         self._settlement = settlement
         self._telemetry = telemetry
         self._clock = clock
@@ -62,6 +62,7 @@ class Pipeline:
             ModelNotFound: the policy has no such alias.
             NoEligibleTarget: no target may or can serve it.
             Unpriced: a target has no price.
+            BudgetExceeded: a budget over the caller cannot hold what it may come to.
             Overloaded: usage cannot be recorded.
             UpstreamRejected: the engine refused the request.
             AllAttemptsFailed: every target was tried.
@@ -70,7 +71,7 @@ class Pipeline:
         kept = None if plan.slot is None else await self.cache.find(plan.slot)
         if kept is not None:
             return Served(self._settled(plan, kept), kept.replayed(), charge_usd_nanos=UsdNanos(0))
-        log = self._reserve(plan)
+        log = await self._reserve(plan)
         try:
             answer = await self._dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
             completion = answer.completion
@@ -102,7 +103,7 @@ class Pipeline:
         kept = None if plan.slot is None else await self.cache.find(plan.slot)
         if kept is not None:
             return ReplayedStream(self._settled(plan, kept), kept.replayed())
-        log = self._reserve(plan)
+        log = await self._reserve(plan)
         try:
             stream = await self._dispatcher.open_stream(
                 call, plan.decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
@@ -138,8 +139,9 @@ class Pipeline:
             slot=slot,
         )
 
-    def _reserve(self, plan: Plan) -> AttemptLog:
-        reservation = self._holds.reserve(hold_for(plan.call, plan.decision, plan.prices))
+    async def _reserve(self, plan: Plan) -> AttemptLog:
+        bound = hold_for(plan.call, plan.decision, plan.prices)
+        reservation = await self._budgets.reserve(account_of(plan.caller), bound)
         return AttemptLog(
             plan, reservation, settlement=self._settlement, clock=self._clock, telemetry=self._telemetry
         )
@@ -149,7 +151,7 @@ class Pipeline:
         facts = plan.facts_of_kept(kept)
         target = replace(plan.decision.targets[0], pool=kept.pool)
         start, _ = start_of(
-            plan, target, facts.replica, number=1, hold=UsdNanos(0), now_ms=self._clock.epoch_ms()
+            plan, target, facts.replica, number=1, reservation=None, now_ms=self._clock.epoch_ms()
         )
         self._settlement.served_from_cache(msgspec.structs.replace(start, cache=CacheStatus.HIT))
         return facts

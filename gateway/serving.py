@@ -17,7 +17,8 @@ from gateway.migrate import require_current
 from gateway.server import Server, make_server
 from gateway.settings import Settings
 
-BIND_TIMEOUT_S = 30.0
+BIND_TIMEOUT_S = 180.0
+"""Only for what hangs: a machine that is busy with other things takes its time."""
 REPLICAS_TIMEOUT_S = 5.0
 """How long to wait for the first look at the replicas before saying that the gateway serves."""
 
@@ -86,9 +87,14 @@ async def _run(server: Server, settings: Settings, listener: socket.socket | Non
 
 async def _announce(server: Server, settings: Settings, runtime: Runtime, *, on_serving: OnServing) -> None:
     """Say that it serves once a request would be answered, or once it has waited for that long enough."""
-    async with asyncio.timeout(BIND_TIMEOUT_S):
-        while not server.started:  # noqa: ASYNC110 - uvicorn has a flag, not an event
-            await asyncio.sleep(0.02)
+    try:
+        async with asyncio.timeout(BIND_TIMEOUT_S):
+            while not server.started:  # noqa: ASYNC110 - uvicorn has a flag, not an event
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise ConfigurationError(
+            f"the gateway did not start within {BIND_TIMEOUT_S:.0f} s: see the log"
+        ) from None
     with contextlib.suppress(TimeoutError):  # pools that are down are no reason to keep silent
         async with asyncio.timeout(REPLICAS_TIMEOUT_S):
             while not _is_every_pool_ready(runtime):  # noqa: ASYNC110 - the registry has no events

@@ -76,7 +76,29 @@ class SpoolSettings(BaseModel):
 
     fsync_interval_ms: int = Field(default=50, gt=0, description="group fsync, against power loss")
     ship_interval_ms: int = Field(default=250, gt=0, description="between two batches to the database")
-    batch_records_max: int = Field(default=500, gt=0, description="records in one statement")
+    batch_records_max: int = Field(default=2_000, gt=0, description="records in one statement")
+
+
+class BudgetSettings(BaseModel):
+    """How much of the budgets a process may hold, and for how long, without asking the database."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    slice_ttl_s: float = Field(
+        default=900, gt=0, description="a process that cannot renew its slices stops spending them after this"
+    )
+    slice_grace_s: float = Field(
+        default=1200,
+        gt=0,
+        description="after that, silent slices are booked as unattributed; longer than any answer",
+    )
+    reserve_s: float = Field(
+        default=300, gt=0, description="how long a process can go on at its pace while the database is away"
+    )
+    recall_s: float = Field(
+        default=1.0, gt=0, le=10, description="how long others have to give back before a request is refused"
+    )
+    look_interval_s: float = Field(default=0.25, gt=0, description="between two looks whether slices run low")
 
 
 class CacheSettings(BaseModel):
@@ -124,6 +146,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = Field(default_factory=LimitSettings)
     freshness: FreshnessSettings = Field(default_factory=FreshnessSettings)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
+    budgets: BudgetSettings = Field(default_factory=BudgetSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
 
     @field_validator("external_keys")

@@ -6,11 +6,13 @@ each) and together they are one row of `attempts`. Plain values, filled in by th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gateway.inference import AttemptState, Payer, TokenUsage, UsageSource
+
+NO_RECEIPT = msgspec.Raw(b"null")
 
 
 class AttemptStart(msgspec.Struct, frozen=True, tag="start", kw_only=True):
@@ -41,8 +43,12 @@ class AttemptStart(msgspec.Struct, frozen=True, tag="start", kw_only=True):
     hold_usd_nanos: int
     estimated_input_tokens: int
     """What is booked if nothing is ever heard of the attempt again."""
-    estimated_charge_usd_nanos: int
+    estimated_charge_usd_nanos: int | None
     started_at_ms: int
+    buckets: tuple[tuple[str, int], ...] = ()
+    """Where the charge counts: budget ids and the first instants of their windows."""
+    receipt: msgspec.Raw = NO_RECEIPT
+    """How the request was decided, JSON; of its first attempt only."""
 
 
 class AttemptEnd(msgspec.Struct, frozen=True, tag="end", kw_only=True):
@@ -57,7 +63,8 @@ class AttemptEnd(msgspec.Struct, frozen=True, tag="end", kw_only=True):
     cache_write_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
-    charge_usd_nanos: int = 0
+    charge_usd_nanos: int | None = 0
+    """None: unpriced."""
     status_code: int | None = None
     error_code: str | None = None
     ttft_ms: int | None = None
@@ -84,14 +91,22 @@ def usage_fields(usage: TokenUsage) -> dict[str, int]:
     }
 
 
-def row_of(start: AttemptStart, end: AttemptEnd) -> dict[str, Any]:
+class Ended(NamedTuple):
+    """An attempt that is over: what one row of `attempts` is made of."""
+
+    start: AttemptStart
+    end: AttemptEnd
+
+
+def row_of(ended: Ended, *, journal_id: str | None = None) -> dict[str, Any]:
     """The row of `attempts` that the two records make."""
-    row: dict[str, Any] = msgspec.structs.asdict(start)
-    row.update(msgspec.structs.asdict(end))
-    for name in ("estimated_input_tokens", "estimated_charge_usd_nanos"):
+    row: dict[str, Any] = msgspec.structs.asdict(ended.start)
+    row.update(msgspec.structs.asdict(ended.end))
+    for name in ("estimated_input_tokens", "estimated_charge_usd_nanos", "buckets", "receipt"):
         del row[name]
     for name in ("state", "payer", "usage_source"):
         row[name] = row[name].value
+    row["journal_id"] = journal_id
     return row
 
 

@@ -19,6 +19,7 @@ from gateway.inference import (
     TokenUsage,
     UsageSource,
 )
+from gateway.ledger.budgets import Reservation
 from gateway.ledger.records import AttemptEnd, AttemptStart, usage_fields
 from gateway.ledger.spool import Spool
 from gateway.money import UsdNanos
@@ -55,13 +56,16 @@ _PAYERS = {
 class OpenAttempt:
     """An attempt under way; ends once."""
 
-    __slots__ = ("_clock", "_is_open", "_price", "_spool", "_start", "charge_usd_nanos")
+    __slots__ = ("_clock", "_is_open", "_price", "_reservation", "_spool", "_start", "charge_usd_nanos")
 
-    def __init__(self, spool: Spool, clock: Clock, start: AttemptStart, *, price: Price) -> None:
+    def __init__(
+        self, spool: Spool, clock: Clock, start: AttemptStart, *, price: Price, reservation: Reservation
+    ) -> None:
         self._spool = spool
         self._clock = clock
         self._start = start
         self._price = price
+        self._reservation = reservation
         self._is_open = True
         self.charge_usd_nanos = UsdNanos(0)
         """Known once it has ended."""
@@ -73,11 +77,14 @@ class OpenAttempt:
         self._is_open = False
         usage, source = self._usage(outcome)
         self.charge_usd_nanos = charge(usage, self._price.rates)
+        payer = _PAYERS[outcome.state]
+        if payer is Payer.TENANT:
+            self._reservation.spend(self.charge_usd_nanos)
         self._spool.end(
             AttemptEnd(
                 attempt_id=self._start.attempt_id,
                 state=outcome.state,
-                payer=_PAYERS[outcome.state],
+                payer=payer,
                 usage_source=source,
                 charge_usd_nanos=self.charge_usd_nanos,
                 status_code=outcome.status_code,
@@ -115,14 +122,14 @@ class Settlement:
         self._spool = spool
         self._clock = clock
 
-    def begin(self, start: AttemptStart, price: Price) -> OpenAttempt:
-        """Write the attempt down and open it.
+    def begin(self, start: AttemptStart, price: Price, reservation: Reservation) -> OpenAttempt:
+        """Write the attempt down and open it; what its tenant pays is taken from the reservation.
 
         Raises:
             Overloaded: it cannot be written down, so it must not be sent.
         """
         self._spool.start(start)
-        return OpenAttempt(self._spool, self._clock, start, price=price)
+        return OpenAttempt(self._spool, self._clock, start, price=price, reservation=reservation)
 
     def served_from_cache(self, start: AttemptStart) -> None:
         """Book a request that was answered without a model: it used nothing and costs nothing.

@@ -1,7 +1,8 @@
 """How do the spool's records reach the database?
 
-Two loops: a group fsync, and batches of many rows in one statement. A database that is away only delays
-them; nothing is dropped. On start-up the spools of dead processes are booked first.
+Two loops: a group fsync, and batches, each booked in one transaction. A database that is away only delays
+them; nothing is dropped. On start-up the spools of dead processes are booked first, and what was lent to
+those processes is given back.
 """
 
 from __future__ import annotations
@@ -14,12 +15,22 @@ from pathlib import Path
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
-from gateway.db import SessionFactory
-from gateway.ledger.spool import Row, Spool
-from gateway.ledger.store import insert_attempts
+from gateway.clock import Clock
+from gateway.db import SessionFactory, database_ms
+from gateway.inference import Payer
+from gateway.ledger.buckets import Bucket
+from gateway.ledger.budgets import Holds
+from gateway.ledger.owners import close_owner
+from gateway.ledger.posting import Booked, InsertReceipts, book
+from gateway.ledger.records import Ended
+from gateway.ledger.spool import Left, Spool
+from gateway.ledger.store import BookedMeanwhile
+from gateway.money import usd_text
 from gateway.settings import SpoolSettings
 
 BACKOFF_S_MAX = 5.0
+RACES_MAX = 5
+"""Others may book the same attempts at the same time; each look finds more of them booked."""
 
 _log = logging.getLogger(__name__)
 
@@ -27,24 +38,51 @@ _log = logging.getLogger(__name__)
 class Shipper:
     """Ships one spool to one database."""
 
-    def __init__(self, spool: Spool, sessions: SessionFactory, settings: SpoolSettings) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        sessions: SessionFactory,
+        settings: SpoolSettings,
+        *,
+        clock: Clock,
+        insert_receipts: InsertReceipts,
+        holds: Holds | None = None,
+        books: asyncio.Lock | None = None,
+    ) -> None:
         self._spool = spool
         self._sessions = sessions
         self._settings = settings
+        self._clock = clock
+        self._insert_receipts = insert_receipts
+        self._holds = holds or Holds()
+        self._books = books or asyncio.Lock()
         self._stopping = asyncio.Event()
         self.failures = 0
         """Consecutive batches that the database did not take."""
+        self.alerts = 0
+        """Shares of budgets that were used up."""
+        self.contradictions = 0
+        """Attempts that came with two different ends."""
 
     async def recover(self) -> int:
         """Book what dead processes left behind; returns how many attempts that were."""
         count = 0
-        for path, rows in self._spool.recover():
-            await self._book(rows)
-            await asyncio.to_thread(Path.unlink, path, missing_ok=True)
-            count += len(rows)
+        for left in self._spool.recover():
+            await self._recover(left)
+            await asyncio.to_thread(Path.unlink, left.path, missing_ok=True)
+            count += len(left.ended)
         if count:
             _log.warning("recovered %d attempts from the spools of processes that died", count)
         return count
+
+    async def _recover(self, left: Left) -> None:
+        size = self._settings.batch_records_max
+        for index in range(0, len(left.ended), size):
+            await self._book(left.ended[index : index + size], left.owner_id)
+        async with self._books, self._sessions() as session:
+            now_ms = await database_ms(session, self._clock)
+            await close_owner(session, left.owner_id, now_ms=now_ms)
+            await session.commit()
 
     def stop(self) -> None:
         """Let `run` end after the batch that is under way.
@@ -98,36 +136,82 @@ class Shipper:
         return self._stopping.is_set()
 
     async def _ship_batch(self) -> int:
-        rows = self._spool.next_batch(self._settings.batch_records_max)
-        if rows:
-            await self._book(rows)
-            self._spool.acknowledge(len(rows))
-        return len(rows)
+        batch = self._spool.next_batch(self._settings.batch_records_max)
+        if batch:
+            async with self._books:
+                booked = await self._book(batch, self._spool.owner_id)
+                self._holds.booked(_charges(batch), booked)
+            self._spool.acknowledge(len(batch))
+        return len(batch)
 
-    async def _book(self, rows: list[Row]) -> None:
-        """Book the rows; one that the database refuses is set aside, so that it cannot hold up the others."""
+    async def _book(self, batch: list[Ended], owner_id: str) -> dict[Bucket, int]:
+        """Book a batch; one that the database refuses is set aside, so that it cannot hold up the others.
+
+        Returns what is left of the owner's slices.
+        """
         try:
-            await self._insert(rows)
+            return await self._book_at_once(batch, owner_id)
         except (StatementError, OverflowError) as error:
             if not _is_refusal(error):
                 raise
-        else:
-            return
-        for row in rows:
+        left: dict[Bucket, int] = {}
+        for ended in batch:
             try:
-                await self._insert([row])
+                left.update(await self._book_at_once([ended], owner_id))
             except (StatementError, OverflowError) as error:
                 if not _is_refusal(error):
                     raise
-                _log.error("the database refuses the record of attempt %s: %s", row["attempt_id"], error)
-                await asyncio.to_thread(self._spool.set_aside, row)
+                attempt_id = ended.start.attempt_id
+                _log.error("the database refuses the record of attempt %s: %s", attempt_id, error)
+                await asyncio.to_thread(self._spool.set_aside, ended, reason=str(error))
+        return left
 
-    async def _insert(self, rows: list[Row]) -> None:
-        if not rows:
-            return
-        async with self._sessions() as session:
-            await insert_attempts(session, rows)
-            await session.commit()
+    async def _book_at_once(self, batch: list[Ended], owner_id: str) -> dict[Bucket, int]:
+        for race in range(RACES_MAX):
+            try:
+                async with self._sessions() as session:
+                    now_ms = await database_ms(session, self._clock)
+                    booked = await book(
+                        session,
+                        batch,
+                        owner_id=owner_id,
+                        now_ms=now_ms,
+                        insert_receipts=self._insert_receipts,
+                    )
+                    await session.commit()
+            except BookedMeanwhile:
+                if race + 1 == RACES_MAX:
+                    raise
+            else:
+                await self._tell(booked)
+                return booked.slices
+        raise AssertionError  # not reached
+
+    async def _tell(self, booked: Booked) -> None:
+        for alert in booked.alerts:
+            self.alerts += 1
+            _log.warning(
+                "budget %s: %d %% of %s USD used (%s USD)",
+                alert.bucket.budget_id,
+                alert.percent,
+                usd_text(alert.limit_usd_nanos),
+                usd_text(alert.posted_usd_nanos),
+            )
+        for ended, reason in booked.contradictions:
+            self.contradictions += 1
+            _log.error("attempt %s came with two ends: %s", ended.start.attempt_id, reason)
+            await asyncio.to_thread(self._spool.set_aside, ended, reason=reason)
+
+
+def _charges(batch: list[Ended]) -> dict[Bucket, int]:
+    """What each bucket does not wait for any more."""
+    charges: dict[Bucket, int] = {}
+    for start, end in batch:
+        if end.payer is Payer.TENANT and end.charge_usd_nanos:
+            for each in start.buckets:
+                bucket = Bucket(*each)
+                charges[bucket] = charges.get(bucket, 0) + end.charge_usd_nanos
+    return charges
 
 
 def _is_refusal(error: StatementError | OverflowError) -> bool:

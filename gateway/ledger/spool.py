@@ -17,14 +17,15 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from gateway.clock import Clock
 from gateway.errors import Overloaded
-from gateway.ledger.records import AttemptEnd, AttemptStart, Record, interrupted, row_of
+from gateway.ledger.records import AttemptEnd, AttemptStart, Ended, Record, interrupted, row_of
 
 SUFFIX = ".spool"
 REFUSED_FILE = "refused.jsonl"
@@ -35,7 +36,14 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Record).decode
 _log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a dead process left behind."""
+
+    path: Path
+    owner_id: str
+    ended: list[Ended]
 
 
 class Spool:
@@ -47,7 +55,7 @@ class Spool:
         self._clock = clock
         self._unshipped_max = unshipped_max
         self._open: dict[str, AttemptStart] = {}
-        self._ready: deque[tuple[AttemptStart, AttemptEnd]] = deque()
+        self._ready: deque[Ended] = deque()
         self._path = folder / f"{clock.epoch_ms():013d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
         self._file = _create_locked(self._path)
         self._size = 0
@@ -56,6 +64,11 @@ class Spool:
         self._is_dirty = False
         self._is_torn = False
         """The file ends in the middle of a line: the disk was full."""
+
+    @property
+    def owner_id(self) -> str:
+        """What this process is called wherever money is lent to it."""
+        return self._path.stem
 
     @property
     def unshipped_count(self) -> int:
@@ -94,20 +107,19 @@ class Spool:
         start = self._open.pop(record.attempt_id, None)
         if start is None:
             return
-        self._ready.append((start, record))
+        self._ready.append(Ended(start, record))
         try:
             self._append(record)
         except OSError:
             # It is still shipped from memory; only a crash before that would book the estimate instead.
             _log.exception("the end of attempt %s could not be written to %s", record.attempt_id, self._path)
 
-    def next_batch(self, count_max: int) -> list[Row]:
-        """The oldest rows that the database does not have yet; they stay until they are acknowledged."""
-        count = min(count_max, len(self._ready))
-        return [row_of(*self._ready[index]) for index in range(count)]
+    def next_batch(self, count_max: int) -> list[Ended]:
+        """The oldest attempts that the database does not have yet; they stay until they are acknowledged."""
+        return list(islice(self._ready, count_max))
 
     def acknowledge(self, count: int) -> None:
-        """The database has the oldest `count` rows."""
+        """The database has the oldest `count` attempts."""
         for _ in range(count):
             self._ready.popleft()
         if not self._ready and not self._open:
@@ -117,10 +129,10 @@ class Spool:
         elif self._size > TRIM_BYTES + 4 * self._needed_bytes:
             self._trim()
 
-    def set_aside(self, row: Row) -> None:
-        """Keep a row that the database refuses where a person can look at it; nothing is thrown away."""
+    def set_aside(self, ended: Ended, *, reason: str) -> None:
+        """Keep what the database refuses where a person can look at it; nothing is thrown away."""
         with (self._folder / REFUSED_FILE).open("ab") as file:
-            file.write(_encode(row) + b"\n")
+            file.write(_encode({**row_of(ended), "refused": reason}) + b"\n")
 
     def file_to_sync(self) -> int | None:
         """A descriptor of its own to fsync and close, elsewhere; None when nothing was written since."""
@@ -135,8 +147,8 @@ class Spool:
             self._path.unlink(missing_ok=True)
         os.close(self._file)
 
-    def recover(self) -> Iterator[tuple[Path, list[Row]]]:
-        """The rows that dead processes left behind, file by file; delete a file once its rows are booked."""
+    def recover(self) -> Iterator[Left]:
+        """What dead processes left behind, file by file; delete a file once its attempts are booked."""
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
             if path == self._path:
                 continue
@@ -147,15 +159,15 @@ class Spool:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_at(descriptor, path):
-                    yield path, self._rows_of(path)
+                    yield Left(path, path.stem, self._ended_of(path))
             except BlockingIOError:
                 continue  # its owner is alive
             finally:
                 os.close(descriptor)
 
-    def _rows_of(self, path: Path) -> list[Row]:
+    def _ended_of(self, path: Path) -> list[Ended]:
         starts: dict[str, AttemptStart] = {}
-        rows: list[Row] = []
+        ended: list[Ended] = []
         for line in path.read_bytes().split(b"\n"):
             if not line:
                 continue
@@ -168,10 +180,10 @@ class Spool:
             if isinstance(record, AttemptStart):
                 starts[record.attempt_id] = record
             elif (start := starts.pop(record.attempt_id, None)) is not None:
-                rows.append(row_of(start, record))
+                ended.append(Ended(start, record))
         now_ms = self._clock.epoch_ms()
-        rows.extend(row_of(start, interrupted(start, ended_at_ms=now_ms)) for start in starts.values())
-        return rows
+        ended.extend(Ended(start, interrupted(start, ended_at_ms=now_ms)) for start in starts.values())
+        return ended
 
     def _append(self, record: Record) -> None:
         line = _encode(record) + b"\n"

@@ -1,16 +1,68 @@
-"""How do attempts get into the database? Inserts only; flushes, never commits."""
+"""How do attempts get into the database, and which of them are there already? Flushes, never commits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+import asyncpg
+import msgspec
+from sqlalchemy import insert, select
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
 
-from gateway.db import insert_ignoring_duplicates
+from gateway.db import metadata
+from gateway.ledger.records import Ended
 from gateway.ledger.tables import Attempt
+
+_COLUMNS: Final = tuple(column.name for column in metadata.tables["attempts"].columns)
+_TAGS: Final = _COLUMNS.index("tags")
+_encode = msgspec.json.Encoder().encode
+
+
+class BookedMeanwhile(Exception):
+    """Another process booked one of the attempts between our look and our insert: look again."""
+
+
+async def booked_already(session: AsyncSession, batch: Sequence[Ended]) -> dict[str, tuple[str, int | None]]:
+    """State and charge of those attempts that are booked, by id."""
+    starts = [each.start.started_at_ms for each in batch]
+    # The instants let PostgreSQL look into the right months only.
+    found = await session.execute(
+        select(Attempt.attempt_id, Attempt.state, Attempt.charge_usd_nanos).where(  # type: ignore[call-overload]  # columns of a table
+            col(Attempt.attempt_id).in_([each.start.attempt_id for each in batch]),
+            col(Attempt.started_at_ms).between(min(starts), max(starts)),
+        )
+    )
+    return {attempt_id: (state, charge) for attempt_id, state, charge in found}
 
 
 async def insert_attempts(session: AsyncSession, rows: Sequence[dict[str, Any]]) -> None:
-    """Book attempts; one that is there already stays as it is."""
-    await insert_ignoring_duplicates(session, Attempt, rows)
+    """Book attempts that are not booked yet; by COPY on PostgreSQL.
+
+    Raises:
+        BookedMeanwhile: one of them is. The transaction is void.
+        StatementError: the database refuses a value (see `shipper`), or is away (a DBAPIError).
+    """
+    connection = await session.connection()
+    if connection.dialect.name != "postgresql":
+        await session.execute(insert(metadata.tables["attempts"]), list(rows))
+        return
+    records = [
+        tuple(row[name] if name != "tags" else _encode(row[name]).decode() for name in _COLUMNS)
+        for row in rows
+    ]
+    # SQLAlchemy has no interface for COPY: its driver's is used (asyncpg 0.31). The transaction is
+    # SQLAlchemy's, which begins with the first statement: there has been one, `booked_already`.
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    try:
+        await driver.copy_records_to_table("attempts", records=records, columns=_COLUMNS)
+    except asyncpg.UniqueViolationError:
+        raise BookedMeanwhile from None
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if isinstance(error, ValueError):  # asyncpg's own look at a value
+            raise StatementError(str(error), "COPY attempts", None, error) from error
+        raise DBAPIError("COPY attempts", None, error) from error
+    except OverflowError as error:
+        raise StatementError(str(error), "COPY attempts", None, error) from error

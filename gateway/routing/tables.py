@@ -1,4 +1,4 @@
-"""Which policies have ever been in force?"""
+"""Which policies have ever been in force, and how was each request decided?"""
 
 from __future__ import annotations
 
@@ -21,3 +21,21 @@ class PolicyVersion(SQLModel, table=True):
     first_seen_at_ms: int = Field(
         sa_column=Column(EpochMs, nullable=False, comment="when this version first came into force, epoch ms")
     )
+
+
+class Receipt(SQLModel, table=True):
+    """How one request was decided: facts, candidates, reasons, nobody's text. Rows are only ever added."""
+
+    __tablename__ = "receipts"
+
+    request_id: str = Field(sa_column=Column(String(64), primary_key=True, comment="as in x-request-id"))
+    started_at_ms: int = Field(
+        sa_column=Column(
+            EpochMs,
+            primary_key=True,
+            autoincrement=False,
+            comment="epoch ms; months are partitions on PostgreSQL",
+        )
+    )
+    tenant_id: str = Field(sa_column=Column(String(64), nullable=False, comment="who may read it"))
+    body: str = Field(sa_column=Column(Text, nullable=False, comment="the decision, JSON"))

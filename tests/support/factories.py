@@ -42,7 +42,9 @@ from gateway.inference import (
     TaskType,
     UsageSource,
 )
+from gateway.ledger.budgets import Holds, Reservation
 from gateway.ledger.records import AttemptEnd, AttemptStart
+from gateway.money import UsdNanos
 from gateway.pricing.rates import Price, Rates
 from gateway.routing.policy import Policy, parse_policy
 
@@ -246,6 +248,11 @@ def make_start(attempt_id: str = "att_1", **changes: Any) -> AttemptStart:
 def make_end(attempt_id: str = "att_1", **changes: Any) -> AttemptEnd:
     """An attempt that was answered."""
     return msgspec.structs.replace(_END, attempt_id=attempt_id, **changes)
+
+
+def make_reservation(bound: int = 1_000) -> Reservation:
+    """A hold of a caller without budgets."""
+    return Reservation(Holds(), UsdNanos(bound))
 
 
 def make_act(clock: Clock | None = None, **changes: Any) -> Act:

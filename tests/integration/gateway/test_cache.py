@@ -48,7 +48,7 @@ async def test_the_second_of_two_same_requests_costs_nothing_and_reaches_no_engi
     assert plain.stats()["requests"] == before
     paid, free = await gateway.rows(2)
     assert (paid.cache, free.cache) == ("miss", "hit")
-    assert paid.charge_usd_nanos > 0
+    assert (paid.charge_usd_nanos or 0) > 0
     assert (free.charge_usd_nanos, free.hold_usd_nanos, free.input_tokens, free.output_tokens) == (0, 0, 0, 0)
     assert (free.state, free.payer, free.usage_source) == ("answered", "tenant", "none")
     if not stream:

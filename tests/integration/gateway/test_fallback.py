@@ -76,7 +76,7 @@ async def _books(gateway: Gateway, failure: Failure) -> None:
         "platform",
     )
     assert (first.error_code, first.status_code, first.usage_source) == failure[2:]
-    assert (first.charge_usd_nanos > 0) == (first.usage_source == "estimated")
+    assert ((first.charge_usd_nanos or 0) > 0) == (first.usage_source == "estimated")
     assert (second.attempt_number, second.pool, second.state, second.payer) == (
         2,
         "plain",

@@ -14,11 +14,12 @@ from sqlalchemy import select, text
 from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
 from gateway.identity import key_store
-from gateway.ledger.records import AttemptStart
+from gateway.ledger.posting import book
+from gateway.ledger.records import AttemptStart, Ended
 from gateway.ledger.spool import Spool
-from gateway.ledger.store import insert_attempts
 from gateway.ledger.tables import Attempt
 from gateway.pricing.tables import PriceVersion
+from gateway.routing.receipts import insert_receipts
 from gateway.routing.tables import PolicyVersion
 from gateway.settings import LimitSettings
 from tests.integration.gateway.rig import (
@@ -27,7 +28,7 @@ from tests.integration.gateway.rig import (
     running,
     settings_for,
 )
-from tests.support.factories import make_act
+from tests.support.factories import make_act, make_end, make_start
 from tests.support.mock_process import MockVllm
 from tests.support.pool_files import DEFAULT_POLICY, charge_nanos
 
@@ -60,6 +61,7 @@ async def test_a_row_holds_everything(gateway: Gateway) -> None:
     assert found.pop("draft_tokens") == 3 * steps
     assert found.pop("accepted_tokens") == 15 - steps
     assert found.pop("attempt_id").startswith("att_")
+    assert found.pop("journal_id").startswith("jtx_")
     assert found.pop("price_version").startswith("speculative@")
     assert len(found.pop("end_user")) == 32
     assert found.pop("hold_usd_nanos") > 7_400
@@ -167,7 +169,7 @@ async def test_what_headers_rows_and_the_ledger_say_is_one_sum(gateway: Gateway)
         whole, _, fraction = answer.headers["x-tollgate-cost-usd"].partition(".")
         told += int(whole + fraction)
     rows = await gateway.rows(12)
-    assert sum(row.charge_usd_nanos for row in rows) == told
+    assert sum(row.charge_usd_nanos or 0 for row in rows) == told
     for row in rows:
         assert row.charge_usd_nanos == charge_nanos(
             row.pool,
@@ -358,7 +360,15 @@ async def test_a_record_that_was_shipped_but_not_acknowledged_is_booked_once(gat
     (row,) = await gateway.rows(1)
     # The same row again, as after a crash between the commit and the acknowledgement.
     async with gateway.services.sessions() as session:
-        await insert_attempts(session, [{**_columns(row), "charge_usd_nanos": 1}])
+        again = Ended(
+            make_start(row.attempt_id, started_at_ms=row.started_at_ms),
+            make_end(row.attempt_id, charge_usd_nanos=1),
+        )
+        booked = await book(session, [again], owner_id="x", now_ms=1, insert_receipts=insert_receipts)
         await session.commit()
+    assert booked.count == 0
+    assert booked.contradictions == [
+        (again, f"booked already as answered at {row.charge_usd_nanos} nano-USD")
+    ]
     (same,) = await gateway.rows(1)
     assert same.charge_usd_nanos == row.charge_usd_nanos

@@ -9,6 +9,7 @@ from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import REFUSED_FILE, Spool
+from gateway.routing.receipts import insert_receipts
 from gateway.settings import SpoolSettings
 from tests.integration.gateway.rig import settings_for
 from tests.support.factories import make_end, make_start
@@ -23,7 +24,10 @@ async def test_a_refused_row_is_set_aside_and_the_others_are_booked(home: Path) 
         spool.start(make_start(name))
         spool.end(make_end(name, output_tokens=tokens))
 
-    await Shipper(spool, session_factory(engine), SpoolSettings()).drain()
+    shipper = Shipper(
+        spool, session_factory(engine), SpoolSettings(), clock=Clock(), insert_receipts=insert_receipts
+    )
+    await shipper.drain()
 
     async with engine.connect() as connection:
         booked = (

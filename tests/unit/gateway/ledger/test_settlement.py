@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,15 +13,15 @@ from hypothesis import strategies as st
 
 from gateway.errors import Overloaded
 from gateway.inference import AttemptState, AttemptTiming, EngineMetrics, TokenUsage
-from gateway.ledger.budgets import Holds
-from gateway.ledger.records import interrupted, row_of, usage_fields
+from gateway.ledger.budgets import Holds, Reservation
+from gateway.ledger.records import Ended, interrupted, row_of, usage_fields
 from gateway.ledger.settlement import OpenAttempt, Outcome, Settlement, estimated_input_tokens
-from gateway.ledger.spool import Row, Spool
+from gateway.ledger.spool import Spool
 from gateway.ledger.tables import Attempt
 from gateway.money import UsdNanos
 from gateway.pricing.rates import charge
 from tests.support.clock import MovableClock
-from tests.support.factories import make_end, make_price, make_rates, make_start
+from tests.support.factories import make_end, make_price, make_rates, make_reservation, make_start
 
 USAGE = TokenUsage(input=100, cached_input=50, output=20, reasoning=5)
 
@@ -34,12 +35,12 @@ class Desk:
         self.settlement = Settlement(self.spool, self.clock)
 
     def open(self) -> OpenAttempt:
-        return self.settlement.begin(make_start(estimated_input_tokens=25), make_price())
+        return self.settlement.begin(make_start(estimated_input_tokens=25), make_price(), make_reservation())
 
-    def row(self, outcome: Outcome) -> Row:
+    def row(self, outcome: Outcome) -> dict[str, Any]:
         self.open().end(outcome)
-        (row,) = self.spool.next_batch(2)
-        return row
+        (ended,) = self.spool.next_batch(2)
+        return row_of(ended)
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_the_first_end_counts_and_later_ones_change_nothing(desk: Desk) -> None:
     first = attempt.end(Outcome(state=AttemptState.ANSWERED, usage=USAGE))
     later = attempt.end(Outcome(state=AttemptState.FAILED, usage=None))
     assert first == later == attempt.charge_usd_nanos > 0
-    assert [row["state"] for row in desk.spool.next_batch(5)] == ["answered"]
+    assert [ended.end.state for ended in desk.spool.next_batch(5)] == ["answered"]
 
 
 def test_a_charge_is_known_before_the_end(desk: Desk) -> None:
@@ -127,7 +128,7 @@ def test_an_attempt_that_cannot_be_written_down_is_not_opened(tmp_path: Path) ->
     clock = MovableClock()
     spool = Spool(tmp_path, clock, unshipped_max=0)
     with pytest.raises(Overloaded):
-        Settlement(spool, clock).begin(make_start(), make_price())
+        Settlement(spool, clock).begin(make_start(), make_price(), make_reservation())
     spool.close()
 
 
@@ -138,11 +139,11 @@ def test_input_is_estimated_at_four_bytes_a_token(body_bytes: int, tokens: int) 
 
 # ---------------------------------------------------------------------------------------------------- records
 def test_a_row_has_exactly_the_columns_of_the_table() -> None:
-    assert row_of(make_start(), make_end()).keys() == Attempt.model_fields.keys()
+    assert row_of(Ended(make_start(), make_end())).keys() == Attempt.model_fields.keys()
 
 
 def test_a_row_holds_plain_values() -> None:
-    row = row_of(make_start(), make_end())
+    row = row_of(Ended(make_start(), make_end()))
     assert {type(value) for value in row.values()} <= {str, int, float, bool, dict, type(None)}
 
 
@@ -156,7 +157,7 @@ def test_an_interrupted_attempt_is_the_platforms_at_its_estimate() -> None:
 # ------------------------------------------------------------------------------------------------------ holds
 def test_a_hold_is_open_until_its_first_end() -> None:
     holds = Holds()
-    reservation = holds.reserve(UsdNanos(100))
+    reservation = Reservation(holds, UsdNanos(100))
     assert (holds.held_usd_nanos, holds.open_count) == (100, 1)
     assert reservation.end()
     assert not reservation.end()
@@ -166,7 +167,7 @@ def test_a_hold_is_open_until_its_first_end() -> None:
 @given(st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 3))))
 def test_what_is_held_is_the_sum_of_the_open_holds(plan: list[tuple[int, int]]) -> None:
     holds = Holds()
-    reservations = [(holds.reserve(UsdNanos(bound)), ends) for bound, ends in plan]
+    reservations = [(Reservation(holds, UsdNanos(bound)), ends) for bound, ends in plan]
     for reservation, ends in reservations:
         for _ in range(ends):
             reservation.end()

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from gateway.errors import Overloaded
-from gateway.ledger.spool import SUFFIX, TRIM_BYTES, Row, Spool, _create_locked, _is_at
+from gateway.ledger.records import row_of
+from gateway.ledger.spool import SUFFIX, TRIM_BYTES, Spool, _create_locked, _is_at
 from tests.support.clock import MovableClock
 from tests.support.factories import make_end, make_start
 
+Row = dict[str, Any]
 LARGE = {"note": "x" * 300_000}
 """Four attempts with it are more than a file may hold before it is trimmed."""
 
@@ -40,13 +42,17 @@ def die(spool: Spool) -> None:
 
 def recovered(folder: Path) -> list[Row]:
     heir = make_spool(folder)
-    rows = [row for _, found in heir.recover() for row in found]
+    rows = [row_of(ended) for left in heir.recover() for ended in left.ended]
     heir.close()
     return rows
 
 
 def files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def waiting(spool: Spool, count_max: int = 10) -> list[Row]:
+    return [row_of(ended) for ended in spool.next_batch(count_max)]
 
 
 def ids(rows: list[Row]) -> list[Any]:
@@ -66,7 +72,7 @@ def test_an_attempt_is_open_until_it_ends_and_waits_until_it_is_booked(spool: Sp
 def test_a_row_is_what_its_start_and_its_end_say(spool: Spool) -> None:
     spool.start(make_start(tags={"team": "a"}))
     spool.end(make_end(ttft_ms=12))
-    (row,) = spool.next_batch(10)
+    (row,) = waiting(spool)
     assert (row["tags"], row["ttft_ms"], row["state"], row["payer"]) == (
         {"team": "a"},
         12,
@@ -79,7 +85,7 @@ def test_a_second_end_is_ignored(spool: Spool) -> None:
     spool.start(make_start())
     spool.end(make_end(charge_usd_nanos=4))
     spool.end(make_end(charge_usd_nanos=9))
-    assert [row["charge_usd_nanos"] for row in spool.next_batch(10)] == [4]
+    assert [ended.end.charge_usd_nanos for ended in spool.next_batch(10)] == [4]
 
 
 def test_an_end_without_a_start_is_ignored(spool: Spool) -> None:
@@ -92,9 +98,9 @@ def test_batches_are_the_oldest_ends_and_stay_until_acknowledged(spool: Spool) -
         spool.start(make_start(name))
     for name in "cab":
         spool.end(make_end(name))
-    assert ids(spool.next_batch(2)) == ids(spool.next_batch(2)) == ["c", "a"]
+    assert ids(waiting(spool, 2)) == ids(waiting(spool, 2)) == ["c", "a"]
     spool.acknowledge(2)
-    assert ids(spool.next_batch(2)) == ["b"]
+    assert ids(waiting(spool, 2)) == ["b"]
 
 
 def test_too_much_that_waits_for_the_database_refuses_more(tmp_path: Path) -> None:
@@ -224,7 +230,7 @@ def test_an_end_that_cannot_be_written_down_is_still_booked(
     spool.start(make_start())
     request.getfixturevalue("full_disk")
     spool.end(make_end())
-    assert ids(spool.next_batch(10)) == ["att_1"]
+    assert ids(waiting(spool)) == ["att_1"]
 
 
 def test_records_after_a_torn_one_are_whole(tmp_path: Path) -> None:
@@ -260,7 +266,7 @@ def test_an_attempt_that_ended_is_recovered_as_it_ended(tmp_path: Path) -> None:
     spool = make_spool(tmp_path)
     spool.start(make_start())
     spool.end(make_end())
-    expected = spool.next_batch(10)
+    expected = waiting(spool)
     die(spool)
     assert recovered(tmp_path) == expected
 
@@ -304,7 +310,7 @@ def test_every_dead_process_is_recovered_oldest_first(tmp_path: Path) -> None:
 def test_an_empty_file_of_a_dead_process_has_no_rows_and_may_go(tmp_path: Path) -> None:
     die(make_spool(tmp_path))
     heir = make_spool(tmp_path)
-    assert [rows for _, rows in heir.recover()] == [[]]
+    assert [left.ended for left in heir.recover()] == [[]]
     heir.close()
 
 
@@ -314,12 +320,12 @@ def test_two_processes_do_not_recover_the_same_file_at_once(tmp_path: Path) -> N
     die(spool)
     first, second = make_spool(tmp_path), make_spool(tmp_path)
     at_work = first.recover()
-    path, rows = next(at_work)
+    left = next(at_work)
     assert list(second.recover()) == []
-    path.unlink()  # booked
+    left.path.unlink()  # booked
     assert list(at_work) == []
     assert list(second.recover()) == []
-    assert len(rows) == 1
+    assert len(left.ended) == 1
     first.close()
     second.close()
 
@@ -331,7 +337,7 @@ def test_a_file_that_another_process_booked_meanwhile_is_passed_over(tmp_path: P
         die(spool)
     heir = make_spool(tmp_path)
     at_work = heir.recover()
-    first, _ = next(at_work)
+    first = next(at_work).path
     for path in files(tmp_path):
         if path not in {first, heir._path}:
             path.unlink()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.ledger.spool import SUFFIX, Row, Spool
+from gateway.ledger.records import Ended
+from gateway.ledger.spool import SUFFIX, Spool
 from tests.support.clock import MovableClock
 from tests.support.factories import make_end, make_start
 
@@ -30,15 +30,15 @@ class SpoolMachine(RuleBasedStateMachine):
         self.expected: dict[str, tuple[str, int]] = {}
         """State and charge of every attempt that ever started."""
         self.open: list[str] = []
-        self.database: dict[str, tuple[str, int]] = {}
+        self.database: dict[str, tuple[str, int | None]] = {}
 
     def _process(self) -> Spool:
         return Spool(Path(self._folder.name), self._clock, unshipped_max=1_000)
 
-    def _book(self, rows: list[Row]) -> None:
-        for row in rows:
-            booked: tuple[Any, Any] = (row["state"], row["charge_usd_nanos"])
-            known = self.database.setdefault(row["attempt_id"], booked)
+    def _book(self, batch: list[Ended]) -> None:
+        for start, end in batch:
+            booked = (str(end.state), end.charge_usd_nanos)
+            known = self.database.setdefault(start.attempt_id, booked)
             assert known == booked, "the same attempt was booked twice, differently"
 
     @rule(is_large=st.booleans())
@@ -81,9 +81,9 @@ class SpoolMachine(RuleBasedStateMachine):
     def _restart(self) -> None:
         self._clock.move(1)
         self._spool = self._process()
-        for path, rows in self._spool.recover():
-            self._book(rows)
-            path.unlink()
+        for left in self._spool.recover():
+            self._book(left.ended)
+            left.path.unlink()
         self.open.clear()
         assert self.database == self.expected
 

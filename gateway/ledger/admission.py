@@ -1,0 +1,47 @@
+"""May this caller spend so much now? The door between the pipeline and the budgets.
+
+Where the process has slices enough, an answer costs a few additions and no wait; only otherwise the
+database is asked, which is the authority. A process without slices never admits.
+"""
+
+from __future__ import annotations
+
+from gateway.clock import Clock
+from gateway.ledger.buckets import Account, BudgetBook
+from gateway.ledger.budgets import Holds, Reservation
+from gateway.ledger.lessor import Lessor
+from gateway.money import UsdNanos
+
+
+class Budgets:
+    """Every budget, as this process knows it."""
+
+    def __init__(self, holds: Holds, lessor: Lessor, clock: Clock) -> None:
+        self.book = BudgetBook()
+        """Replaced when budgets change."""
+        self.holds = holds
+        self._lessor = lessor
+        self._clock = clock
+
+    async def reserve(self, account: Account, bound: UsdNanos) -> Reservation:
+        """Hold `bound` in every budget over the account, or in none.
+
+        Raises:
+            BudgetExceeded: a hard budget cannot hold it, whatever other processes give back.
+            Overloaded: the database cannot be asked.
+        """
+        binding = self.book.binding(account, self._clock.epoch_ms())
+        if not binding.counted:
+            return Reservation(self.holds, bound)
+        hard = binding.hard_buckets
+        now_s = self._clock.monotonic_s()
+        held = self.holds.try_reserve(bound, hard, counted=binding.counted, now_s=now_s)
+        if held is not None:
+            return held
+        await self._lessor.obtain(binding.hard, bound)
+        lots = [self.holds.lot(bucket) for bucket in hard]
+        return Reservation(self.holds, bound, lots, binding.counted, is_held=True)
+
+    def is_bound(self, account: Account) -> bool:
+        """A hard budget is over the account."""
+        return bool(self.book.binding(account, self._clock.epoch_ms()).hard)

@@ -1,0 +1,261 @@
+"""What is written down when attempts are booked?
+
+One transaction for a whole batch: the attempts themselves, one booking of the journal whose entries add up
+to zero, the hourly sums, what it takes from budgets and from the slices lent on them, and the receipts.
+An attempt that is booked already changes nothing, whoever sends it again and however often.
+
+Locks are taken in one order everywhere (attempts, windows by budget and start, slices, hours by key), so
+that processes wait for each other and never in a circle.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gateway.db import begin_writing, insert_adding, insert_ignoring_duplicates, metadata
+from gateway.inference import AttemptState, Payer, new_id
+from gateway.ledger.buckets import Bucket
+from gateway.ledger.journal import write_transaction
+from gateway.ledger.records import NO_RECEIPT, Ended, row_of
+from gateway.ledger.slice_store import (
+    SliceState,
+    WindowState,
+    locked_windows,
+    save_slices,
+    save_windows,
+    slices_of,
+)
+from gateway.ledger.store import booked_already, insert_attempts
+from gateway.ledger.tables import BudgetAlert, SpendHour
+
+MS_PER_HOUR = 3_600_000
+PLATFORM = "platform"
+USAGE = "usage"
+_HOUR_KEYS = ("tenant_id", "project_id", "key_id", "model_alias", "pool", "task", "payer")
+HOUR_SUMS = (
+    "requests",
+    "attempts",
+    "failed_attempts",
+    "unpriced_attempts",
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "charge_usd_nanos",
+)
+_TOKENS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+
+InsertReceipts = Callable[[AsyncSession, list[dict[str, Any]]], Awaitable[None]]
+"""Writes receipts in the caller's transaction; routing's, which the ledger may not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A share of a budget was used up just now."""
+
+    bucket: Bucket
+    percent: int
+    posted_usd_nanos: int
+    limit_usd_nanos: int
+
+
+@dataclass(slots=True)
+class Booked:
+    """What a batch did."""
+
+    count: int = 0
+    """Attempts that were not booked before."""
+    slices: dict[Bucket, int] = field(default_factory=dict)
+    """What is left of the owner's slices of the buckets that the batch names, nano-USD."""
+    alerts: list[Alert] = field(default_factory=list)
+    contradictions: list[tuple[Ended, str]] = field(default_factory=list)
+    """Attempts that are booked with another end than this one, and how."""
+
+
+async def book(
+    session: AsyncSession,
+    batch: Sequence[Ended],
+    *,
+    owner_id: str,
+    now_ms: int,
+    insert_receipts: InsertReceipts,
+) -> Booked:
+    """Book a batch in the caller's transaction.
+
+    Args:
+        session: a fresh transaction; committed by the caller.
+        batch: attempts of one process.
+        owner_id: that process, whose slices cover them.
+        now_ms: epoch milliseconds.
+        insert_receipts: see there.
+
+    Raises:
+        BookedMeanwhile: see `insert_attempts`; begin again.
+        StatementError: a value is refused, or the database is away.
+    """
+    await begin_writing(session)
+    booked = Booked()
+    known = await booked_already(session, batch)
+    new: dict[str, Ended] = {}
+    for ended in batch:
+        attempt_id = ended.start.attempt_id
+        if attempt_id in known:
+            _note_contradiction(booked, ended, known[attempt_id])
+        else:
+            new.setdefault(attempt_id, ended)
+    booked.count = len(new)
+    fresh = [new[attempt_id] for attempt_id in sorted(new)]
+    if fresh:
+        journal_id = new_id("jtx_", now_ms)
+        rows = [row_of(ended, journal_id=journal_id) for ended in fresh]
+        await insert_attempts(session, rows)
+        await _write_journal(session, journal_id, rows, now_ms=now_ms)
+    else:
+        journal_id, rows = "", []
+    spent = _spent_by_bucket(fresh)
+    mentioned = sorted({Bucket(*each) for ended in batch for each in ended.start.buckets})
+    if mentioned:
+        await _book_on_budgets(
+            session, booked, mentioned, spent, journal_id=journal_id, owner_id=owner_id, now_ms=now_ms
+        )
+    if rows:
+        await insert_adding(session, SpendHour, _hours(rows))
+        receipts = [
+            {
+                "request_id": ended.start.request_id,
+                "started_at_ms": ended.start.started_at_ms,
+                "tenant_id": ended.start.tenant_id,
+                "body": bytes(ended.start.receipt).decode(),
+            }
+            for ended in fresh
+            if bytes(ended.start.receipt) != bytes(NO_RECEIPT)
+        ]
+        if receipts:
+            await insert_receipts(session, receipts)
+    return booked
+
+
+def _note_contradiction(booked: Booked, ended: Ended, known: tuple[str, int | None]) -> None:
+    state, charge = known
+    end = ended.end
+    if (end.state.value, end.charge_usd_nanos) == (state, charge) or end.error_code == "gateway_died":
+        return  # the same again, or a guess about an attempt whose true end arrived
+    booked.contradictions.append((ended, f"booked already as {state} at {charge} nano-USD"))
+
+
+async def _write_journal(
+    session: AsyncSession, journal_id: str, rows: list[dict[str, Any]], *, now_ms: int
+) -> None:
+    owed: defaultdict[str, int] = defaultdict(int)
+    for row in rows:
+        amount = row["charge_usd_nanos"] or 0
+        account = f"tenant:{row['tenant_id']}" if row["payer"] == Payer.TENANT else PLATFORM
+        owed[account] += amount
+        owed[USAGE] -= amount
+    note = f"{len(rows)} attempts"
+    await write_transaction(
+        session, journal_id, kind="usage", owed=owed, now_ms=now_ms, attempts=len(rows), note=note
+    )
+
+
+def _spent_by_bucket(fresh: Sequence[Ended]) -> dict[Bucket, int]:
+    spent: defaultdict[Bucket, int] = defaultdict(int)
+    for start, end in fresh:
+        if end.payer is Payer.TENANT and end.charge_usd_nanos:
+            for bucket in start.buckets:
+                spent[Bucket(*bucket)] += end.charge_usd_nanos
+    return spent
+
+
+async def _book_on_budgets(
+    session: AsyncSession,
+    booked: Booked,
+    mentioned: list[Bucket],
+    spent: dict[Bucket, int],
+    *,
+    journal_id: str,
+    owner_id: str,
+    now_ms: int,
+) -> None:
+    windows = await locked_windows(session, mentioned)
+    slices = await slices_of(session, owner_id, mentioned)
+    postings: list[dict[str, Any]] = []
+    for bucket in mentioned:
+        slice_, amount = slices.get(bucket), spent.get(bucket, 0)
+        if amount:
+            window = windows[bucket]
+            overage = _draw(window, slice_, amount)
+            booked.alerts += _alerts(bucket, window, amount)
+            posting = {"transaction_id": journal_id, "owner_id": owner_id, "amount_usd_nanos": amount}
+            postings.append({**posting, **bucket._asdict(), "overage_usd_nanos": overage})
+        booked.slices[bucket] = 0 if slice_ is None else slice_.amount_usd_nanos
+    if not postings:
+        return
+    drawn = {bucket for bucket in mentioned if spent.get(bucket)}
+    await save_windows(session, {bucket: windows[bucket] for bucket in drawn})
+    await save_slices(session, ((bucket, state) for bucket, state in slices.items() if bucket in drawn))
+    await session.execute(insert(metadata.tables["budget_postings"]), postings)
+    told = [
+        {
+            **alert.bucket._asdict(),
+            "percent": alert.percent,
+            "at_ms": now_ms,
+            "posted_usd_nanos": alert.posted_usd_nanos,
+        }
+        for alert in booked.alerts
+    ]
+    await insert_ignoring_duplicates(session, BudgetAlert, told)
+
+
+def _draw(window: WindowState, slice_: SliceState | None, amount: int) -> int:
+    """Move an amount from what was lent to what is booked; returns what no slice covered."""
+    covered = 0 if slice_ is None else min(max(amount, 0), slice_.amount_usd_nanos)
+    if slice_ is not None and covered:
+        slice_.amount_usd_nanos -= covered
+        if slice_.is_unattributed:
+            window.unattributed_usd_nanos -= covered
+        else:
+            window.leased_usd_nanos -= covered
+    # A soft budget lends nothing: it only counts.
+    overage = max(amount, 0) - covered if window.is_hard else 0
+    window.posted_usd_nanos += amount
+    window.overage_usd_nanos += overage
+    return overage
+
+
+def _alerts(bucket: Bucket, window: WindowState, amount: int) -> list[Alert]:
+    """The shares of the limit that this amount has crossed."""
+    after, limit = window.posted_usd_nanos, window.limit_usd_nanos
+    return [
+        Alert(bucket, percent, posted_usd_nanos=after, limit_usd_nanos=limit)
+        for percent in window.alert_percents
+        if (after - amount) * 100 < limit * percent <= after * 100
+    ]
+
+
+def _hours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The hourly sums of some attempts, in the order in which they are locked."""
+    sums: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        hour_start_ms = row["started_at_ms"] - row["started_at_ms"] % MS_PER_HOUR
+        key = (hour_start_ms, *(row[name] for name in _HOUR_KEYS))
+        found = sums.get(key)
+        if found is None:
+            found = sums[key] = {"hour_start_ms": hour_start_ms, **{name: row[name] for name in _HOUR_KEYS}}
+            found.update(dict.fromkeys(HOUR_SUMS, 0))
+        charge = row["charge_usd_nanos"]
+        found["requests"] += row["attempt_number"] == 1
+        found["attempts"] += 1
+        found["failed_attempts"] += row["state"] == AttemptState.FAILED
+        found["unpriced_attempts"] += charge is None
+        found["charge_usd_nanos"] += charge or 0
+        for name in _TOKENS:
+            found[name] += row[name]
+    return [sums[key] for key in sorted(sums)]
