@@ -40,7 +40,7 @@ class Budgets:
             return held
         await self._lessor.obtain(binding.hard, bound)
         lots = [self.holds.lot(bucket) for bucket in hard]
-        return Reservation(self.holds, bound, lots, binding.counted, is_held=True)
+        return Reservation(self.holds, bound, lots, counted=binding.counted, is_held=True)
 
     def is_bound(self, account: Account) -> bool:
         """A hard budget is over the account."""

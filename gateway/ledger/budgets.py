@@ -103,7 +103,7 @@ class Holds:
         for lot in lots:
             if lot is None or lot.free_usd_nanos < bound or lot.expires_s <= now_s:
                 return None
-        return Reservation(self, bound, [lot for lot in lots if lot is not None], counted)
+        return Reservation(self, bound, [lot for lot in lots if lot is not None], counted=counted)
 
     def booked(self, charges: dict[Bucket, int], left: dict[Bucket, int]) -> None:
         """Take over what the database says after a batch of this process's was booked.
@@ -130,8 +130,8 @@ class Reservation:
         holds: Holds,
         bound: UsdNanos,
         lots: Sequence[Lot] = (),
-        counted: Sequence[Bucket] = (),
         *,
+        counted: Sequence[Bucket] = (),
         is_held: bool = False,
     ) -> None:
         self._holds = holds

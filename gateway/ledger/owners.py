@@ -35,13 +35,13 @@ async def close_owner(session: AsyncSession, owner_id: str, *, now_ms: int) -> N
     windows = await locked_windows(session, named)
     mine = await slices_of(session, owner_id, named)  # anew: they may have changed before the lock
     for bucket, state in mine.items():
-        await take_back(session, bucket, state, windows[bucket], now_ms=now_ms)
+        await take_back(session, bucket, state, window=windows[bucket], now_ms=now_ms)
     await save_windows(session, windows)
     await delete_slices(session, ((bucket, owner_id) for bucket in mine))
 
 
 async def take_back(
-    session: AsyncSession, bucket: Bucket, state: SliceState, window: WindowState, *, now_ms: int
+    session: AsyncSession, bucket: Bucket, state: SliceState, *, window: WindowState, now_ms: int
 ) -> None:
     """Take what is left of a slice out of its locked bucket; the caller saves both.
 

@@ -123,7 +123,7 @@ async def book(
     mentioned = sorted({Bucket(*each) for ended in batch for each in ended.start.buckets})
     if mentioned:
         await _book_on_budgets(
-            session, booked, mentioned, spent, journal_id=journal_id, owner_id=owner_id, now_ms=now_ms
+            session, booked, mentioned, spent=spent, journal_id=journal_id, owner_id=owner_id, now_ms=now_ms
         )
     if rows:
         await insert_adding(session, SpendHour, _hours(rows))
@@ -178,8 +178,8 @@ async def _book_on_budgets(
     session: AsyncSession,
     booked: Booked,
     mentioned: list[Bucket],
-    spent: dict[Bucket, int],
     *,
+    spent: dict[Bucket, int],
     journal_id: str,
     owner_id: str,
     now_ms: int,

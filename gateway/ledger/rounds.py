@@ -81,7 +81,7 @@ class Round:
         """Begin from what the database says; a slice that was given up for lost is closed."""
         for bucket, mine in self._mine.items():
             if mine.is_unattributed:
-                await take_back(session, bucket, mine, self._windows[bucket], now_ms=self._now_ms)
+                await take_back(session, bucket, mine, window=self._windows[bucket], now_ms=self._now_ms)
                 self._mine[bucket] = SliceState(mine.owner_id, 0, False, mine.recall_seen, 0)
             self._lots[bucket].granted_usd_nanos = self._mine[bucket].amount_usd_nanos
 
