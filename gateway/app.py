@@ -199,7 +199,10 @@ class _Parts:
         )
         try:
             watcher = ChangeWatcher(
-                engine, session_factory(engine), poll_interval_s=settings.freshness.poll_interval_s
+                engine,
+                session_factory(engine),
+                poll_interval_s=settings.freshness.poll_interval_s,
+                clock=self._clock,
             )
             cache = await self._cache()
             services, shipper = await self._build(

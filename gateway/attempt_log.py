@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from gateway.clock import Clock
-from gateway.errors import UpstreamError
+from gateway.errors import UpstreamError, UpstreamRejected
 from gateway.identity.auth import Caller
 from gateway.inference import (
     AttemptState,
@@ -16,15 +18,17 @@ from gateway.inference import (
 )
 from gateway.ledger.buckets import Account
 from gateway.ledger.budgets import Reservation
-from gateway.ledger.records import AttemptStart
+from gateway.ledger.records import NO_RECEIPT, AttemptStart
 from gateway.ledger.settlement import OpenAttempt, Outcome, Settlement, estimated_input_tokens
 from gateway.money import UsdNanos, usd_text
 from gateway.plan import Plan
 from gateway.pricing.catalog import PriceBook
 from gateway.pricing.rates import Price, charge, charge_bound
+from gateway.routing.receipts import Candidate, Dropped, ReceiptFacts
 from gateway.telemetry import Telemetry
 from gateway.upstream.vllm import output_bound
 
+_encode = msgspec.json.Encoder().encode
 TEMPLATE_TOKENS = 256
 """What a chat template may add to a request's own text."""
 
@@ -73,7 +77,7 @@ class AttemptLog:
             Outcome(
                 state=AttemptState.FAILED,
                 usage=None,
-                reached_engine=error.upstream_status is None and error.code != "upstream_unavailable",
+                reached_engine=_may_have_read(error),
                 status_code=error.upstream_status,
                 error_code=error.code,
                 timing=timing,
@@ -94,6 +98,13 @@ class AttemptLog:
     def cost_text(self, usage: TokenUsage) -> str:
         """The charge of a stream's usage, for its last chunk."""
         return usd_text(self.current.charge_of(usage))
+
+
+def _may_have_read(error: UpstreamError) -> bool:
+    """The engine may have read the prompt: it took the request and failed later, or was too slow to say."""
+    if isinstance(error, UpstreamRejected):
+        return False
+    return error.was_accepted or (error.upstream_status is None and error.code != "upstream_unavailable")
 
 
 def account_of(caller: Caller) -> Account:
@@ -139,6 +150,7 @@ def start_of(
         service_tier=call.service_tier,
         tags=call.tags,
         cache=plan.cache,
+        receipt=receipt_of(plan) if number == 1 else NO_RECEIPT,
         hold_usd_nanos=0 if reservation is None else reservation.bound_usd_nanos,
         buckets=() if reservation is None else reservation.counted,
         estimated_input_tokens=input_tokens,
@@ -148,14 +160,50 @@ def start_of(
     return start, price
 
 
+def receipt_of(plan: Plan) -> msgspec.Raw:
+    """How the request was decided, for its receipt: nothing that its sender wrote."""
+    decision, task, call = plan.decision, plan.task, plan.call
+    facts = ReceiptFacts(
+        task=task.type,
+        source=task.source,
+        confidence=task.confidence,
+        nature=decision.nature,
+        reason=decision.reason,
+        candidates=[
+            Candidate(target.pool, bound_at(call, decision, target, prices=plan.prices), target.is_external)
+            for target in decision.targets
+        ],
+        drops=[Dropped(drop.pool, drop.reason) for drop in decision.drops],
+        policy=decision.policy_version,
+        baseline=plan.baseline,
+        max_tokens=call.max_tokens or decision.max_tokens_default,
+        removed=list(call.dropped),
+    )
+    return msgspec.Raw(_encode(facts))
+
+
 def hold_for(call: Call, decision: RouteDecision, prices: PriceBook) -> UsdNanos:
-    """An upper bound of what one attempt at the dearest target can come to."""
-    bounds = [
-        charge_bound(
-            input_tokens=min(target.max_model_len, call.body_bytes + TEMPLATE_TOKENS) * call.choices,
-            output_tokens=output_bound(call, decision, target) * call.choices,
-            rates=prices.price_of(target.pool).rates,
-        )
-        for target in decision.targets
-    ]
-    return max(bounds)
+    """An upper bound of what a tenant pays for the call: the dearest target's, for only one attempt answers.
+
+    Raises:
+        Unpriced: a target has no price.
+    """
+    return max(bound_at(call, decision, target, prices=prices) for target in decision.targets)
+
+
+def bound_at(call: Call, decision: RouteDecision, target: Target, *, prices: PriceBook) -> UsdNanos:
+    """The most that one attempt at a target can come to.
+
+    Every prompt is read once, whatever `n` is. A token of text is at least a byte of the body; of images and
+    sound only the context is a bound.
+
+    Raises:
+        Unpriced: it has no price.
+    """
+    context = target.max_model_len * call.prompts
+    text_bound = call.body_bytes + TEMPLATE_TOKENS * call.prompts
+    return charge_bound(
+        input_tokens=context if call.facts.has_media else min(context, text_bound),
+        output_tokens=output_bound(call, decision, target) * call.choices,
+        rates=prices.price_of(target.pool).rates,
+    )

@@ -192,6 +192,8 @@ class UpstreamError(GatewayError):
     log_level = logging.WARNING
     upstream_status: int | None = None
     """The status that the replica answered; None without an answer."""
+    was_accepted: bool = False
+    """The replica had begun to answer with success: it has read the prompt."""
 
 
 class UpstreamUnavailable(UpstreamError):

@@ -17,7 +17,8 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from gateway.db import NOTICE_CHANNEL, SessionFactory, read_changes
+from gateway.clock import Clock
+from gateway.db import NOTICE_CHANNEL, SessionFactory, database_ms, read_changes
 
 Reload = Callable[[AsyncSession], Awaitable[None]]
 """Takes over what the database says about a topic now."""
@@ -25,6 +26,9 @@ Confirm = Callable[[], None]
 """Is told that the database was asked and nothing had changed."""
 
 RECONNECT_S = 5.0
+CLOCK_INTERVAL_S = 10.0
+CLOCK_DOUBT_MS = 100
+"""An answer that took longer is not used to set the clock."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,10 +36,20 @@ _log = logging.getLogger(__name__)
 class ChangeWatcher:
     """Keeps what is in memory as fresh as the database."""
 
-    def __init__(self, engine: AsyncEngine, sessions: SessionFactory, *, poll_interval_s: float) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        sessions: SessionFactory,
+        *,
+        poll_interval_s: float,
+        clock: Clock | None = None,
+    ) -> None:
         self._engine = engine
         self._sessions = sessions
         self._poll_interval_s = poll_interval_s
+        self._clock = clock
+        """Set by the database's clock, which all processes share, where there is one."""
+        self._set_clock_at_s = 0.0
         self._topics: dict[str, tuple[Reload, Confirm]] = {}
         self._seen: dict[str, int] = {}
         self._look = asyncio.Event()
@@ -59,6 +73,7 @@ class ChangeWatcher:
             SQLAlchemyError, OSError: the database is away; what is in memory stays as it is.
         """
         async with self._sessions() as session:
+            await self._set_clock(session)
             revisions = await read_changes(session)
             for topic, (reload, confirm) in self._topics.items():
                 revision = revisions.get(topic, 0)
@@ -67,6 +82,21 @@ class ChangeWatcher:
                     continue
                 await reload(session)
                 self._seen[topic] = revision
+
+    async def _set_clock(self, session: AsyncSession) -> None:
+        clock = self._clock
+        if (
+            clock is None
+            or self._engine.dialect.name == "sqlite"
+            or clock.monotonic_s() < self._set_clock_at_s
+        ):
+            return
+        before_ms = clock.machine_ms()
+        theirs_ms = await database_ms(session, clock)
+        after_ms = clock.machine_ms()
+        if after_ms - before_ms <= CLOCK_DOUBT_MS:  # a slow answer says little
+            clock.ahead_ms = (before_ms + after_ms) // 2 - theirs_ms
+            self._set_clock_at_s = clock.monotonic_s() + CLOCK_INTERVAL_S
 
     async def run(self) -> None:
         """Look at intervals and on notices until stopped; a database that is away is survived."""

@@ -79,6 +79,8 @@ class CallFacts:
     has_json_mode: bool = False
     has_tools: bool = False
     has_prediction: bool = False
+    has_media: bool = False
+    """Images, sound or files: their tokens are not bounded by the request's bytes."""
     temperature: float | None = None
     needs_full_sampling: bool = False
     """`min_p` or `logit_bias`: speculative engines refuse them (vLLM 0.32, sampling_params.py)."""
@@ -130,6 +132,8 @@ class Call:
     """Fields and headers that tenants may not set and that were removed."""
     client_request_id: str | None
     body_bytes: int
+    prompts: int = 1
+    """Prompts of a completions request; a chat is one."""
     cache_wish: CacheWish | None = None
     """None: the caller said nothing about it."""
 

@@ -135,7 +135,7 @@ class Pipeline:
             request_id=request_id,
             task=task,
             decision=decision,
-            prices=routing.prices,
+            routing=routing,
             slot=slot,
         )
 

@@ -50,9 +50,24 @@ class Plan:
     request_id: str
     task: Task
     decision: RouteDecision
-    prices: PriceBook
+    routing: Routing
     slot: Slot | None
     """Where its answer is kept; None if it is not."""
+
+    @property
+    def prices(self) -> PriceBook:
+        """What was in force when the request was decided; it is settled at these."""
+        return self.routing.prices
+
+    @property
+    def baseline(self) -> tuple[str, str] | None:
+        """The policy's default target and its price: what the answer is compared with."""
+        policy = self.routing.policy
+        allowed = policy.models[self.call.model_alias]
+        route = policy.routes[policy.natures[policy.default_task]]
+        target = next((name for name in route if name in allowed), None)
+        price = None if target is None else self.prices.prices.get(target)
+        return None if target is None or price is None else (target, price.version)
 
     @property
     def cache(self) -> CacheStatus:

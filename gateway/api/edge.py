@@ -18,6 +18,8 @@ from gateway.api.edge_types import EdgeRequest, Handler
 from gateway.api.error_bodies import error_headers, openai_error
 from gateway.api.inference_calls import chat_completions, completions
 from gateway.api.models import list_models
+from gateway.api.receipts import PATH as RECEIPT
+from gateway.api.receipts import read_receipt
 from gateway.api.streaming import PlainResponse
 from gateway.dependencies import Runtime, Services
 from gateway.errors import (
@@ -34,8 +36,10 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/chat/completions": {"POST": chat_completions},
     "/v1/completions": {"POST": completions},
     "/v1/models": {"GET": list_models},
+    RECEIPT: {"GET": read_receipt},
 }
 PREFIX = "/v1/"
+RECEIPTS_FOLDER = RECEIPT.rpartition("/")[0]
 CLIENT_GONE = 499
 """nginx's status for a client that left; for metrics, never sent."""
 
@@ -97,23 +101,24 @@ class _Exchange:
                 InternalError("Something went wrong inside Tollgate.", operator_detail=repr(error))
             )
         if services is not None:
-            path = self._scope["path"] if self._scope["path"] in ROUTES else "other"
+            path = route_of(self._scope["path"]) or "other"
             services.telemetry.request_ended(path, self._status, loop.time() - started_s)
             if self._status == CLIENT_GONE:
                 services.telemetry.client_gone()
 
     async def _serve(self, services: Services, watch: ClientWatch) -> None:
         scope = self._scope
-        methods = ROUTES.get(scope["path"])
-        if methods is None:
+        route = route_of(scope["path"])
+        if route is None:
             raise NotFound(f"There is no {scope['path'][:200]} here. Known paths: {', '.join(ROUTES)}.")
+        methods = ROUTES[route]
         handler = methods.get(scope["method"])
         if handler is None:
             raise MethodNotAllowed(f"{scope['path']} takes {', '.join(methods)}, not {scope['method']}.")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         caller = services.keys.authenticate(headers)
         body = await self._read_body(headers, services.settings.limits.body_bytes_max)
-        request = EdgeRequest(services, caller, headers, body, self._request_id, watch)
+        request = EdgeRequest(services, caller, headers, body, scope["path"], self._request_id, watch)
         with watch:
             response = await handler(request)
             if isinstance(response, PlainResponse):
@@ -160,8 +165,17 @@ class _Exchange:
         if isinstance(error, PayloadTooLarge | UnsupportedEncoding):
             headers.append((b"connection", b"close"))  # the rest of the body is never read
         if isinstance(error, MethodNotAllowed):
-            headers.append((b"allow", ", ".join(ROUTES[self._scope["path"]]).encode()))
+            methods = ROUTES[route_of(self._scope["path"]) or ""]
+            headers.append((b"allow", ", ".join(methods).encode()))
         await PlainResponse(error.status_code, headers, openai_error(error))(self._send)
+
+
+def route_of(path: str) -> str | None:
+    """The row of the table that a path is served by."""
+    if path in ROUTES:
+        return path
+    folder, _, name = path.rpartition("/")
+    return RECEIPT if name and folder == RECEIPTS_FOLDER else None
 
 
 def _too_large(limit_bytes: int) -> PayloadTooLarge:

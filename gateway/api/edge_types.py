@@ -20,6 +20,7 @@ class EdgeRequest:
     headers: Mapping[str, str]
     """Lower-case names."""
     body: bytes
+    path: str
     request_id: str
     watch: ClientWatch
 

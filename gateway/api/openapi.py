@@ -12,12 +12,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from gateway.api.edge import ROUTES
+from gateway.api.receipts import PATH as RECEIPT
 from gateway.identity.roles import RULES, Credential
 
 _SUMMARIES = {
     "/v1/chat/completions": "Chat completion, OpenAI's format, plain or streamed",
     "/v1/completions": "Text completion, OpenAI's format, plain or streamed",
     "/v1/models": "The model aliases of the policy",
+    RECEIPT: "What was done with a request, and what it cost",
 }
 _TASK_HEADER = {
     "name": "x-tollgate-task",
@@ -28,6 +30,13 @@ _TASK_HEADER = {
 }
 
 
+_REQUEST_ID = {
+    "name": "request_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string"},
+    "description": "the answer's x-request-id; readable within a second after it",
+}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -115,6 +124,8 @@ def _operation(path: str, method: str) -> dict[str, Any]:
         "security": [{"apiKey": []}],
         "responses": {"200": {"description": "the answer; errors have OpenAI's shape"}},
     }
+    if path == RECEIPT:
+        operation["parameters"] = [_REQUEST_ID]
     if method == "POST":
         operation["parameters"] = [_TASK_HEADER]
         operation["requestBody"] = {

@@ -67,6 +67,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/v1/chat/completions"): _TENANT,
     ("POST", "/v1/completions"): _TENANT,
     ("GET", "/v1/models"): _TENANT,
+    ("GET", "/v1/receipts/{request_id}"): _TENANT,
     # Who pays and who calls: whoever issues a key lets somebody spend.
     ("GET", "/admin/v1/tenants"): _READ,
     ("POST", "/admin/v1/tenants"): _ADMIN,

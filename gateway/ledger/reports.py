@@ -2,7 +2,8 @@
 
 The one report query that the command line, the console and the exports share. Sums are integers of
 nano-USD and tokens; instants are UTC, half-open. Days come from SQL and are folded to weeks and months here,
-so that every database groups alike. `charge` is what tenants pay; what failed goes to `platform`.
+so that every database groups alike. `charge` is what tenants pay; what failed goes to `platform`. Where
+hours and their dimensions are all that is asked for, the hourly sums answer; otherwise the attempts do.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sqlmodel import col
 
 from gateway.errors import InvalidRequest
 from gateway.inference import AttemptState, Payer
-from gateway.ledger.tables import Attempt
+from gateway.ledger.tables import Attempt, SpendHour
 
 MS_PER_DAY = 86_400_000
 PERIODS = ("day", "week", "month")
@@ -36,6 +37,15 @@ _COLUMNS = {
     "task": Attempt.task,
     "policy": Attempt.policy_version,
 }
+_HOUR_COLUMNS = {
+    "tenant": SpendHour.tenant_id,
+    "project": SpendHour.project_id,
+    "key": SpendHour.key_id,
+    "model": SpendHour.model_alias,
+    "pool": SpendHour.pool,
+    "task": SpendHour.task,
+}
+MS_PER_HOUR = 3_600_000
 DIMENSIONS = (*_COLUMNS, *PERIODS, "tag:<name>")
 
 
@@ -123,15 +133,7 @@ async def spend_report(
     dimensions = check_dimensions(group_by)
     if end <= start:
         raise InvalidRequest("The end of the report must be after its start.", param="to")
-    keys = [_expression(name).label(f"group_{index}") for index, name in enumerate(dimensions)]
-    query = (
-        select(*keys, *_sums())
-        .where(
-            col(Attempt.started_at_ms) >= _epoch_ms(start),
-            col(Attempt.started_at_ms) < _epoch_ms(end),
-        )
-        .group_by(*keys)
-    )
+    query = _query(dimensions, _epoch_ms(start), _epoch_ms(end))
     folded: dict[tuple[str, ...], SpendFigures] = {}
     for row in await session.execute(query):
         values = row[: len(dimensions)]
@@ -145,9 +147,29 @@ async def spend_report(
     return SpendReport(group_by=dimensions, start=start, end=end, rows=tuple(rows))
 
 
-def _sums() -> list[Any]:
+def _query(dimensions: tuple[str, ...], start_ms: int, end_ms: int) -> Any:
+    is_hourly = not (start_ms % MS_PER_HOUR or end_ms % MS_PER_HOUR) and all(
+        name in _HOUR_COLUMNS or name in PERIODS for name in dimensions
+    )
+    table: type[SpendHour | Attempt] = SpendHour if is_hourly else Attempt
+    instant = col(SpendHour.hour_start_ms) if is_hourly else col(Attempt.started_at_ms)
+    keys = [
+        _expression(name, table, instant).label(f"group_{index}") for index, name in enumerate(dimensions)
+    ]
+    counts = (
+        (col(SpendHour.requests), col(SpendHour.failed_attempts))
+        if is_hourly
+        else (
+            case((col(Attempt.attempt_number) == 1, 1), else_=0),
+            case((col(Attempt.state) == AttemptState.FAILED.value, 1), else_=0),
+        )
+    )
+    return select(*keys, *_sums(table, *counts)).where(instant >= start_ms, instant < end_ms).group_by(*keys)
+
+
+def _sums(table: type[SpendHour | Attempt], requests: Any, failed: Any) -> list[Any]:
     """The columns of SpendFigures, in its order; tokens are those that tenants are charged for."""
-    is_tenant = col(Attempt.payer) == Payer.TENANT.value
+    is_tenant = col(table.payer) == Payer.TENANT.value
 
     def of_tenant(column: Any) -> Any:
         return case((is_tenant, column), else_=0)
@@ -155,23 +177,25 @@ def _sums() -> list[Any]:
     return [
         func.sum(column)
         for column in (
-            case((col(Attempt.attempt_number) == 1, 1), else_=0),
-            case((col(Attempt.state) == AttemptState.FAILED.value, 1), else_=0),
-            of_tenant(Attempt.input_tokens),
-            of_tenant(Attempt.cached_input_tokens),
-            of_tenant(Attempt.cache_write_tokens),
-            of_tenant(Attempt.output_tokens),
-            of_tenant(Attempt.reasoning_tokens),
-            of_tenant(Attempt.charge_usd_nanos),
-            case((is_tenant, 0), else_=col(Attempt.charge_usd_nanos)),
+            requests,
+            failed,
+            of_tenant(table.input_tokens),
+            of_tenant(table.cached_input_tokens),
+            of_tenant(table.cache_write_tokens),
+            of_tenant(table.output_tokens),
+            of_tenant(table.reasoning_tokens),
+            of_tenant(table.charge_usd_nanos),
+            case((is_tenant, 0), else_=table.charge_usd_nanos),
         )
     ]
 
 
-def _expression(name: str) -> Any:
+def _expression(name: str, table: type[SpendHour | Attempt], instant: Any) -> Any:
     if name in PERIODS:
         # Floor division: with `/` PostgreSQL divides exactly and a cast then rounds, noon being tomorrow.
-        return col(Attempt.started_at_ms) // MS_PER_DAY
+        return instant // MS_PER_DAY
+    if table is SpendHour:
+        return _HOUR_COLUMNS[name]
     if name.startswith(TAG_PREFIX):
         return Attempt.tags[name.removeprefix(TAG_PREFIX)].as_string()  # type: ignore[attr-defined]  # a JSON column
     return _COLUMNS[name]

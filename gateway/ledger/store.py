@@ -38,6 +38,29 @@ async def booked_already(session: AsyncSession, batch: Sequence[Ended]) -> dict[
     return {attempt_id: (state, charge) for attempt_id, state, charge in found}
 
 
+async def attempts_of(
+    session: AsyncSession, request_id: str, *, tenant_id: str, between_ms: tuple[int, int]
+) -> list[Attempt]:
+    """The attempts of a tenant's request, in their order.
+
+    Args:
+        session: where to ask.
+        request_id: as in x-request-id.
+        tenant_id: whose.
+        between_ms: first and last instant at which they may have started, epoch ms.
+    """
+    found = await session.execute(
+        select(Attempt)
+        .where(
+            col(Attempt.request_id) == request_id,
+            col(Attempt.tenant_id) == tenant_id,
+            col(Attempt.started_at_ms).between(*between_ms),
+        )
+        .order_by(col(Attempt.attempt_number))
+    )
+    return list(found.scalars())
+
+
 async def insert_attempts(session: AsyncSession, rows: Sequence[dict[str, Any]]) -> None:
     """Book attempts that are not booked yet; by COPY on PostgreSQL.
 

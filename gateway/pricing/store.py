@@ -6,7 +6,22 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.db import insert_ignoring_duplicates
 from gateway.pricing.catalog import PriceBook
+from gateway.pricing.rates import Rates
 from gateway.pricing.tables import PriceVersion
+
+
+async def rates_of_version(session: AsyncSession, version: str) -> Rates | None:
+    """The rates of a version that was ever in force; None where there is none of that name."""
+    row = await session.get(PriceVersion, version)
+    if row is None:
+        return None
+    return Rates(
+        input=row.input,
+        cached_input=row.cached_input,
+        cache_write=row.cache_write,
+        output=row.output,
+        reasoning=row.reasoning,
+    )
 
 
 async def remember_versions(session: AsyncSession, book: PriceBook, *, now_ms: int) -> None:

@@ -80,6 +80,9 @@ class _Part(msgspec.Struct):
     text: str | None = None
 
 
+_TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
+
+
 class _Message(msgspec.Struct):
     role: str
     content: str | list[_Part] | None = None
@@ -156,11 +159,11 @@ def parse_call(
     if stream_options is not None and not is_streaming:
         raise InvalidRequest("`stream_options` is only allowed with `stream: true`.", param="stream_options")
     if endpoint is Endpoint.CHAT_COMPLETIONS:
-        instruction, system = _read_messages(fields, limits)
+        instruction, system, has_media = _read_messages(fields, limits)
         prompts = 1
     else:
         instruction, prompts = _read_prompt(fields)
-        system = ""
+        system, has_media = "", False
     choices = prompts * _positive(fields, "n", default=1)
     if choices > limits.choices_max:
         raise InvalidRequest(
@@ -176,7 +179,7 @@ def parse_call(
         wants_continuous_usage=bool(stream_options and stream_options.continuous_usage_stats),
         max_tokens=_max_tokens(endpoint, fields),
         choices=choices,
-        facts=_facts(fields, instruction, system),
+        facts=_facts(fields, instruction, system, has_media=has_media),
         declared_task=_declared_task(headers.get("x-tollgate-task"), tags),
         tags=tags,
         end_user=_optional(fields, "safety_identifier") or _optional(fields, "user") or None,
@@ -185,6 +188,7 @@ def parse_call(
         dropped=dropped,
         client_request_id=headers.get("x-request-id", "")[:REQUEST_ID_CHARS] or None,
         body_bytes=len(body),
+        prompts=prompts,
         cache_wish=read_cache_wish(headers),
     )
     for name in GATEWAY_ONLY:
@@ -241,7 +245,8 @@ def _max_tokens(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int | 
     return None
 
 
-def _read_messages(fields: Mapping[str, msgspec.Raw], limits: ParseLimits) -> tuple[str, str]:
+def _read_messages(fields: Mapping[str, msgspec.Raw], limits: ParseLimits) -> tuple[str, str, bool]:
+    """The last user turn, the system prompt, and whether there is more than text."""
     messages: list[_Message] = _required(
         fields, "messages", 'a list such as [{"role": "user", "content": "Hi"}]'
     )
@@ -257,7 +262,13 @@ def _read_messages(fields: Mapping[str, msgspec.Raw], limits: ParseLimits) -> tu
         )
     instruction = next((_text(m) for m in reversed(messages) if m.role == "user"), _text(messages[-1]))
     system = next((_text(m) for m in messages if m.role in {"system", "developer"}), "")
-    return _ends(instruction), _ends(system)
+    has_media = any(
+        part.type not in _TEXT_PARTS
+        for message in messages
+        if isinstance(message.content, list)
+        for part in message.content
+    )
+    return _ends(instruction), _ends(system), has_media
 
 
 def _text(message: _Message) -> str:
@@ -291,7 +302,7 @@ def _read_prompt(fields: Mapping[str, msgspec.Raw]) -> tuple[str, int]:
     )
 
 
-def _facts(fields: Mapping[str, msgspec.Raw], instruction: str, system: str) -> CallFacts:
+def _facts(fields: Mapping[str, msgspec.Raw], instruction: str, system: str, *, has_media: bool) -> CallFacts:
     response_format = _optional(fields, "response_format")
     temperature: float | None = _optional(fields, "temperature")
     format_type = response_format.type if response_format is not None else ""
@@ -303,6 +314,7 @@ def _facts(fields: Mapping[str, msgspec.Raw], instruction: str, system: str) -> 
         has_json_mode=format_type == "json_object",
         has_tools=bool(_optional(fields, "tools")) or bool(_optional(fields, "functions")),
         has_prediction=bool(_optional(fields, "prediction")),
+        has_media=has_media,
         temperature=temperature,
         needs_full_sampling=bool(_optional(fields, "min_p")) or bool(_optional(fields, "logit_bias")),
     )

@@ -1,9 +1,13 @@
-"""How are receipts kept and read? All SQL of the noun; flushes, never commits."""
+"""How was a request decided, and how is that kept? SQL of the noun; flushes, never commits.
+
+A receipt holds facts, candidates and reasons, never a word of a prompt or an answer.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -12,14 +16,69 @@ from gateway.db import insert_ignoring_duplicates
 from gateway.routing.tables import Receipt
 
 
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """A target that might have answered, in its order."""
+
+    target: str
+    bound_usd_nanos: int | None
+    """The most that it could have charged; None: unpriced."""
+    is_external: bool
+
+
+class Dropped(msgspec.Struct, frozen=True, array_like=True):
+    """A target that was taken out, and why."""
+
+    target: str
+    reason: str
+
+
+class ReceiptFacts(msgspec.Struct, frozen=True):
+    """What is kept of a decision."""
+
+    task: str
+    source: str
+    confidence: float
+    nature: str
+    reason: str
+    candidates: list[Candidate]
+    drops: list[Dropped]
+    policy: str
+    baseline: tuple[str, str] | None
+    """The policy's default target and the version of its price."""
+    max_tokens: int
+    removed: list[str]
+    """Fields and headers that tenants may not set."""
+
+
+_decode = msgspec.json.Decoder(ReceiptFacts).decode
+CLOCKS_MS = 3_600_000
+"""An attempt starts soon after its request's id is made; generous, for it only narrows the search."""
+
+
 async def insert_receipts(session: AsyncSession, rows: list[dict[str, Any]]) -> None:
     """Write receipts down; the ledger calls it in the transaction that books their attempts."""
     await insert_ignoring_duplicates(session, Receipt, rows)
 
 
-async def find_receipt(session: AsyncSession, request_id: str, tenant_id: str) -> Receipt | None:
-    """The receipt of a tenant's request; None where it has none of that id."""
+async def find_receipt(session: AsyncSession, request_id: str, tenant_id: str) -> ReceiptFacts | None:
+    """How a tenant's request was decided; None where it has none of that id."""
+    made_at_ms = made_at(request_id)
+    if made_at_ms is None:
+        return None
     found = await session.execute(
-        select(Receipt).where(col(Receipt.request_id) == request_id, col(Receipt.tenant_id) == tenant_id)
+        select(col(Receipt.body)).where(
+            col(Receipt.request_id) == request_id,
+            col(Receipt.tenant_id) == tenant_id,
+            col(Receipt.started_at_ms).between(made_at_ms - CLOCKS_MS, made_at_ms + CLOCKS_MS),
+        )
     )
-    return found.scalars().first()
+    body = found.scalar()
+    return None if body is None else _decode(body)
+
+
+def made_at(request_id: str) -> int | None:
+    """When one of our ids was made, epoch ms; None: it is none of ours."""
+    try:
+        return int(request_id.removeprefix("req_")[:12], 16) if request_id.startswith("req_") else None
+    except ValueError:
+        return None

@@ -343,6 +343,10 @@ class Dispatcher:
                     between_tokens_s=self._timeouts.between_tokens_s,
                 )
                 await stream.read_until_content()
+            except UpstreamError as error:
+                error.was_accepted = True
+                response.close()
+                raise
             except BaseException:  # the client may leave here too: the engine must stop in any case
                 response.close()
                 raise
@@ -354,6 +358,9 @@ class Dispatcher:
         response = await self._post(attempt)
         try:
             body = await response.read_all(limit_bytes=ANSWER_BYTES_MAX)
+        except UpstreamError as error:
+            error.was_accepted = True
+            raise
         finally:
             response.close()
         return read_completion(body, alias=attempt.call.model_alias)

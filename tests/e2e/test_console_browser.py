@@ -18,13 +18,12 @@ from gateway.db import create_engine, session_factory
 from gateway.identity.key_store import create_key
 from gateway.identity.store import create_tenant, ensure_project
 from gateway.ledger.reports import month_of
-from gateway.ledger.store import insert_attempts
 from gateway.migrate import upgrade
 from tests.support.chromium import Chromium, chromium_path
 from tests.support.factories import make_act
 from tests.support.mock_process import MockVllm
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
-from tests.support.spend_rows import attempt_row
+from tests.support.spend_rows import attempt_row, book_rows
 
 PROGRAM = chromium_path()
 ADMIN_KEY = "tga-a-key-for-the-browser-test-only-0123456789"
@@ -59,7 +58,7 @@ async def fill(url: str) -> None:
                     )
                 )
                 day += timedelta(days=1)
-        await insert_attempts(session, rows)
+        await book_rows(session, rows)
         await session.commit()
     await engine.dispose()
 

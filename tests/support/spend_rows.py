@@ -1,6 +1,14 @@
 """Rows of the ledger for tests that look at spend without making requests."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gateway.inference import AttemptState, Payer, UsageSource
+from gateway.ledger.posting import book
+from gateway.ledger.records import AttemptEnd, AttemptStart, Ended
+from gateway.routing.receipts import insert_receipts
 
 
 def attempt_row(number: int, **values: Any) -> dict[str, Any]:
@@ -49,3 +57,21 @@ def attempt_row(number: int, **values: Any) -> dict[str, Any]:
         "ended_at_ms": 50,
     }
     return row | values
+
+
+async def book_rows(session: AsyncSession, rows: Sequence[dict[str, Any]]) -> None:
+    """Book rows as the shipper does; the caller commits."""
+    batch = [ended_of(row) for row in rows]
+    await book(session, batch, owner_id="test", now_ms=1, insert_receipts=insert_receipts)
+
+
+def ended_of(row: dict[str, Any]) -> Ended:
+    """The records that a row is made of."""
+    start = {name: row[name] for name in AttemptStart.__struct_fields__ if name in row}
+    end = {name: row[name] for name in AttemptEnd.__struct_fields__ if name in row}
+    end["state"] = AttemptState(end["state"])
+    end["payer"] = Payer(end["payer"])
+    end["usage_source"] = UsageSource(end["usage_source"])
+    return Ended(
+        AttemptStart(**start, estimated_input_tokens=0, estimated_charge_usd_nanos=0), AttemptEnd(**end)
+    )

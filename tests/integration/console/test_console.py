@@ -23,12 +23,11 @@ from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.key_store import create_key, revoke_key
 from gateway.identity.roles import Role
 from gateway.identity.store import create_tenant, ensure_project
-from gateway.ledger.store import insert_attempts
 from gateway.migrate import upgrade
 from gateway.settings import Settings
 from tests.support.factories import make_act
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
-from tests.support.spend_rows import attempt_row
+from tests.support.spend_rows import attempt_row, book_rows
 
 ADMIN_KEY = "tga-a-key-for-the-console-test-only-0123456789"
 HTTP = "http://gateway.test"
@@ -155,7 +154,7 @@ async def tenant_with_key(console: Console, name: str, *, key: str = "app") -> t
 async def book(console: Console, *rows: dict[str, Any]) -> None:
     moment = int(NOW.timestamp() * 1000)
     async with console.services.sessions() as database:
-        await insert_attempts(
+        await book_rows(
             database,
             [attempt_row(number, **{"started_at_ms": moment} | row) for number, row in enumerate(rows)],
         )

@@ -27,20 +27,20 @@ BEFORE_CONTENT: Final[list[Failure]] = [
     ("status", 500, "upstream_unavailable", 500, "none"),
     ("status", 404, "upstream_unavailable", 404, "none"),
     ("error_string_body", None, "upstream_unavailable", 401, "none"),
-    ("die_before_first_chunk", None, "upstream_unavailable", None, "none"),
+    ("die_before_first_chunk", None, "upstream_unavailable", None, "estimated"),
 ]
 OF_STREAMS: Final[list[Failure]] = [
-    ("error_first_event", None, "upstream_unavailable", None, "none"),
-    ("error_before_first_content", None, "upstream_unavailable", None, "none"),
-    ("half_event", 0, "upstream_unavailable", None, "none"),
-    ("die_mid_stream", 0, "upstream_unavailable", None, "none"),
+    ("error_first_event", None, "upstream_unavailable", None, "estimated"),
+    ("error_before_first_content", None, "upstream_unavailable", None, "estimated"),
+    ("half_event", 0, "upstream_unavailable", None, "estimated"),
+    ("die_mid_stream", 0, "upstream_unavailable", None, "estimated"),
     ("garbage", "event", "upstream_protocol", None, "estimated"),
-    ("garbage", None, "upstream_unavailable", None, "none"),
+    ("garbage", None, "upstream_unavailable", None, "estimated"),
 ]
 OF_WHOLE_ANSWERS: Final[list[Failure]] = [
-    ("wrong_length", None, "upstream_unavailable", None, "none"),
-    ("die_mid_stream", 3, "upstream_unavailable", None, "none"),
-    ("half_event", 3, "upstream_unavailable", None, "none"),
+    ("wrong_length", None, "upstream_unavailable", None, "estimated"),
+    ("die_mid_stream", 3, "upstream_unavailable", None, "estimated"),
+    ("half_event", 3, "upstream_unavailable", None, "estimated"),
     ("error_mid_stream", 3, "upstream_unavailable", 500, "none"),
     ("garbage", None, "upstream_protocol", None, "estimated"),
 ]

@@ -9,7 +9,6 @@ import pytest
 
 from gateway.app import create_app
 from gateway.errors import ConfigurationError
-from gateway.ledger.store import insert_attempts
 from tests.integration.gateway.rig import (
     ADMIN_KEY,
     Gateway,
@@ -18,6 +17,7 @@ from tests.integration.gateway.rig import (
     settings_for,
 )
 from tests.support.mock_process import MockVllm
+from tests.support.spend_rows import book_rows
 
 SPEND: Final = "/admin/v1/reports/spend"
 
@@ -113,7 +113,7 @@ async def test_days_weeks_and_months_begin_at_midnight_utc(gateway: Gateway) -> 
             {**values, "attempt_id": f"att_{index}", "started_at_ms": at_ms, "charge_usd_nanos": 1000 + index}
         )
     async with gateway.services.sessions() as session:
-        await insert_attempts(session, booked)
+        await book_rows(session, booked)
         await session.commit()
     limits = {"from": "2026-10-01", "to": "2026-11-03"}
     found = await report(gateway, "day,week,month", **limits)
