@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
 from backends.monitor import FleetMonitor
 from backends.registry import PoolRegistry
-from gateway.admin import admin_keys, audit, keys, projects, tenants, usage
+from gateway.admin import admin_keys, audit, keys, prices, projects, tenants, usage
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -48,8 +49,10 @@ from gateway.ledger.spool import Spool
 from gateway.migrate import require_current
 from gateway.pipeline import Pipeline
 from gateway.plan import Routing
-from gateway.pricing.catalog import price_book
-from gateway.pricing.store import remember_versions
+from gateway.pricing import tables as price_tables
+from gateway.pricing.book import PriceBook
+from gateway.pricing.catalog import cards_of
+from gateway.pricing.store import list_entries, remember_versions
 from gateway.protocols.openai import ParseLimits
 from gateway.redis_client import close_redis, redis_client, require_redis
 from gateway.routing.policy import Policy, load_policy
@@ -113,7 +116,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, admin_keys, audit):
+    for room in (usage, tenants, projects, keys, admin_keys, prices, audit):
         app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
@@ -148,9 +151,8 @@ class _Parts:
         except PoolFileError as error:
             raise ConfigurationError(str(error)) from None
         self._policy = load_policy(settings.policy, pools=pools)
-        self._prices = price_book(
-            pools, {name: target.rates for name, target in self._policy.external.items()}
-        )
+        cards = cards_of(pools, {name: target.rates for name, target in self._policy.external.items()})
+        self._prices = PriceBook(cards, allows_unpriced=self._policy.allow_unpriced)
         self._endpoints = _endpoints(self._policy, settings)
         self._registry = PoolRegistry(pools)
         self._root_key = load_root_key(settings)
@@ -232,7 +234,8 @@ class _Parts:
         await shipper.recover()
         async with sessions() as session:
             await remember_version(session, self._policy, now_ms=clock.epoch_ms())
-            await remember_versions(session, self._prices, now_ms=clock.epoch_ms())
+            now_ms = clock.epoch_ms()
+            await remember_versions(session, self._prices.at(now_ms).by_target, now_ms=now_ms)
             await session.commit()
         holds = Holds()
         pipeline = Pipeline(
@@ -263,6 +266,12 @@ class _Parts:
             root_key=self._root_key,
         )
         watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
+
+        async def reload_prices(session: AsyncSession) -> None:
+            book = self._prices.with_entries(await list_entries(session))
+            pipeline.routing = replace(pipeline.routing, prices=book)
+
+        watcher.watch(price_tables.TOPIC, reload_prices)
         await watcher.refresh()
         self._watch_gauges(services, holds)
         self._watch_cache(cache)

@@ -18,8 +18,8 @@ from gateway.ledger.records import AttemptStart
 from gateway.ledger.settlement import OpenAttempt, Outcome, Settlement, estimated_input_tokens
 from gateway.money import UsdNanos, usd_text
 from gateway.plan import Plan
-from gateway.pricing.catalog import PriceBook
-from gateway.pricing.rates import Price, charge, charge_bound
+from gateway.pricing.book import Prices
+from gateway.pricing.rates import UNPRICED, Price, charge, charge_bound
 from gateway.telemetry import Telemetry
 from gateway.upstream.vllm import output_bound
 
@@ -108,7 +108,9 @@ def start_of(
         now_ms: epoch milliseconds.
     """
     call, caller, decision = plan.call, plan.caller, plan.decision
-    price = plan.prices.price_of(target.pool)
+    # Not refused here: what may not be used without a price was dropped when it was decided, and refused when
+    # it was held for. What an answer from the cache once cost does not matter.
+    price = plan.prices.find(target.pool) or UNPRICED
     input_tokens = estimated_input_tokens(call.body_bytes)
     start = AttemptStart(
         attempt_id=new_id("att_", now_ms),
@@ -134,20 +136,25 @@ def start_of(
         cache=plan.cache,
         hold_usd_nanos=hold,
         estimated_input_tokens=input_tokens,
-        estimated_charge_usd_nanos=charge(TokenUsage(input=input_tokens), price.rates),
+        estimated_charge_usd_nanos=charge(TokenUsage(input=input_tokens), price.rates) or UsdNanos(0),
         started_at_ms=now_ms,
     )
     return start, price
 
 
-def hold_for(call: Call, decision: RouteDecision, prices: PriceBook) -> UsdNanos:
-    """An upper bound of what one attempt at the dearest target can come to."""
+def hold_for(call: Call, decision: RouteDecision, prices: Prices) -> UsdNanos:
+    """An upper bound of what one attempt at the dearest target can come to; unpriced ones come to nothing.
+
+    Raises:
+        Unpriced: a target has no price and may not be used without.
+    """
     bounds = [
         charge_bound(
             input_tokens=min(target.max_model_len, call.body_bytes + TEMPLATE_TOKENS) * call.choices,
             output_tokens=output_bound(call, decision, target) * call.choices,
-            rates=prices.price_of(target.pool).rates,
+            rates=rates,
         )
         for target in decision.targets
+        if (rates := prices.price_of(target.pool).rates) is not None
     ]
-    return max(bounds)
+    return max(bounds, default=UsdNanos(0))

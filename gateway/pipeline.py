@@ -61,7 +61,7 @@ class Pipeline:
             PermissionDenied: the key is not for this model or latency class.
             ModelNotFound: the policy has no such alias.
             NoEligibleTarget: no target may or can serve it.
-            Unpriced: a target has no price.
+            Unpriced: no target that could serve it has a price.
             Overloaded: usage cannot be recorded.
             UpstreamRejected: the engine refused the request.
             AllAttemptsFailed: every target was tried.
@@ -121,9 +121,17 @@ class Pipeline:
         admit(caller, call)
         routing = self.routing
         policy = routing.policy
+        prices = routing.prices.at(self._clock.epoch_ms())
         task = classify(call, default=policy.default_task)
         pools = {snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()}
-        decision = decide(call, task, policy, pools=pools, may_leave=not caller.is_internal_only)
+        decision = decide(
+            call,
+            task,
+            policy,
+            pools=pools,
+            may_leave=not caller.is_internal_only,
+            unpriced=prices.refused,
+        )
         slot = None
         if caller.caches_answers:
             scope = routing.answer_scopes[call.model_alias]
@@ -134,7 +142,7 @@ class Pipeline:
             request_id=request_id,
             task=task,
             decision=decision,
-            prices=routing.prices,
+            prices=prices,
             slot=slot,
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from gateway.cache.lookup import CacheStatus, KeptAnswer, Slot
 from gateway.identity.auth import Caller
 from gateway.inference import Call, RouteDecision, Target, Task
-from gateway.pricing.catalog import PriceBook
+from gateway.pricing.book import PriceBook, Prices
 from gateway.routing.policy import Policy
 from gateway.upstream.vllm import output_bound
 
@@ -50,7 +50,8 @@ class Plan:
     request_id: str
     task: Task
     decision: RouteDecision
-    prices: PriceBook
+    prices: Prices
+    """As they were when it was reserved: it is settled at these, whatever changes meanwhile."""
     slot: Slot | None
     """Where its answer is kept; None if it is not."""
 

@@ -72,7 +72,7 @@ class OpenAttempt:
             return self.charge_usd_nanos
         self._is_open = False
         usage, source = self._usage(outcome)
-        self.charge_usd_nanos = charge(usage, self._price.rates)
+        self.charge_usd_nanos = self.charge_of(usage)
         self._spool.end(
             AttemptEnd(
                 attempt_id=self._start.attempt_id,
@@ -97,7 +97,8 @@ class OpenAttempt:
 
     def charge_of(self, usage: TokenUsage) -> UsdNanos:
         """What a usage comes to at this attempt's price."""
-        return charge(usage, self._price.rates)
+        # Unpriced is None there; rows still have no place for that but their price version.
+        return charge(usage, self._price.rates) or UsdNanos(0)
 
     def _usage(self, outcome: Outcome) -> tuple[TokenUsage, UsageSource]:
         if outcome.usage is not None:
