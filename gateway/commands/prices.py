@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -99,35 +101,50 @@ def prices_show(
         print_table(titles, rows)
 
 
+_AMOUNTS = {
+    "input": "USD per million fresh input tokens",
+    "output": "USD per million generated tokens",
+    "cached_input": "found in a cache; default: as input",
+    "cache_write": "written to a billed cache; default: as input",
+    "reasoning": "reasoning tokens; default: as output",
+    "per_request": "USD per answered request; default: nothing",
+}
+_REQUIRED = ("input", "output")
+
+
+def _with_amounts(command: Callable[..., None]) -> Callable[..., None]:
+    """An option for each amount, behind the argument: Typer reads options from the signature."""
+    signature = inspect.signature(command, eval_str=True)
+    argument, *others = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    amounts = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if name in _REQUIRED else None,
+            annotation=Annotated[
+                str if name in _REQUIRED else str | None,
+                typer.Option(f"--{name.replace('_', '-')}", help=meaning),
+            ],
+        )
+        for name, meaning in _AMOUNTS.items()
+    ]
+    command.__signature__ = signature.replace(parameters=[argument, *amounts, *others])  # type: ignore[attr-defined]  # functions take it
+    return command
+
+
 @prices.command(
     "set", epilog="Example: `tollgate prices set openai-mini --input 0.15 --cached-input 0.075 --output 0.60`"
 )
+@_with_amounts
 def prices_set(
     target: Target,
-    input_rate: Annotated[str, typer.Option("--input", help="USD per million fresh input tokens")],
-    output_rate: Annotated[str, typer.Option("--output", help="USD per million generated tokens")],
-    cached_input: Annotated[str | None, typer.Option(help="found in a cache; default: as input")] = None,
-    cache_write: Annotated[
-        str | None, typer.Option(help="written to a billed cache; default: as input")
-    ] = None,
-    reasoning: Annotated[str | None, typer.Option(help="reasoning tokens; default: as output")] = None,
-    per_request: Annotated[
-        str | None, typer.Option(help="USD per answered request; default: nothing")
-    ] = None,
+    *,
     effective_from: From = None,
     note: Note = None,
-    *,
     as_machine: Json = False,
+    **amounts: str | None,
 ) -> None:
     """Set a target's price, now or from an instant on; running gateways charge it within two seconds."""
-    amounts = {
-        "input": input_rate,
-        "cached_input": cached_input,
-        "cache_write": cache_write,
-        "output": output_rate,
-        "reasoning": reasoning,
-        "per_request": per_request,
-    }
     change = PriceChange(rates_from_amounts(amounts), note=note, effective_from_ms=_from_ms(effective_from))
     view = _enter(_files().book, {target: change})[0]
     print_json(view) if as_machine else _print_price(view)
@@ -311,7 +328,10 @@ def _print_prices(views: list[PriceView]) -> None:
 
 
 def _print_price(view: PriceView) -> None:
-    fields = [("target", view.target), ("version", view.version or "unpriced: requests are refused")]
+    fields = [
+        ("target", view.target),
+        ("version", view.version or "unpriced: refused, unless the policy says allow_unpriced"),
+    ]
     if view.rates is not None:
         units = {"per_request": "USD per request"}
         fields += [

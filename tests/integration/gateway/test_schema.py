@@ -21,6 +21,7 @@ TABLES = {
     "audit_entries",
     "changes",
     "policy_versions",
+    "price_entries",
     "price_versions",
     "projects",
     "tenants",

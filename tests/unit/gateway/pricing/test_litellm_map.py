@@ -61,7 +61,7 @@ def test_real_models_cost_what_the_map_says(installed: PriceMap, model: str, exp
         ("claude-sonnet-4-5", "cache_creation_input_token_cost_above_1hr"),
         ("dashscope/qwen-flash", "tiered_pricing"),
         ("deepseek-v4-flash", "off_peak_pricing"),
-        ("gemini/gemini-2.5-flash", "input_cost_per_audio_token"),
+        ("gemini/gemini-2.5-flash", "cache_read_input_audio_token_cost"),
     ],
 )
 def test_real_models_with_prices_of_another_kind_are_refused_with_the_field(
@@ -72,8 +72,8 @@ def test_real_models_with_prices_of_another_kind_are_refused_with_the_field(
 
 
 def test_a_price_for_long_prompts_is_refused_unless_the_target_takes_none(installed: PriceMap) -> None:
-    said = r"`cache_read_input_token_cost_above_272k_tokens` is another price for prompts of more than 272,000 tokens"
-    with pytest.raises(InvalidRequest, match=f"{said}, and the target takes 272,001"):
+    said = "`cache_read_input_token_cost_above_272k_tokens` is another price for prompts of more than 272,000"
+    with pytest.raises(InvalidRequest, match=f"{said} tokens, and the target takes 272,001"):
         rates_of("gpt-5.4", installed, max_model_len=272_001)
     assert rates_of("gpt-5.4", installed, max_model_len=272_000).input > 0
 
