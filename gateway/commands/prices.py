@@ -6,7 +6,8 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Any
 
 import typer
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -47,6 +48,10 @@ from gateway.settings import load_settings
 prices = typer.Typer(help="What each target costs.", no_args_is_help=True)
 
 _METERS = tuple(RatesView.model_fields)
+_COLUMNS = ("input", "cached", "write", "output", "reasoning", "request")
+"""The same, short."""
+_WIDE = 120
+"""Characters of a line that hold since when and the version, too."""
 _Rates = dict[str, tuple[Rates | None, str]]
 """Rates by target, and the model of litellm's map that they are of."""
 
@@ -92,13 +97,8 @@ def prices_show(
         return
     _print_price(view)
     if history:
-        titles = ("from", "made", "source", *(_title(meter) for meter in _METERS), "version", "note")
-        rows = [
-            (one.effective_from, one.created_at, one.source, *_amounts(one.rates), one.version, one.note)
-            for one in entries
-        ]
         out.print()
-        print_table(titles, rows)
+        _print_entries(entries)
 
 
 _AMOUNTS = {
@@ -317,14 +317,27 @@ def _enter(book: PriceBook, changes: dict[str, PriceChange]) -> list[PriceView]:
 
 # ------------------------------------------------------------------------------------------------ showing
 def _print_prices(views: list[PriceView]) -> None:
-    titles = ("target", *(_title(meter) for meter in _METERS), "source", "since", "version")
-    print_table(
-        titles,
-        [
-            (view.target, *_amounts(view.rates), view.source or "unpriced", view.since, view.version)
-            for view in views
-        ],
-    )
+    titles = ("target", *_COLUMNS, "source", "since", "version")
+    rows = [
+        (view.target, *_amounts(view.rates), view.source or "unpriced", _date(view.since), view.version)
+        for view in views
+    ]
+    _print_as_wide_as_it_goes(titles, rows, spare=2)
+
+
+def _print_entries(entries: list[EntryView]) -> None:
+    titles = ("from", "source", *_COLUMNS, "note", "made", "version")
+    rows = [
+        (_minute(one.effective_from), one.source, *_amounts(one.rates), one.note, one.created_at, one.version)
+        for one in entries
+    ]
+    _print_as_wide_as_it_goes(titles, rows, spare=2)
+
+
+def _print_as_wide_as_it_goes(titles: tuple[str, ...], rows: list[tuple[Any, ...]], *, spare: int) -> None:
+    """Without the last columns where the terminal is narrow; --json has them all."""
+    kept = len(titles) - (spare if out.width < _WIDE else 0)
+    print_table(titles[:kept], [row[:kept] for row in rows])
 
 
 def _print_price(view: PriceView) -> None:
@@ -378,5 +391,13 @@ def _title(meter: str) -> str:
     return meter.replace("_", " ")
 
 
-def _moment_text(when: object) -> str:
-    return "as long as its file says so" if when is None else f"{when:%Y-%m-%d %H:%M} UTC"
+def _moment_text(when: datetime | None) -> str:
+    return "as long as its file says so" if when is None else f"{_minute(when)} UTC"
+
+
+def _minute(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M}"
+
+
+def _date(when: datetime | None) -> str:
+    return "" if when is None else f"{when:%Y-%m-%d}"

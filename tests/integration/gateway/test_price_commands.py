@@ -80,7 +80,7 @@ def test_prices_for_people_and_for_machines(terminal: Terminal) -> None:
     history = terminal.json("prices", "show", "mini", "--history")["history"]["data"]
     assert [one["note"] for one in history] == ["ended", None, "contract of November"]
     assert "unpriced: refused, unless" in (found := terminal.text("prices", "show", "mini", "--history"))
-    assert re.search(r"2999-01-01 00:00 UTC +20\d\d", found)
+    assert re.search(r"2999-01-01 00:00 +finance +0\.15", found)
 
     now_and_then = terminal.text("prices", "diff", "--from", "2998-12-31", "--to", "2999-01-01")
     assert re.search(r"mini +input +- +-> +0\.15", now_and_then)

@@ -97,7 +97,8 @@ def test_what_is_left_of_a_float_is_rounded_away() -> None:
 
 @pytest.mark.parametrize("suffix", ["batches", "flex", "priority", "above_200k_tokens_priority"])
 def test_service_levels_that_we_do_not_ask_for_do_not_matter(suffix: str) -> None:
-    assert rates(**{f"input_cost_per_token_{suffix}": Decimal(9)}) == rates()
+    of_it: dict[str, Any] = {f"input_cost_per_token_{suffix}": Decimal(9)}
+    assert rates(**of_it) == rates()
     assert rates(search_context_cost_per_query={"search_context_size_low": Decimal("0.01")}) == rates()
 
 
