@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
 from backends.monitor import FleetMonitor
 from backends.registry import PoolRegistry
-from gateway.admin import admin_keys, audit, keys, projects, tenants, usage
+from gateway.admin import admin_keys, audit, keys, prices, projects, tenants, usage
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -56,8 +57,10 @@ from gateway.ledger.spool import Spool
 from gateway.migrate import require_current
 from gateway.pipeline import Pipeline
 from gateway.plan import Routing
-from gateway.pricing.catalog import price_book
-from gateway.pricing.store import remember_versions
+from gateway.pricing import tables as price_tables
+from gateway.pricing.book import PriceBook
+from gateway.pricing.catalog import cards_of
+from gateway.pricing.store import list_entries, remember_versions
 from gateway.protocols.openai import ParseLimits
 from gateway.redis_client import close_redis, redis_client, require_redis
 from gateway.routing.policy import Policy, load_policy
@@ -122,7 +125,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, admin_keys, audit):
+    for room in (usage, tenants, projects, keys, admin_keys, prices, audit):
         app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
@@ -157,9 +160,8 @@ class _Parts:
         except PoolFileError as error:
             raise ConfigurationError(str(error)) from None
         self._policy = load_policy(settings.policy, pools=pools)
-        self._prices = price_book(
-            pools, {name: target.rates for name, target in self._policy.external.items()}
-        )
+        cards = cards_of(pools, {name: target.rates for name, target in self._policy.external.items()})
+        self._prices = PriceBook(cards, allows_unpriced=self._policy.allow_unpriced)
         self._endpoints = _endpoints(self._policy, settings)
         self._registry = PoolRegistry(pools)
         self._root_key = load_root_key(settings)
@@ -266,7 +268,8 @@ class _Parts:
         await shipper.recover()
         async with sessions() as session:
             await remember_version(session, self._policy, now_ms=clock.epoch_ms())
-            await remember_versions(session, self._prices, now_ms=clock.epoch_ms())
+            now_ms = clock.epoch_ms()
+            await remember_versions(session, self._prices.at(now_ms).by_target, now_ms=now_ms)
             await ensure_partitions(session)
             await session.commit()
         budgets = Budgets(lessor.holds, lessor, clock)
@@ -298,6 +301,7 @@ class _Parts:
             root_key=self._root_key,
         )
         watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
+        watcher.watch(price_tables.TOPIC, self._reload_prices(pipeline))
         watcher.watch(BUDGETS_TOPIC, _reload_budgets(budgets))
         watcher.watch(SLICES_TOPIC, lessor.recalled)
         await watcher.refresh()
@@ -373,6 +377,13 @@ class _Parts:
     async def _reload_keys(self, session: AsyncSession) -> None:
         self._keys.replace(await list_keys(session))
         self._admins.replace(await list_admin_keys(session))
+
+    def _reload_prices(self, pipeline: Pipeline) -> Reload:
+        async def reload(session: AsyncSession) -> None:
+            book = self._prices.with_entries(await list_entries(session))
+            pipeline.routing = replace(pipeline.routing, prices=book)
+
+        return reload
 
     def _confirm_keys(self) -> None:
         self._keys.confirm()

@@ -8,6 +8,7 @@ what one of them wants to be told of another is filled in here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
@@ -23,6 +24,7 @@ from gateway.ledger.admission import Budgets
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Plan, Routing, ServedFacts
+from gateway.pricing.book import Prices
 from gateway.routing.classify import classify
 from gateway.routing.decide import decide
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
@@ -61,7 +63,7 @@ class Pipeline:
             PermissionDenied: the key is not for this model or latency class.
             ModelNotFound: the policy has no such alias.
             NoEligibleTarget: no target may or can serve it.
-            Unpriced: a target has no price.
+            Unpriced: no target that could serve it has a price.
             BudgetExceeded: a budget over the caller cannot hold what it may come to.
             Overloaded: usage cannot be recorded.
             UpstreamRejected: the engine refused the request.
@@ -122,9 +124,17 @@ class Pipeline:
         admit(caller, call)
         routing = self.routing
         policy = routing.policy
+        prices = routing.prices.at(self._clock.epoch_ms())
         task = classify(call, default=policy.default_task)
         pools = {snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()}
-        decision = decide(call, task, policy, pools=pools, may_leave=not caller.is_internal_only)
+        decision = decide(
+            call,
+            task,
+            policy,
+            pools=pools,
+            may_leave=not caller.is_internal_only,
+            unpriced=self._unusable(prices, caller, pools),
+        )
         slot = None
         if caller.caches_answers:
             scope = routing.answer_scopes[call.model_alias]
@@ -136,8 +146,15 @@ class Pipeline:
             task=task,
             decision=decision,
             routing=routing,
+            prices=prices,
             slot=slot,
         )
+
+    def _unusable(self, prices: Prices, caller: Caller, pools: Mapping[str, object]) -> frozenset[str]:
+        """Targets that must not be used for want of a price: nobody can hold a limit against none."""
+        if prices.allows_unpriced and self._budgets.is_bound(account_of(caller)):
+            return frozenset({*pools, *self.routing.policy.external} - prices.by_target.keys())
+        return prices.refused
 
     async def _reserve(self, plan: Plan) -> AttemptLog:
         bound = hold_for(plan.call, plan.decision, plan.prices)

@@ -23,7 +23,8 @@ class Served:
 
     facts: ServedFacts
     body: bytes
-    charge_usd_nanos: UsdNanos
+    charge_usd_nanos: UsdNanos | None
+    """None: unpriced."""
 
 
 class StreamedAnswer(Protocol):

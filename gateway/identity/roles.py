@@ -53,6 +53,7 @@ _OPEN = Rule(Credential.NOTHING)
 _TENANT = Rule(Credential.TENANT_KEY)
 _READ = Rule(Credential.ADMIN_KEY, frozenset(Role))
 _ADMIN = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN}))
+_FINANCE = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN, Role.FINANCE}))
 _PAGE = Rule(Credential.LOGIN, frozenset(Role))
 
 RULES: Mapping[tuple[str, str], Rule] = {
@@ -92,7 +93,11 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/admin/v1/admin-keys/{key}/rotate"): _ADMIN,
     ("POST", "/admin/v1/admin-keys/{key}/revoke"): _ADMIN,
     ("GET", "/admin/v1/audit"): _READ,
-    # Spend.
+    # Money.
+    ("GET", "/admin/v1/prices"): _READ,
+    ("GET", "/admin/v1/prices/{target}"): _READ,
+    ("POST", "/admin/v1/prices/{target}"): _FINANCE,
+    ("POST", "/admin/v1/prices/{target}/reset"): _FINANCE,
     ("GET", "/admin/v1/reports/spend"): _READ,
     # Console.
     ("GET", "/console/login"): _OPEN,

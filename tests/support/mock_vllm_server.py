@@ -201,6 +201,8 @@ class MockServer:
         """Faults that never look at the request."""
         if "hang" in hits:
             await asyncio.Event().wait()
+        if "hold" in hits:
+            await self.faults.cleared.wait()
         if "status" in hits:
             code = int(hits["status"][0])
             more: Headers = [("retry-after", f"{hits['status'][1]:g}")] if len(hits["status"]) > 1 else []

@@ -29,6 +29,7 @@ TABLES = {
     "journal_entries",
     "journal_transactions",
     "policy_versions",
+    "price_entries",
     "price_versions",
     "projects",
     "receipts",
