@@ -20,6 +20,7 @@ TABLES = {
     "attempts",
     "audit_entries",
     "changes",
+    "limits",
     "policy_versions",
     "price_versions",
     "projects",
