@@ -21,7 +21,7 @@ from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
 from backends.monitor import FleetMonitor
 from backends.registry import PoolRegistry
-from gateway.admin import admin_keys, audit, keys, projects, tenants, usage
+from gateway.admin import admin_keys, audit, keys, limits, projects, tenants, usage
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -39,6 +39,8 @@ from gateway.identity.admin_store import list_admin_keys
 from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.auth import KeyRing
 from gateway.identity.key_store import list_keys
+from gateway.identity.limit_sharing import LimitSharing
+from gateway.identity.limit_store import list_limits
 from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.tables import TOPIC
 from gateway.ledger.budgets import Holds
@@ -113,7 +115,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, admin_keys, audit):
+    for room in (usage, tenants, projects, keys, limits, admin_keys, audit):
         app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
@@ -190,6 +192,8 @@ class _Parts:
             async with asyncio.TaskGroup() as group:
                 monitoring = group.create_task(self._monitor().run())
                 keeping = group.create_task(cache.run())
+                sharing = self._sharing()
+                exchanging = None if sharing is None else group.create_task(sharing.run())
                 in_database = [
                     group.create_task(shipper.run()),
                     group.create_task(watcher.run()),
@@ -200,6 +204,9 @@ class _Parts:
                     monitoring.cancel()
                     await cache.flush(timeout_s=CACHE_FLUSH_S)
                     keeping.cancel()
+                    if sharing is not None and exchanging is not None:
+                        exchanging.cancel()
+                        await sharing.close()
                     shipper.stop()
                     watcher.stop()
                     # What talks to the database ends by itself: a call that is cut leaves a connection that
@@ -294,6 +301,23 @@ class _Parts:
             entry_bytes_max=settings.entry_bytes_max,
         )
 
+    def _sharing(self) -> LimitSharing | None:
+        """How this process holds limits together with others, where there may be others."""
+        if self._redis is None:
+            return None
+        sharing = LimitSharing(self._keys.limiter, self._redis, self._clock)
+        self._telemetry.watch(
+            "tollgate_limits_alone",
+            "1: Redis is away, limits hold for this process alone",
+            lambda: sharing.is_alone,
+        )
+        self._telemetry.count(
+            "tollgate_limit_exchanges_failed",
+            "Exchanges of limits' counts that failed",
+            lambda: sharing.failures,
+        )
+        return sharing
+
     def _monitor(self) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME
         return FleetMonitor(self._registry, fleet_file=fleet_file)
@@ -305,6 +329,11 @@ class _Parts:
         watch("tollgate_held_usd", "Held for requests under way, USD", lambda: holds.held_usd_nanos / 1e9)
         watch(
             "tollgate_keys_age_seconds", "Since the keys were last confirmed", lambda: self._keys.age_s or 0
+        )
+        self._telemetry.count(
+            "tollgate_rate_limited",
+            "Requests that a limit held up",
+            lambda: self._keys.limiter.refused,
         )
         self._telemetry.watch_by_label(
             "tollgate_replicas_ready",
@@ -325,7 +354,7 @@ class _Parts:
         count("tollgate_cache_not_kept", "Answers too large or too many to keep", lambda: cache.not_kept)
 
     async def _reload_keys(self, session: AsyncSession) -> None:
-        self._keys.replace(await list_keys(session))
+        self._keys.replace(await list_keys(session), await list_limits(session))
         self._admins.replace(await list_admin_keys(session))
 
     def _confirm_keys(self) -> None:

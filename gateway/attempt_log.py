@@ -130,7 +130,7 @@ def start_of(
         policy_version=decision.policy_version,
         price_version=price.version,
         service_tier=call.service_tier,
-        tags=call.tags,
+        tags={**call.tags, **dict(caller.fixed_tags)} if caller.fixed_tags else call.tags,
         cache=plan.cache,
         hold_usd_nanos=hold,
         estimated_input_tokens=input_tokens,
@@ -138,6 +138,12 @@ def start_of(
         started_at_ms=now_ms,
     )
     return start, price
+
+
+def tokens_for(call: Call, *, max_tokens_default: int) -> int:
+    """What a request can come to in tokens, for its limits: before its target and its count are known."""
+    output = call.max_tokens if call.max_tokens is not None else max_tokens_default
+    return estimated_input_tokens(call.body_bytes) + output * call.choices
 
 
 def hold_for(call: Call, decision: RouteDecision, prices: PriceBook) -> UsdNanos:

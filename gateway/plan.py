@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from gateway.cache.lookup import CacheStatus, KeptAnswer, Slot
 from gateway.identity.auth import Caller
+from gateway.identity.limits import UNLIMITED, Permit
 from gateway.inference import Call, RouteDecision, Target, Task
 from gateway.pricing.catalog import PriceBook
 from gateway.routing.policy import Policy
@@ -53,6 +54,8 @@ class Plan:
     prices: PriceBook
     slot: Slot | None
     """Where its answer is kept; None if it is not."""
+    permit: Permit = UNLIMITED
+    """Ends with the request."""
 
     @property
     def cache(self) -> CacheStatus:

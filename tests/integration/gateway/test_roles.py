@@ -108,7 +108,7 @@ class Office:
 
     async def ask(self, method: str, template: str, headers: dict[str, str]) -> httpx.Response:
         path = re.sub(r"\{[^}]+\}", "nothing", template)
-        body: dict[str, Any] = {"json": {}} if method in {"POST", "PATCH"} else {}
+        body: dict[str, Any] = {"json": {}} if method in {"POST", "PATCH", "PUT"} else {}
         return await self.client.request(method, path, headers=headers, **body)
 
 
