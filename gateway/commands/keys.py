@@ -134,7 +134,7 @@ def keys_show(key: Key, *, as_machine: Json = False) -> None:
 
 
 @keys.command("update", epilog="Example: `tollgate keys update 4f7k2m9q1x --model fast --all-classes`")
-def keys_update(  # noqa: PLR0913 - a parameter is an option
+def keys_update(
     key: Key,
     name: Annotated[str | None, typer.Option(help="a new name")] = None,
     models: _Models = None,

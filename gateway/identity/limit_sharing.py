@@ -48,8 +48,6 @@ SHARE = 10
 
 _log = logging.getLogger(__name__)
 
-Key = tuple[str, str]
-
 
 class Report(NamedTuple):
     """What one process says of one tenant, project or key."""
@@ -87,8 +85,8 @@ class LimitSharing:
         self._clock = clock
         self.process = secrets.token_hex(8)
         """Names this process among the others."""
-        self._heard: dict[Key, dict[str, _Heard]] = {}
-        self._said_under_way: set[Key] = set()
+        self._heard: dict[str, dict[str, _Heard]] = {}
+        self._said_under_way: set[str] = set()
         """Of which the others believe that this process has requests under way."""
         self._beat = 0
         self._beat_at_s = 0.0
@@ -135,13 +133,13 @@ class LimitSharing:
         """A last word: nothing is under way here any more."""
         await self.exchange()
 
-    async def _exchange(self, keys: Sequence[Key], *, is_beat: bool) -> None:
+    async def _exchange(self, keys: Sequence[str], *, is_beat: bool) -> None:
         meters = self._limiter.meters
         self._beat += 1
-        told: list[Key] = []
+        told: list[str] = []
         pipeline = self._client.pipeline(transaction=False)
         for key in keys:
-            name, meter = _name(key), meters.get(key)
+            name, meter = PREFIX + key, meters.get(key)
             if meter is None or meter.is_changed or (is_beat and meter.under_way):
                 told.append(key)
                 pipeline.hset(name, self.process, _text(meter, self._beat))
@@ -168,7 +166,7 @@ class LimitSharing:
         for key, fields in zip(keys, found, strict=True):
             self._hear(key, fields)
 
-    def _hear(self, key: Key, fields: dict[bytes, bytes]) -> None:
+    def _hear(self, key: str, fields: dict[bytes, bytes]) -> None:
         """Take over what all processes said of one limit."""
         meter = self._limiter.meters.get(key)
         if meter is None:
@@ -189,7 +187,7 @@ class LimitSharing:
         meter.roll(self._limiter.minute())
         _take_over(meter, heard, now_s)
 
-    def _silent(self, key: Key) -> list[str]:
+    def _silent(self, key: str) -> list[str]:
         now_s = self._clock.monotonic_s()
         heard = self._heard.get(key, {})
         return [process for process, said in heard.items() if now_s - said.at_s > FORGOTTEN_S]
@@ -233,11 +231,6 @@ def _take_over(meter: Meter, heard: dict[str, _Heard], now_s: float) -> None:
 def _add(counts: list[int], requests: int, tokens: int) -> None:
     counts[REQUESTS] += requests
     counts[TOKENS] += tokens
-
-
-def _name(key: Key) -> str:
-    scope, scope_id = key
-    return f"{PREFIX}{scope}:{scope_id}"
 
 
 def _text(meter: Meter | None, beat: int) -> str:

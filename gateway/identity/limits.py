@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
 
@@ -45,6 +45,12 @@ class Limit:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
+    meter_name: str = field(init=False)
+    """Under which it is counted."""
+
+    def __post_init__(self) -> None:
+        """Put the name together once: a request looks it up."""
+        object.__setattr__(self, "meter_name", f"{self.scope}:{self.scope_id}")
 
 
 class Meter:
@@ -95,15 +101,23 @@ class Meter:
         )
 
     def has_room(self, limit: Limit, tokens: int, elapsed_ms: int) -> bool:
-        """Whether one more request with so many tokens may come."""
+        """Whether one more request with so many tokens may come: `Window.has_room` without making windows."""
         most = limit.concurrent_requests
         if most is not None and self.under_way + self.others_under_way >= most:
             return False
-        most = limit.requests_per_minute
-        if most is not None and not self.window(most, REQUESTS, elapsed_ms).has_room(1):
-            return False
-        most = limit.tokens_per_minute
-        return most is None or self.window(most, TOKENS, elapsed_ms).has_room(tokens)
+        for kind, most, more in (
+            (REQUESTS, limit.requests_per_minute, 1),
+            (TOKENS, limit.tokens_per_minute, tokens),
+        ):
+            if most is not None:
+                if self.weighed(kind, elapsed_ms) > (most - more) * MINUTE_MS:
+                    return False
+        return True
+
+    def weighed(self, kind: int, elapsed_ms: int) -> int:
+        """What the window counts as used, times `MINUTE_MS`."""
+        before = self.before[kind] + self.others_before[kind]
+        return (self.now[kind] + self.others_now[kind]) * MINUTE_MS + before * (MINUTE_MS - elapsed_ms)
 
     def begin(self, tokens: int) -> None:
         """One more request, with so many tokens."""
@@ -182,8 +196,8 @@ class Limiter:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._swept_minute = 0
-        self.meters: dict[tuple[str, str], Meter] = {}
-        """By scope and id."""
+        self.meters: dict[str, Meter] = {}
+        """By `Limit.meter_name`."""
         self.refused = 0
         """Requests that had to come back later."""
 
@@ -217,31 +231,32 @@ class Limiter:
     def standing(self, limits: Sequence[Limit]) -> Standing:
         """How a caller with these limits stands now."""
         minute, elapsed_ms = divmod(self._clock.epoch_ms(), MINUTE_MS)
-        requests: list[Window] = []
-        tokens: list[Window] = []
-        for limit in limits:
-            meter = self._meter(limit, minute)
-            if limit.requests_per_minute is not None:
-                requests.append(meter.window(limit.requests_per_minute, REQUESTS, elapsed_ms))
-            if limit.tokens_per_minute is not None:
-                tokens.append(meter.window(limit.tokens_per_minute, TOKENS, elapsed_ms))
-        return Standing(min(requests, key=_part, default=None), min(tokens, key=_part, default=None))
+        requests = [
+            (limit.requests_per_minute, self._meter(limit, minute))
+            for limit in limits
+            if limit.requests_per_minute is not None
+        ]
+        tokens = [
+            (limit.tokens_per_minute, self._meter(limit, minute))
+            for limit in limits
+            if limit.tokens_per_minute is not None
+        ]
+        return Standing(_tightest(requests, REQUESTS, elapsed_ms), _tightest(tokens, TOKENS, elapsed_ms))
 
     def _meter(self, limit: Limit, minute: int) -> Meter:
-        key = (limit.scope, limit.scope_id)
-        meter = self.meters.get(key)
+        meter = self.meters.get(limit.meter_name)
         if meter is None:
-            meter = self.meters[key] = Meter(minute)
+            meter = self.meters[limit.meter_name] = Meter(minute)
         elif meter.minute != minute:
             meter.roll(minute)
         return meter
 
     def _sweep(self, minute: int) -> None:
         self._swept_minute = minute
-        for key, meter in list(self.meters.items()):
+        for name, meter in list(self.meters.items()):
             meter.roll(minute)
             if meter.is_idle:
-                del self.meters[key]
+                del self.meters[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +275,14 @@ class Limits:
         return self.limiter.standing(self.each)
 
 
-def _part(window: Window) -> int:
-    return window.remaining * _PARTS // window.limit
+def _tightest(counted: Sequence[tuple[int, Meter]], kind: int, elapsed_ms: int) -> Window | None:
+    """Of several limits the one of which the greatest part is used."""
+    if not counted:
+        return None
+    most, meter = counted[0]
+    if len(counted) > 1:
+        most, meter = max(counted, key=lambda one: one[1].weighed(kind, elapsed_ms) * _PARTS // one[0])
+    return meter.window(most, kind, elapsed_ms)
 
 
 def _refusal(
