@@ -2,8 +2,9 @@
 
 One hash for each tenant, project or key with a limit; in it one field for each process: its counts of this
 minute and the last one and its requests under way. A field says all, not what was added: telling it twice, or
-again to a Redis that forgot everything, changes nothing. A hash is one key, so that a cluster needs no tags,
-and it goes away by itself 150 s after the last word.
+again to a Redis that forgot everything, changes nothing. A sorted set names what was told of lately, so that
+each process hears of every limit in use, also of those that nobody has used through it, and reads no others.
+Each command has one key, so that a cluster needs no tags; what is not told of goes away after 150 s.
 
 **How much too much can pass.** A request that one process lets through is known to the others after at most
 two exchanges, its own and theirs. Within that time each other process can let through what it believes to be
@@ -28,9 +29,12 @@ from redis.exceptions import RedisError
 
 from gateway.clock import Clock
 from gateway.identity.limits import REQUESTS, TOKENS, Limiter, Meter
+from gateway.identity.window import MINUTE_MS
 from gateway.redis_client import RedisClient
 
 PREFIX = "tollgate:limit:"
+INDEX = "tollgate:limits"
+"""Names of meters, by when somebody told of them last (epoch ms, by the teller's clock)."""
 EXCHANGE_S = 0.1
 BEAT_S = 1.0
 """A process with requests under way says so at least this often."""
@@ -41,6 +45,11 @@ FORGOTTEN_S = 150
 ANSWER_S = 1.0
 REST_S = 1.0
 """Between two looks whether Redis is back."""
+SKEW_MS = 2_000
+"""So far apart may the clocks of two processes be; beyond that news takes up to `BEAT_S`."""
+SAME_MS = 250
+"""What is this fresh is read again: two processes may have told of it within one millisecond."""
+SAME_PARTS = 1_000
 AT_ONCE = 256
 """Limits in one round trip: packing more would hold up the streams of this process."""
 SHARE = 10
@@ -86,9 +95,12 @@ class LimitSharing:
         self.process = secrets.token_hex(8)
         """Names this process among the others."""
         self._heard: dict[str, dict[str, _Heard]] = {}
-        self._said_under_way: set[str] = set()
-        """Of which the others believe that this process has requests under way."""
-        self._beat = 0
+        self._told: set[str] = set()
+        """Meters that were told of and have not been told of as gone."""
+        self._told_at: dict[str, float] = {}
+        """What the last look at the index found."""
+        self._looked_at_ms: int | None = None
+        self._beat = secrets.randbelow(SAME_PARTS)
         self._beat_at_s = 0.0
         self.is_alone = False
         """Redis did not answer the last time."""
@@ -104,25 +116,25 @@ class LimitSharing:
             await asyncio.sleep(max(pause_s, (loop.time() - started_s) * (SHARE - 1)))
 
     async def exchange(self) -> None:
-        """Tell the others what changed, hear of all that is in use here; a Redis that is away is survived."""
-        now_s = self._clock.monotonic_s()
+        """Tell the others what changed and hear what they told; a Redis that is away is survived."""
+        now_s, now_ms = self._clock.monotonic_s(), self._clock.epoch_ms()
         is_beat = now_s - self._beat_at_s >= BEAT_S
-        minute = self._limiter.minute()
-        meters = self._limiter.meters
-        for meter in meters.values():
-            meter.roll(minute)
-        keys = [key for key, meter in meters.items() if not meter.is_idle or meter.is_changed]
-        keys += [key for key in self._said_under_way if key not in meters]
+        if now_ms // MINUTE_MS != self._limiter.swept_minute:
+            self._limiter.sweep(now_ms // MINUTE_MS)
         try:
-            if self.is_alone and not keys:
-                await self._client.ping()
-            for first in range(0, len(keys), AT_ONCE):
-                await self._exchange(keys[first : first + AT_ONCE], is_beat=is_beat)
+            news = await self._tell(self._to_tell(is_beat=is_beat), now_ms)
+            meters = self._limiter.meters
+            if is_beat:
+                news |= {name for name, meter in meters.items() if meter.is_used_here}
+            names = sorted(news)
+            for first in range(0, len(names), AT_ONCE):
+                await self._hear(names[first : first + AT_ONCE])
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
             return
         finally:
-            self._forget()
+            self._age(now_s)
+        self._looked_at_ms = now_ms
         if is_beat:
             self._beat_at_s = now_s
         if self.is_alone:
@@ -133,76 +145,100 @@ class LimitSharing:
         """A last word: nothing is under way here any more."""
         await self.exchange()
 
-    async def _exchange(self, keys: Sequence[str], *, is_beat: bool) -> None:
+    def _to_tell(self, *, is_beat: bool) -> list[str]:
         meters = self._limiter.meters
+        names = [name for name, meter in meters.items() if meter.is_changed or (is_beat and meter.under_way)]
+        return names + [name for name in self._told if name not in meters]
+
+    async def _tell(self, names: Sequence[str], now_ms: int) -> set[str]:
+        """Tell of these meters; which ones anybody told of since the last look."""
         self._beat += 1
-        told: list[str] = []
+        for first in range(0, len(names), AT_ONCE):
+            await self._tell_some(names[first : first + AT_ONCE], now_ms)
+        since_ms = now_ms - FORGOTTEN_S * 1000 if self._looked_at_ms is None else self._looked_at_ms
         pipeline = self._client.pipeline(transaction=False)
-        for key in keys:
-            name, meter = PREFIX + key, meters.get(key)
-            if meter is None or meter.is_changed or (is_beat and meter.under_way):
-                told.append(key)
-                pipeline.hset(name, self.process, _text(meter, self._beat))
-                pipeline.expire(name, FORGOTTEN_S)
-                if meter is not None:
-                    meter.is_changed = False
-            for process in self._silent(key):
-                pipeline.hdel(name, process)
-            pipeline.hgetall(name)
+        pipeline.zremrangebyscore(INDEX, "-inf", now_ms - FORGOTTEN_S * 1000)
+        pipeline.zrangebyscore(INDEX, since_ms - SKEW_MS, "+inf", withscores=True)
+        async with asyncio.timeout(ANSWER_S):
+            _, found = await pipeline.execute()
+        told_at = {name.decode(): float(at_ms) for name, at_ms in found}
+        news = {
+            name
+            for name, at_ms in told_at.items()
+            if at_ms != self._told_at.get(name) or at_ms >= now_ms - SAME_MS
+        }
+        self._told_at = told_at
+        return news
+
+    async def _tell_some(self, names: Sequence[str], now_ms: int) -> None:
+        meters = self._limiter.meters
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            meter = meters.get(name)
+            pipeline.hset(PREFIX + name, self.process, _text(meter, self._beat))
+            pipeline.expire(PREFIX + name, FORGOTTEN_S)
+            if meter is not None:
+                meter.is_changed = False
+            (self._told.discard if meter is None else self._told.add)(name)
+        # The fraction tells apart what was told within one millisecond, nearly always.
+        told_at = now_ms + (self._beat % SAME_PARTS) / SAME_PARTS
+        pipeline.zadd(INDEX, dict.fromkeys(names, told_at))
+        pipeline.expire(INDEX, FORGOTTEN_S)
         try:
             async with asyncio.timeout(ANSWER_S):
-                answers = await pipeline.execute()
+                await pipeline.execute()
         except BaseException:
-            for key in told:
-                if key in meters:
-                    meters[
-                        key
-                    ].is_changed = True  # perhaps it arrived, perhaps not: said again it is the same
+            # Perhaps it arrived, perhaps not: said again it is the same.
+            for name in names:
+                if name in meters:
+                    meters[name].is_changed = True
+                else:
+                    self._told.add(name)
             raise
-        for key in told:
-            under_way = key in meters and meters[key].under_way
-            (self._said_under_way.add if under_way else self._said_under_way.discard)(key)
+
+    async def _hear(self, names: Sequence[str]) -> None:
+        """Read what all processes said of these meters."""
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            for process in self._silent(name):
+                pipeline.hdel(PREFIX + name, process)
+            pipeline.hgetall(PREFIX + name)
+        async with asyncio.timeout(ANSWER_S):
+            answers = await pipeline.execute()
         found = [answer for answer in answers if isinstance(answer, dict)]
-        for key, fields in zip(keys, found, strict=True):
-            self._hear(key, fields)
+        now_s, minute = self._clock.monotonic_s(), self._clock.epoch_ms() // MINUTE_MS
+        for name, fields in zip(names, found, strict=True):
+            meter = self._limiter.meters.setdefault(name, Meter(minute))
+            heard = self._heard.setdefault(name, {})
+            there = {field.decode(): text for field, text in fields.items()}
+            if there.pop(self.process, None) is None and meter.is_used_here:
+                meter.is_changed = True  # Redis forgot it
+            for process, text in there.items():
+                known = heard.get(process)
+                if known is None or known.text != text:
+                    heard[process] = _Heard(text, now_s)
+            for process in heard.keys() - there.keys():
+                del heard[process]
+            meter.roll(minute)
+            _take_over(meter, heard, now_s)
 
-    def _hear(self, key: str, fields: dict[bytes, bytes]) -> None:
-        """Take over what all processes said of one limit."""
-        meter = self._limiter.meters.get(key)
-        if meter is None:
-            return
-        now_s = self._clock.monotonic_s()
-        heard = self._heard.setdefault(key, {})
-        there = set()
-        for field, text in fields.items():
-            process = field.decode()
-            there.add(process)
-            known = heard.get(process)
-            if process != self.process and (known is None or known.text != text):
-                heard[process] = _Heard(text, now_s)
-        for process in heard.keys() - there:
-            del heard[process]
-        if self.process not in there and not meter.is_idle:
-            meter.is_changed = True  # Redis forgot it
-        meter.roll(self._limiter.minute())
-        _take_over(meter, heard, now_s)
+    def _age(self, now_s: float) -> None:
+        """Let go of what dead processes had under way, and of what is not counted any more."""
+        meters = self._limiter.meters
+        for name, heard in list(self._heard.items()):
+            meter = meters.get(name)
+            if meter is None:
+                del self._heard[name]
+            elif meter.others_under_way:
+                _take_over(meter, heard, now_s)
 
-    def _silent(self, key: str) -> list[str]:
+    def _silent(self, name: str) -> list[str]:
         now_s = self._clock.monotonic_s()
-        heard = self._heard.get(key, {})
+        heard = self._heard.get(name, {})
         return [process for process, said in heard.items() if now_s - said.at_s > FORGOTTEN_S]
-
-    def _forget(self) -> None:
-        for key in self._heard.keys() - self._limiter.meters.keys():
-            del self._heard[key]
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
-        now_s = self._clock.monotonic_s()
-        for key, heard in self._heard.items():
-            meter = self._limiter.meters.get(key)
-            if meter is not None:
-                _take_over(meter, heard, now_s)  # nobody's requests stay under way for ever
         if not self.is_alone:
             self.is_alone = True
             _log.warning(

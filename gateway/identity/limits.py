@@ -105,14 +105,11 @@ class Meter:
         most = limit.concurrent_requests
         if most is not None and self.under_way + self.others_under_way >= most:
             return False
-        for kind, most, more in (
-            (REQUESTS, limit.requests_per_minute, 1),
-            (TOKENS, limit.tokens_per_minute, tokens),
-        ):
-            if most is not None:
-                if self.weighed(kind, elapsed_ms) > (most - more) * MINUTE_MS:
-                    return False
-        return True
+        most = limit.requests_per_minute
+        if most is not None and self.weighed(REQUESTS, elapsed_ms) > (most - 1) * MINUTE_MS:
+            return False
+        most = limit.tokens_per_minute
+        return most is None or self.weighed(TOKENS, elapsed_ms) <= (most - tokens) * MINUTE_MS
 
     def weighed(self, kind: int, elapsed_ms: int) -> int:
         """What the window counts as used, times `MINUTE_MS`."""
@@ -137,9 +134,15 @@ class Meter:
         # What came earlier weighs nothing any more.
 
     @property
+    def is_used_here(self) -> bool:
+        """Requests of this process count in it."""
+        return bool(self.under_way or any(self.now) or any(self.before))
+
+    @property
     def is_idle(self) -> bool:
         """It says nothing that a new one would not say."""
-        return not (self.under_way or any(self.now) or any(self.before))
+        others = self.others_under_way or any(self.others_now) or any(self.others_before)
+        return not (others or self.is_used_here)
 
 
 class Permit:
@@ -195,15 +198,11 @@ class Limiter:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._swept_minute = 0
+        self.swept_minute = 0
         self.meters: dict[str, Meter] = {}
         """By `Limit.meter_name`."""
         self.refused = 0
         """Requests that had to come back later."""
-
-    def minute(self) -> int:
-        """Of the clock, since 1970."""
-        return self._clock.epoch_ms() // MINUTE_MS
 
     def admit(self, limits: Sequence[Limit], tokens: int) -> Permit:
         """Count a request against all its limits, or against none.
@@ -217,8 +216,8 @@ class Limiter:
             InvalidRequest: it asks for more tokens than one of them allows in a whole minute.
         """
         minute, elapsed_ms = divmod(self._clock.epoch_ms(), MINUTE_MS)
-        if minute != self._swept_minute:
-            self._sweep(minute)
+        if minute != self.swept_minute:
+            self.sweep(minute)
         meters = [self._meter(limit, minute) for limit in limits]
         for limit, meter in zip(limits, meters, strict=True):
             if not meter.has_room(limit, tokens, elapsed_ms):
@@ -251,8 +250,9 @@ class Limiter:
             meter.roll(minute)
         return meter
 
-    def _sweep(self, minute: int) -> None:
-        self._swept_minute = minute
+    def sweep(self, minute: int) -> None:
+        """Forget those of whom nothing counts any more; it is that minute now."""
+        self.swept_minute = minute
         for name, meter in list(self.meters.items()):
             meter.roll(minute)
             if meter.is_idle:
