@@ -207,6 +207,19 @@ async def test_a_clock_that_is_a_little_ahead_loses_nothing(client: RedisClient)
     assert ahead.passed(20) == 3
 
 
+@pytest.mark.parametrize("form", ["cluster", "sentinel"])
+async def test_it_works_with_each_form_of_redis(
+    form: str, clock: MovableClock, request: pytest.FixtureRequest
+) -> None:
+    async with connected(request.getfixturevalue(form)) as client:
+        one, two = some(client, clock, 2)
+        limits = [Limit(Scope.KEY, f"key{number}", requests_per_minute=2) for number in range(20)]
+        assert all(one.admit(limit) and one.admit(limit) for limit in limits)
+        await exchange(one, two)
+        assert not any(two.admit(limit) for limit in limits)
+        assert (one.sharing.failures, two.sharing.failures) == (0, 0)
+
+
 async def test_it_runs_by_itself_and_leaves_a_last_word(client: RedisClient) -> None:
     clock = MovableClock()
     one, two = some(client, clock, 2)
