@@ -116,6 +116,7 @@ async def test_fixed_tags_stand_on_every_row_whatever_the_caller_sends(desk: Des
     new = await desk.post(f"/keys/{key['id']}/rotate")
     assert new["tags"] == {"team": "y"}
     await desk.patch(f"/projects/{project['id']}", {"tags": None})
+    desk.clock.move(1)
     assert (await desk.patch(f"/projects/{project['id']}", {"name": "b"}))["tags"] == {}
     changed = await desk.patch(f"/keys/{new['id']}", {"tags": {"team": "z"}})
     assert (changed["tags"], changed["name"]) == ({"team": "z"}, "ci")
