@@ -25,12 +25,10 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from redis.exceptions import RedisError
-
 from gateway.clock import Clock
 from gateway.identity.limits import REQUESTS, TOKENS, Limiter, Meter
 from gateway.identity.window import MINUTE_MS
-from gateway.redis_client import RedisClient
+from gateway.redis_client import REDIS_ERRORS, RedisClient
 
 PREFIX = "tollgate:limit:"
 INDEX = "tollgate:limits"
@@ -129,7 +127,7 @@ class LimitSharing:
             names = sorted(news)
             for first in range(0, len(names), AT_ONCE):
                 await self._hear(names[first : first + AT_ONCE])
-        except (RedisError, OSError, TimeoutError) as error:
+        except (*REDIS_ERRORS, TimeoutError) as error:
             self._failed(error)
             return
         finally:

@@ -54,8 +54,9 @@ async def test_what_lies_in_redis_shows_neither_key_nor_answer(redis: str) -> No
         assert await storage.get(key) is None
 
 
-async def test_a_redis_that_is_away_is_said_to_be_broken() -> None:
-    async with connected(f"redis://127.0.0.1:{free_port()}/0") as client:
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+async def test_a_redis_that_is_away_is_said_to_be_broken(scheme: str) -> None:
+    async with connected(f"{scheme}://127.0.0.1:{free_port()}") as client:
         storage = RedisStorage(client)
         with pytest.raises(CacheBroken):
             await storage.get(KEY)

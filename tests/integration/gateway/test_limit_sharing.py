@@ -220,6 +220,17 @@ async def test_it_works_with_each_form_of_redis(
         assert (one.sharing.failures, two.sharing.failures) == (0, 0)
 
 
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
+async def test_a_redis_that_never_answers_holds_nobody_up(scheme: str, clock: MovableClock) -> None:
+    path = "/master" if scheme.endswith("sentinel") else ""
+    async with connected(f"{scheme}://127.0.0.1:{free_port()}{path}") as client:
+        (alone,) = some(client, clock, 1)
+        await exchange(alone)
+        assert alone.passed(20) == 10
+        await exchange(alone)
+        assert (alone.sharing.is_alone, alone.sharing.failures) == (True, 4)
+
+
 async def test_it_runs_by_itself_and_leaves_a_last_word(client: RedisClient) -> None:
     clock = MovableClock()
     one, two = some(client, clock, 2)

@@ -266,12 +266,15 @@ async def test_two_gateways_on_one_redis_hold_one_limit(home: Path, urls: dict[s
         for number in range(8):
             gateway = (one, two)[number % 2]
             statuses.append((await Desk(gateway, clock).chat(one.key)).status_code)
-            wanted = min(number + 1, 4)
-            await eventually(lambda wanted=wanted: [_seen(each, name) for each in (one, two)] == [wanted] * 2)
+            await _until_seen(name, min(number + 1, 4), one, two)
         assert statuses == [200] * 4 + [429] * 4
         page = await one.client.get("/metrics", headers=one.admin)
         assert "tollgate_limits_alone 0.0" in page.text
         assert "tollgate_rate_limited_total 2.0" in page.text
+
+
+async def _until_seen(name: str, count: int, *gateways: Gateway) -> None:
+    await eventually(lambda: {_seen(each, name) for each in gateways} == {count})
 
 
 def _seen(gateway: Gateway, name: str) -> int:
