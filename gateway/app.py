@@ -193,7 +193,8 @@ class _Parts:
                 monitoring = group.create_task(self._monitor().run())
                 keeping = group.create_task(cache.run())
                 sharing = self._sharing()
-                exchanging = None if sharing is None else group.create_task(sharing.run())
+                if sharing is not None:
+                    group.create_task(sharing.run())
                 in_database = [
                     group.create_task(shipper.run()),
                     group.create_task(watcher.run()),
@@ -204,9 +205,8 @@ class _Parts:
                     monitoring.cancel()
                     await cache.flush(timeout_s=CACHE_FLUSH_S)
                     keeping.cancel()
-                    if sharing is not None and exchanging is not None:
-                        exchanging.cancel()
-                        await sharing.close()
+                    if sharing is not None:
+                        sharing.stop()
                     shipper.stop()
                     watcher.stop()
                     # What talks to the database ends by itself: a call that is cut leaves a connection that

@@ -20,6 +20,7 @@ clocks need not agree; what it counted stays counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Sequence
@@ -103,15 +104,24 @@ class LimitSharing:
         self.is_alone = False
         """Redis did not answer the last time."""
         self.failures = 0
+        self._stop = asyncio.Event()
 
     async def run(self) -> None:
-        """Exchange at intervals until cancelled."""
+        """Exchange at intervals until stopped, and once more then: nothing is under way here any more."""
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._stop.is_set():
             started_s = loop.time()
             await self.exchange()
             pause_s = REST_S if self.is_alone else EXCHANGE_S
-            await asyncio.sleep(max(pause_s, (loop.time() - started_s) * (SHARE - 1)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._stop.wait(), max(pause_s, (loop.time() - started_s) * (SHARE - 1))
+                )
+        await self.exchange()
+
+    def stop(self) -> None:
+        """End `run` after the exchange under way and a last one; each takes seconds at most."""
+        self._stop.set()
 
     async def exchange(self) -> None:
         """Tell the others what changed and hear what they told; a Redis that is away is survived."""
@@ -138,10 +148,6 @@ class LimitSharing:
         if self.is_alone:
             self.is_alone = False
             _log.warning("limits are shared again")
-
-    async def close(self) -> None:
-        """A last word: nothing is under way here any more."""
-        await self.exchange()
 
     def _to_tell(self, *, is_beat: bool) -> list[str]:
         meters = self._limiter.meters

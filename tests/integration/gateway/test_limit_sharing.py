@@ -238,13 +238,12 @@ async def test_it_runs_by_itself_and_leaves_a_last_word(client: RedisClient) -> 
     permits = [one.admit(BUSY), one.admit(BUSY)]
     running = [asyncio.create_task(each.sharing.run()) for each in (one, two)]  # noqa: TID251 - a test
     await eventually(lambda: two.limiter.meters[BUSY.meter_name].others_under_way == 2)
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
     for permit in permits:
         assert permit is not None
         permit.end(0)
-    await one.sharing.close()
-    await two.sharing.exchange()
+    one.sharing.stop()
+    await running[0]
+    two.sharing.stop()
+    await running[1]
     assert two.limiter.meters[BUSY.meter_name].others_under_way == 0
     assert 0 < await client.ttl(PREFIX + BUSY.meter_name) <= FORGOTTEN_S
