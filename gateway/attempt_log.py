@@ -109,7 +109,12 @@ def _may_have_read(error: UpstreamError) -> bool:
 
 def account_of(caller: Caller) -> Account:
     """Who spends, as the ledger wants to be told."""
-    return Account(tenant_id=caller.tenant_id, project_id=caller.project_id, key_ids=(caller.key_id,))
+    return Account(
+        tenant_id=caller.tenant_id,
+        project_id=caller.project_id,
+        key_ids=caller.key_lineage,
+        fixed_tags=caller.fixed_tags,
+    )
 
 
 def start_of(
@@ -150,7 +155,7 @@ def start_of(
         policy_version=decision.policy_version,
         price_version=price.version,
         service_tier=call.service_tier,
-        tags=call.tags,
+        tags={**call.tags, **dict(caller.fixed_tags)} if caller.fixed_tags else call.tags,
         cache=plan.cache,
         receipt=receipt_of(plan) if number == 1 else NO_RECEIPT,
         hold_usd_nanos=0 if reservation is None else reservation.bound_usd_nanos,
@@ -215,3 +220,9 @@ def bound_at(call: Call, decision: RouteDecision, target: Target, *, prices: Pri
         output_tokens=output_bound(call, decision, target) * call.choices,
         rates=rates,
     )
+
+
+def tokens_for(call: Call, *, max_tokens_default: int) -> int:
+    """What a request can come to in tokens, for its limits: before its target and its count are known."""
+    output = call.max_tokens if call.max_tokens is not None else max_tokens_default
+    return estimated_input_tokens(call.body_bytes) + output * call.choices
