@@ -189,19 +189,32 @@ def receipt_of(plan: Plan) -> msgspec.Raw:
     return msgspec.Raw(_encode(facts))
 
 
-def hold_for(call: Call, decision: RouteDecision, prices: Prices) -> UsdNanos:
+def hold_for(
+    call: Call, decision: RouteDecision, prices: Prices, *, input_tokens: int | None = None
+) -> UsdNanos:
     """An upper bound of what a tenant pays for the call: the dearest target's, for only one attempt answers.
 
     Unpriced targets come to nothing.
 
+    Args:
+        call: what was asked.
+        decision: who may answer.
+        prices: as they are now.
+        input_tokens: as the engine counts them; None: as many as the request's bytes allow.
+
     Raises:
         Unpriced: a target has no price and may not be used without.
     """
-    bounds = [bound_at(call, decision, target, prices=prices) for target in decision.targets]
+    bounds = [
+        bound_at(call, decision, target, prices=prices, input_tokens=input_tokens)
+        for target in decision.targets
+    ]
     return max((bound for bound in bounds if bound is not None), default=UsdNanos(0))
 
 
-def bound_at(call: Call, decision: RouteDecision, target: Target, *, prices: Prices) -> UsdNanos | None:
+def bound_at(
+    call: Call, decision: RouteDecision, target: Target, *, prices: Prices, input_tokens: int | None = None
+) -> UsdNanos | None:
     """The most that one attempt at a target can come to; None: it is unpriced.
 
     Every prompt is read once, whatever `n` is. A token of text is at least a byte of the body; of images and
@@ -214,9 +227,11 @@ def bound_at(call: Call, decision: RouteDecision, target: Target, *, prices: Pri
     if rates is None:
         return None
     context = target.max_model_len * call.prompts
-    text_bound = call.body_bytes + TEMPLATE_TOKENS * call.prompts
+    if input_tokens is None:
+        text_bound = call.body_bytes + TEMPLATE_TOKENS * call.prompts
+        input_tokens = context if call.facts.has_media else min(context, text_bound)
     return charge_bound(
-        input_tokens=context if call.facts.has_media else min(context, text_bound),
+        input_tokens=input_tokens,
         output_tokens=output_bound(call, decision, target) * call.choices,
         rates=rates,
     )

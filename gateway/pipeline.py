@@ -17,7 +17,7 @@ from backends.registry import PoolRegistry
 from gateway.attempt_log import AttemptLog, account_of, hold_for, start_of, tokens_for
 from gateway.cache.lookup import AnswerCache, CacheStatus, KeptAnswer, slot_for
 from gateway.clock import Clock
-from gateway.errors import GatewayError
+from gateway.errors import BudgetExceeded, GatewayError
 from gateway.identity.auth import Caller, admit
 from gateway.identity.limits import UNLIMITED, Permit
 from gateway.inference import AttemptState, Call, UsageSource
@@ -179,8 +179,17 @@ class Pipeline:
         return prices.refused
 
     async def _reserve(self, plan: Plan) -> AttemptLog:
+        account = account_of(plan.caller)
         bound = hold_for(plan.call, plan.decision, plan.prices)
-        reservation = await self._budgets.reserve(account_of(plan.caller), bound)
+        try:
+            reservation = await self._budgets.reserve(account, bound)
+        except BudgetExceeded:
+            # Bytes bound tokens from far above: what is left may do for what the engine really reads.
+            counted = await self._dispatcher.count_input(plan.call, plan.decision)
+            if counted is None:
+                raise
+            bound = hold_for(plan.call, plan.decision, plan.prices, input_tokens=counted)
+            reservation = await self._budgets.reserve(account, bound)
         return AttemptLog(
             plan, reservation, settlement=self._settlement, clock=self._clock, telemetry=self._telemetry
         )
