@@ -19,7 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from backends.launch.process import LaunchError
 from gateway.admin.usage import as_json, names_of, period
 from gateway.clock import Clock
-from gateway.commands.admins import admins, audit
+from gateway.commands.admins import admins
+from gateway.commands.books import audit
+from gateway.commands.budgets import budgets
 from gateway.commands.keys import keys
 from gateway.commands.tenants import projects, tenants
 from gateway.commands.terminal import (
@@ -57,6 +59,7 @@ pools = typer.Typer(help="vLLM pools.", no_args_is_help=True)
 app.add_typer(tenants, name="tenants")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
+app.add_typer(budgets, name="budgets")
 app.add_typer(admins, name="admins")
 app.add_typer(audit, name="audit")
 app.add_typer(policy, name="policy")

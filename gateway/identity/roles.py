@@ -52,6 +52,7 @@ class Rule:
 _OPEN = Rule(Credential.NOTHING)
 _TENANT = Rule(Credential.TENANT_KEY)
 _READ = Rule(Credential.ADMIN_KEY, frozenset(Role))
+_MONEY = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN, Role.FINANCE}))
 _ADMIN = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN}))
 _PAGE = Rule(Credential.LOGIN, frozenset(Role))
 
@@ -84,6 +85,12 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("PATCH", "/admin/v1/keys/{key}"): _ADMIN,
     ("POST", "/admin/v1/keys/{key}/rotate"): _ADMIN,
     ("POST", "/admin/v1/keys/{key}/revoke"): _ADMIN,
+    # How much may be spent.
+    ("GET", "/admin/v1/budgets"): _READ,
+    ("POST", "/admin/v1/budgets"): _MONEY,
+    ("GET", "/admin/v1/budgets/{budget}"): _READ,
+    ("PATCH", "/admin/v1/budgets/{budget}"): _MONEY,
+    ("POST", "/admin/v1/budgets/{budget}/retire"): _MONEY,
     # Who steers.
     ("GET", "/admin/v1/admin-keys"): _ADMIN,
     ("POST", "/admin/v1/admin-keys"): _ADMIN,
@@ -91,6 +98,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/admin/v1/admin-keys/{key}/rotate"): _ADMIN,
     ("POST", "/admin/v1/admin-keys/{key}/revoke"): _ADMIN,
     ("GET", "/admin/v1/audit"): _READ,
+    ("GET", "/admin/v1/audit/invariants"): _READ,
     # Spend.
     ("GET", "/admin/v1/reports/spend"): _READ,
     # Console.
