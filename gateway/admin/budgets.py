@@ -96,7 +96,7 @@ async def list_budgets(
         page,
         now_ms=services.clock.epoch_ms(),
         scope=scope,
-        scope_id=await scope_id_of(session, scope, owner, tenant),
+        scope_id=await scope_id_of(session, scope, owner, tenant=tenant),
         with_retired=with_retired,
     )
     return PageView(data=await views_of(session, found.rows), next_cursor=found.next_cursor)
@@ -108,7 +108,7 @@ async def create_budget(session: SessionDep, act: ActDep, new: NewBudget) -> Bud
     budget = await budget_store.create_budget(
         session,
         new.name,
-        owner=await owner_of(session, new.scope, new.of, new.tenant, is_new=True),
+        owner=await owner_of(session, new.scope, new.of, tenant=new.tenant, is_new=True),
         window=new.window,
         limit_usd_nanos=limit_of(new.limit_usd),
         is_hard=new.is_hard,
@@ -164,7 +164,7 @@ def limit_of(text: str, *, param: str = "limit_usd") -> int:
 
 
 async def scope_id_of(
-    session: AsyncSession, scope: Scope | None, owner: str | None, tenant: str | None
+    session: AsyncSession, scope: Scope | None, owner: str | None, *, tenant: str | None
 ) -> str | None:
     """The owner that a list is asked for; None: all.
 
@@ -176,11 +176,11 @@ async def scope_id_of(
         return None
     if scope is None:
         raise InvalidRequest("`owner` goes with `scope`: tenant, project, key or tag.", param="scope")
-    return (await owner_of(session, scope, owner, tenant)).scope_id
+    return (await owner_of(session, scope, owner, tenant=tenant)).scope_id
 
 
 async def owner_of(
-    session: AsyncSession, scope: Scope, of: str, tenant: str | None, *, is_new: bool = False
+    session: AsyncSession, scope: Scope, of: str, *, tenant: str | None, is_new: bool = False
 ) -> Owner:
     """Whose spending a budget shall count, of what people write.
 

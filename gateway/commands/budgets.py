@@ -68,7 +68,7 @@ def budgets_create(
         made = await budget_store.create_budget(
             session,
             name,
-            owner=await owner_of(session, scope, of, within, is_new=True),
+            owner=await owner_of(session, scope, of, tenant=within, is_new=True),
             window=window,
             limit_usd_nanos=limit_usd_nanos,
             is_hard=not is_soft,
@@ -98,7 +98,7 @@ def budgets_list(
         wanted = _owner(tenant, project, key, tag=tag)
 
     async def work(session: AsyncSession) -> list[BudgetView]:
-        scope_id = await scope_id_of(session, *wanted)
+        scope_id = await scope_id_of(session, wanted[0], wanted[1], tenant=wanted[2])
         rows = await all_rows(
             lambda page: budget_store.page_budgets(
                 session,

@@ -121,12 +121,12 @@ class Scheduler:
                 result = await job.work(turn, self._stopping)
                 keeping.cancel()
             await turn.end(result)
-        except Stopped:
-            return
         except Exception as error:  # noqa: BLE001 - the boundary of a loop that must go on
             group_of = error.exceptions if isinstance(error, ExceptionGroup) else [error]
             for each in group_of:
-                is_known = isinstance(each, SQLAlchemyError | OSError | LeaseLost | Stopped)
+                if isinstance(each, Stopped):
+                    continue  # nothing is wrong
+                is_known = isinstance(each, SQLAlchemyError | OSError | LeaseLost)
                 _log.warning(
                     "the job %s was not done and is tried again: %s",
                     job.name,

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from gateway.ledger.findings import Invariant, by_sql
+from gateway.ledger.findings import Invariant, Look, by_sql
 from gateway.ledger.posting import HOUR_SUMS
 
 _BOOKINGS = "SELECT count(*) FROM journal_transactions WHERE at_ms >= :since_ms"
 _USAGE = "SELECT count(*) FROM journal_transactions WHERE at_ms >= :since_ms AND kind = 'usage'"
 _ATTEMPTS = "SELECT count(*) FROM attempts WHERE started_at_ms >= :since_ms"
-_REQUESTS = "SELECT count(DISTINCT request_id) FROM attempts WHERE started_at_ms >= :since_ms"
-# A request's first attempt may be older than what is looked at.
-_OF_RECENT_REQUESTS = "request_id IN (SELECT request_id FROM attempts WHERE started_at_ms >= :since_ms)"
+
+
+def _by_request(columns: str, *, wrong: str, where: str = "1 = 1") -> Look:
+    """A look at the attempts of each request together.
+
+    What looks wrong among the recent ones is looked at again with all attempts of its request: the first of
+    them may be older.
+    """
+    groups = f"FROM attempts WHERE {where} AND {{}} GROUP BY request_id HAVING {wrong}"
+    suspects = f"SELECT request_id {groups.format('started_at_ms >= :since_ms')}"
+    return by_sql(
+        of=_ATTEMPTS,
+        broken=f"SELECT request_id AS request, {columns} {groups.format(f'request_id IN ({suspects})')}",
+    )
+
 
 _ADD_UP = by_sql(
     of=_BOOKINGS,
@@ -110,40 +122,21 @@ HAVING count(*) > 1
 """,
 )
 
-_ONE_ANSWER = by_sql(
-    of=_REQUESTS,
-    broken=f"""
-SELECT request_id AS request, count(*) AS answers, sum(charge_usd_nanos) AS charge_usd_nanos
-FROM attempts
-WHERE {_OF_RECENT_REQUESTS} AND state = 'answered' AND payer = 'tenant'
-GROUP BY request_id
-HAVING count(*) > 1
-""",  # noqa: S608 - ours
+_ONE_ANSWER = _by_request(
+    "count(*) AS answers, sum(charge_usd_nanos) AS charge_usd_nanos",
+    wrong="count(*) > 1",
+    where="state = 'answered' AND payer = 'tenant'",
 )
-
-_NUMBERED = by_sql(
-    of=_REQUESTS,
-    broken=f"""
-SELECT request_id AS request, count(*) AS attempts, min(attempt_number) AS first_number,
-  max(attempt_number) AS last_number
-FROM attempts
-WHERE {_OF_RECENT_REQUESTS}
-GROUP BY request_id
-HAVING min(attempt_number) <> 1 OR max(attempt_number) <> count(*)
-  OR count(DISTINCT attempt_number) <> count(*)
-""",  # noqa: S608 - ours
+_NUMBERED = _by_request(
+    "count(*) AS attempts, min(attempt_number) AS first_number, max(attempt_number) AS last_number",
+    wrong="min(attempt_number) <> 1 OR max(attempt_number) <> count(*)"
+    " OR count(DISTINCT attempt_number) <> count(*)",
 )
-
-_ONE_OWNER = by_sql(
-    of=_REQUESTS,
-    broken=f"""
-SELECT request_id AS request, min(tenant_id) AS tenant, max(tenant_id) AS other_tenant,
-  min(key_id) AS key_id, max(key_id) AS other_key_id
-FROM attempts
-WHERE {_OF_RECENT_REQUESTS}
-GROUP BY request_id
-HAVING min(tenant_id) <> max(tenant_id) OR min(project_id) <> max(project_id) OR min(key_id) <> max(key_id)
-""",  # noqa: S608 - ours
+_ONE_OWNER = _by_request(
+    "min(tenant_id) AS tenant, max(tenant_id) AS other_tenant, min(key_id) AS key_id,"
+    " max(key_id) AS other_key_id",
+    wrong="min(tenant_id) <> max(tenant_id) OR min(project_id) <> max(project_id)"
+    " OR min(key_id) <> max(key_id)",
 )
 
 _HOUR_KEYS = "hour_start_ms, tenant_id, project_id, key_id, model_alias, pool, task, payer"

@@ -60,6 +60,13 @@ CHANGES: dict[tuple[str, str], Change] = {
     ("PATCH", "/keys/{key}"): ("key", "key.update", {"allowed_models": ["auto"]}),
     ("POST", "/keys/{key}/rotate"): ("key", "key.rotate", {}),
     ("POST", "/keys/{key}/revoke"): ("key", "key.revoke", {}),
+    ("POST", "/budgets"): (
+        "",
+        "budget.create",
+        {"name": "new", "scope": "tenant", "of": "acme", "window": "day", "limit_usd": "1"},
+    ),
+    ("PATCH", "/budgets/{budget}"): ("budget", "budget.update", {"limit_usd": "2"}),
+    ("POST", "/budgets/{budget}/retire"): ("budget", "budget.retire", {}),
     ("POST", "/admin-keys"): ("", "admin_key.create", {"name": "new", "role": "finance"}),
     ("POST", "/admin-keys/{key}/rotate"): ("admin_key", "admin_key.rotate", {}),
     ("POST", "/admin-keys/{key}/revoke"): ("admin_key", "admin_key.revoke", {}),
@@ -75,18 +82,21 @@ async def _objects(desk: Desk, name: str) -> dict[str, str]:
     """A tenant with all that belongs to one, and an administrator's key; their ids."""
     key = await desk.post("/keys", {"tenant": (await desk.post("/tenants", {"name": name}))["id"]})
     admin_key = await desk.post("/admin-keys", {"name": name, "role": "viewer"})
+    about = {"scope": "key", "of": key["id"], "window": "day", "limit_usd": "1"}
+    budget = await desk.post("/budgets", {"name": f"budget of {name}", **about})
     return {
         "tenant": key["tenant_id"],
         "project": key["project_id"],
         "key": key["id"],
         "admin_key": admin_key["id"],
+        "budget": budget["id"],
     }
 
 
 async def test_every_change_over_http_leaves_one_entry(desk: Desk) -> None:
     for number, ((method, template), (kind, action, body)) in enumerate(CHANGES.items()):
         object_id = (await _objects(desk, f"tenant {number}")).get(kind, "")
-        path = template.format(tenant=object_id, project=object_id, key=object_id)
+        path = template.format(tenant=object_id, project=object_id, key=object_id, budget=object_id)
         known = {one["id"] for one in await entries(desk)}
         answer = await desk.ask(method, path, json=body)
         assert answer.status_code in {200, 201}, (template, answer.text)
@@ -145,6 +155,12 @@ COMMANDS: dict[tuple[str, str], tuple[list[str], str]] = {
     ("keys", "update"): (["KEY", "--model", "auto"], "key.update"),
     ("keys", "rotate"): (["KEY", "--overlap", "1h"], "key.rotate"),
     ("keys", "revoke"): (["KEY"], "key.revoke"),
+    ("budgets", "create"): (
+        ["new", "--tenant", "acme", "--window", "day", "--limit", "1"],
+        "budget.create",
+    ),
+    ("budgets", "update"): (["BUDGET", "--limit", "2"], "budget.update"),
+    ("budgets", "retire"): (["BUDGET"], "budget.retire"),
     ("admins", "create"): (["new", "--role", "viewer"], "admin_key.create"),
     ("admins", "rotate"): (["ADMIN"], "admin_key.rotate"),
     ("admins", "revoke"): (["ADMIN"], "admin_key.revoke"),
@@ -161,7 +177,7 @@ def test_every_command_that_changes_something_is_tried() -> None:
     reading = {"list", "show"}
     changing = {
         (group, name)
-        for group in ("tenants", "projects", "keys", "admins")
+        for group in ("tenants", "projects", "keys", "budgets", "admins")
         for name in groups.commands[group].commands
         if name not in reading
     }
