@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -42,27 +46,74 @@ _Alerts = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """The options that name an owner."""
+
+    tenant: _Tenant = None
+    project: _Project = None
+    key: _Key = None
+    tag: _Tag = None
+
+    def owner(self) -> tuple[Scope, str, str | None]:
+        """Scope, owner and the tenant around it.
+
+        Raises:
+            InvalidRequest: none is named, or several that do not go together.
+        """
+        named = [
+            (scope, of)
+            for scope, of in ((Scope.PROJECT, self.project), (Scope.KEY, self.key), (Scope.TAG, self.tag))
+            if of is not None
+        ]
+        if not named and self.tenant is not None:
+            return Scope.TENANT, self.tenant, None
+        if len(named) != 1 or (self.key is not None and self.tenant is not None):
+            raise InvalidRequest(
+                "Say whose spending it counts: --tenant NAME, --project NAME --tenant NAME, --key ID,"
+                " or --tag NAME=VALUE (with --tenant: of that tenant alone)."
+            )
+        return *named[0], self.tenant
+
+
+def _with_owner(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Whose`; it gets them as its one argument `whose`."""
+    own = inspect.signature(command, eval_str=True)
+    options = inspect.signature(Whose, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        whose = Whose(**{name: given.pop(name) for name in options})
+        command(whose=whose, **given)
+
+    kept = [parameter for name, parameter in own.parameters.items() if name != "whose"]
+    added = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in options.values()]
+    signature = own.replace(parameters=[*kept, *added])
+    vars(run).pop("__wrapped__")
+    vars(run)["__signature__"] = signature
+    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return run
+
+
 @budgets.command(
     "create",
     epilog="Example: `tollgate budgets create search-monthly --tenant acme --window month --limit 100`",
 )
+@_with_owner
 def budgets_create(
     name: Annotated[str, typer.Argument(help="what people call it")],
     window: Annotated[Window, typer.Option(help="how long it lasts until it begins anew, in UTC")],
     limit: Annotated[str, typer.Option(help="USD, such as 100 or 0.25")],
-    tenant: _Tenant = None,
-    project: _Project = None,
-    key: _Key = None,
-    tag: _Tag = None,
     alerts: _Alerts = None,
     *,
+    whose: Whose,
     is_soft: Annotated[bool, typer.Option("--soft", help="only tell, refuse nothing")] = False,
     as_machine: Json = False,
 ) -> None:
     """Make a budget; a running gateway obeys within two seconds."""
     act = act_of_the_user()
     limit_usd_nanos = limit_of(limit, param="--limit")
-    scope, of, within = _owner(tenant, project, key, tag=tag)
+    scope, of, within = whose.owner()
 
     async def work(session: AsyncSession) -> BudgetView:
         made = await budget_store.create_budget(
@@ -81,21 +132,19 @@ def budgets_create(
 
 
 @budgets.command("list", epilog="Example: `tollgate budgets list --tenant acme`")
+@_with_owner
 def budgets_list(
-    tenant: _Tenant = None,
-    project: _Project = None,
-    key: _Key = None,
-    tag: _Tag = None,
     scope: Annotated[Scope | None, typer.Option(help="only of this scope")] = None,
     *,
+    whose: Whose,
     with_retired: Annotated[bool, typer.Option("--with-retired", help="retired ones too")] = False,
     as_machine: Json = False,
 ) -> None:
     """Show budgets and how they stand now."""
     now_ms = Clock().epoch_ms()
     wanted: tuple[Scope | None, str | None, str | None] = (scope, None, None)
-    if tenant or project or key or tag:
-        wanted = _owner(tenant, project, key, tag=tag)
+    if whose != Whose():
+        wanted = whose.owner()
 
     async def work(session: AsyncSession) -> list[BudgetView]:
         scope_id = await scope_id_of(session, wanted[0], wanted[1], tenant=wanted[2])
@@ -187,29 +236,6 @@ def budgets_retire(budget: _Budget, *, as_machine: Json = False) -> None:
         return await view_of(session, retired, now_ms=act.at_ms)
 
     _say(in_session(work), "is retired", as_machine=as_machine)
-
-
-def _owner(
-    tenant: str | None, project: str | None, key: str | None, *, tag: str | None
-) -> tuple[Scope, str, str | None]:
-    """Scope, owner and the tenant around it, of the options that were given.
-
-    Raises:
-        InvalidRequest: none, or several that do not go together.
-    """
-    named = [
-        (scope, of)
-        for scope, of in ((Scope.PROJECT, project), (Scope.KEY, key), (Scope.TAG, tag))
-        if of is not None
-    ]
-    if not named and tenant is not None:
-        return Scope.TENANT, tenant, None
-    if len(named) != 1 or (key is not None and tenant is not None):
-        raise InvalidRequest(
-            "Say whose spending it counts: --tenant NAME, --project NAME --tenant NAME, --key ID,"
-            " or --tag NAME=VALUE (with --tenant: of that tenant alone)."
-        )
-    return *named[0], tenant
 
 
 def _say(view: BudgetView, what: str, *, as_machine: bool) -> None:
