@@ -23,7 +23,7 @@ from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
 from backends.monitor import FleetMonitor
 from backends.registry import PoolRegistry
-from gateway.admin import admin_keys, audit, keys, limits, prices, projects, tenants, usage
+from gateway.admin import admin_keys, audit, budgets, keys, limits, prices, projects, tenants, usage
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -45,6 +45,8 @@ from gateway.identity.limit_sharing import LimitSharing
 from gateway.identity.limit_store import list_limits
 from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.tables import TOPIC
+from gateway.jobs.auditor import Auditor
+from gateway.jobs.scheduler import Scheduler, jobs_of
 from gateway.ledger.admission import Budgets
 from gateway.ledger.buckets import BudgetBook
 from gateway.ledger.budget_store import TOPIC as BUDGETS_TOPIC
@@ -127,7 +129,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, admin_keys, prices, audit):
+    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, prices, audit):
         app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
@@ -188,6 +190,7 @@ class _Parts:
             unshipped_max=settings.limits.unshipped_records_max,
         )
         lessor = self._lessor(engine, spool)
+        scheduler = self._scheduler(engine, spool.owner_id)
         dispatcher = Dispatcher(
             self._registry,
             client,
@@ -206,7 +209,8 @@ class _Parts:
             services, shipper = await self._build(
                 engine, dispatcher, spool, watcher=watcher, cache=cache, lessor=lessor
             )
-            async with self._working(cache, shipper, watcher, lessor=lessor):
+            self._watch_books(shipper, lessor, scheduler)
+            async with self._working(cache, shipper, watcher, lessor=lessor, scheduler=scheduler):
                 yield services
             await self._give_back(lessor, spool)
         finally:
@@ -220,7 +224,13 @@ class _Parts:
 
     @contextlib.asynccontextmanager
     async def _working(
-        self, cache: AnswerCache, shipper: Shipper, watcher: ChangeWatcher, *, lessor: Lessor
+        self,
+        cache: AnswerCache,
+        shipper: Shipper,
+        watcher: ChangeWatcher,
+        *,
+        lessor: Lessor,
+        scheduler: Scheduler,
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -229,7 +239,8 @@ class _Parts:
             sharing = self._sharing()
             if sharing is not None:
                 group.create_task(sharing.run())
-            in_database = [group.create_task(each.run()) for each in (shipper, watcher, lessor)]
+            parts = (shipper, watcher, lessor, scheduler)
+            in_database = [group.create_task(each.run()) for each in parts]
             try:
                 yield
             finally:
@@ -238,7 +249,7 @@ class _Parts:
                 keeping.cancel()
                 if sharing is not None:
                     sharing.stop()
-                for each in (shipper, watcher, lessor):
+                for each in parts:
                     each.stop()
                 # What talks to the database ends by itself: a call that is cut leaves a connection that
                 # holds its locks. Only a database that hangs is not waited for.
@@ -284,12 +295,12 @@ class _Parts:
             await remember_versions(session, self._prices.at(now_ms).by_target, now_ms=now_ms)
             await ensure_partitions(session)
             await session.commit()
-        budgets = Budgets(lessor.holds, lessor, clock)
+        admission = Budgets(lessor.holds, lessor, clock)
         pipeline = Pipeline(
             routing=self._routing(),
             registry=self._registry,
             dispatcher=dispatcher,
-            budgets=budgets,
+            budgets=admission,
             settlement=Settlement(spool, clock),
             cache=cache,
             telemetry=self._telemetry,
@@ -314,7 +325,7 @@ class _Parts:
         )
         watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
         watcher.watch(price_tables.TOPIC, self._reload_prices(pipeline))
-        watcher.watch(BUDGETS_TOPIC, _reload_budgets(budgets))
+        watcher.watch(BUDGETS_TOPIC, _reload_budgets(admission))
         watcher.watch(SLICES_TOPIC, lessor.recalled)
         await watcher.refresh()
         self._watch_gauges(services, lessor.holds)
@@ -364,6 +375,12 @@ class _Parts:
         )
         return sharing
 
+    def _scheduler(self, engine: AsyncEngine, holder: str) -> Scheduler:
+        settings, clock, sessions = self._settings, self._clock, session_factory(engine)
+        auditor = Auditor(sessions, clock, grace_s=settings.budgets.slice_grace_s)
+        jobs = jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets)
+        return Scheduler(sessions, clock, jobs, holder=holder, first_after_s=settings.audit.interval_s)
+
     def _monitor(self) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME
         return FleetMonitor(self._registry, fleet_file=fleet_file)
@@ -398,6 +415,34 @@ class _Parts:
             lambda: cache.failures,
         )
         count("tollgate_cache_not_kept", "Answers too large or too many to keep", lambda: cache.not_kept)
+
+    def _watch_books(self, shipper: Shipper, lessor: Lessor, scheduler: Scheduler) -> None:
+        count, watch, verdict = self._telemetry.count, self._telemetry.watch, scheduler.verdict
+        count("tollgate_budget_alerts", "Shares of budgets that were used up", lambda: shipper.alerts)
+        count("tollgate_budget_refusals", "Requests that a budget could not hold", lambda: lessor.refused)
+        count("tollgate_budget_rounds", "Talks with the database about slices", lambda: lessor.rounds)
+        count("tollgate_budget_recalls", "Recalls of what others held idle", lambda: lessor.recalls)
+        count(
+            "tollgate_budget_overage_usd",
+            "Booked beyond what was lent, USD",
+            lambda: shipper.overage_usd_nanos / 1e9,
+        )
+        count(
+            "tollgate_spool_contradictions",
+            "Attempts that came with two different ends",
+            lambda: shipper.contradictions,
+        )
+        watch(
+            "tollgate_budget_slices_last_seconds",
+            "How long known slices last at their pace without the database",
+            lessor.lasts_s,
+        )
+        watch("tollgate_audit_breaches", "Breaches in the last audit of the books", lambda: verdict.breaches)
+        watch(
+            "tollgate_audit_last_success_timestamp_seconds",
+            "When the books were last audited",
+            lambda: verdict.last_success_s,
+        )
 
     async def _give_back(self, lessor: Lessor, spool: Spool) -> None:
         """Give back what was lent, if all that was spent is booked; if not, the spool is recovered later."""
@@ -441,9 +486,9 @@ def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
     }
 
 
-def _reload_budgets(budgets: Budgets) -> Reload:
+def _reload_budgets(admission: Budgets) -> Reload:
     async def reload(session: AsyncSession) -> None:
-        budgets.book = BudgetBook(await live_budgets(session))
+        admission.book = BudgetBook(await live_budgets(session))
 
     return reload
 

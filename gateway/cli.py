@@ -19,7 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from backends.launch.process import LaunchError
 from gateway.admin.usage import as_json, names_of, period
 from gateway.clock import Clock
-from gateway.commands.admins import admins, audit
+from gateway.commands.admins import admins
+from gateway.commands.books import audit
+from gateway.commands.budgets import budgets
 from gateway.commands.keys import keys
 from gateway.commands.limits import limits
 from gateway.commands.prices import prices
@@ -60,6 +62,7 @@ app.add_typer(tenants, name="tenants")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
 app.add_typer(limits, name="limits")
+app.add_typer(budgets, name="budgets")
 app.add_typer(prices, name="prices")
 app.add_typer(admins, name="admins")
 app.add_typer(audit, name="audit")

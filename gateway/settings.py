@@ -101,6 +101,16 @@ class BudgetSettings(BaseModel):
     look_interval_s: float = Field(default=0.25, gt=0, description="between two looks whether slices run low")
 
 
+class AuditSettings(BaseModel):
+    """How often the books are checked while they are kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    interval_s: float = Field(default=60, gt=0, description="between two looks at what is recent")
+    recent_s: float = Field(default=7200, gt=0, description="how far back such a look goes")
+    whole_interval_s: float = Field(default=86_400, gt=0, description="between two looks at everything")
+
+
 class CacheSettings(BaseModel):
     """How much is kept of answers, and how long a request may wait to look one up."""
 
@@ -147,6 +157,7 @@ class Settings(BaseSettings):
     freshness: FreshnessSettings = Field(default_factory=FreshnessSettings)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
     budgets: BudgetSettings = Field(default_factory=BudgetSettings)
+    audit: AuditSettings = Field(default_factory=AuditSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
 
     @field_validator("external_keys")

@@ -79,7 +79,7 @@ class Telemetry:
         """A gauge whose value is asked for when somebody looks."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
-    def count(self, name: str, text: str, read: Callable[[], int]) -> None:
+    def count(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A counter that somebody else counts, asked for when somebody looks."""
         self.registry.register(_Counted(name, text, read))
 
@@ -108,7 +108,7 @@ def _labelled(sample: re.Match[bytes], label: bytes) -> bytes:
 class _Counted(Collector):
     """One counter whose value is kept elsewhere."""
 
-    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
+    def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
         self._name = name
         self._text = text
         self._read = read

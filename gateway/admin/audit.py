@@ -1,4 +1,4 @@
-"""Who changed what? GET /admin/v1/audit."""
+"""Who changed what, and is every number right? GET /admin/v1/audit."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from gateway.admin.audit_views import AuditRunsView, AuditRunView, audit_run_view
 from gateway.admin.usage import instant
 from gateway.admin.views import AuditView, PageView, audit_view, epoch_ms_of
 from gateway.audit import AuditFilter, page_entries
 from gateway.dependencies import PageDep, SessionDep
+from gateway.jobs.auditor import decoded
+from gateway.jobs.leases import job_states
+from gateway.jobs.scheduler import RECENT, WHOLE
 
 router = APIRouter(prefix="/admin/v1/audit", tags=["audit"])
 
@@ -33,6 +37,18 @@ async def list_entries(
     wanted = audit_filter(actor=actor, action=action, affected=affected, since=since, until=until)
     found = await page_entries(session, wanted, page)
     return PageView(data=[audit_view(entry) for entry in found.rows], next_cursor=found.next_cursor)
+
+
+@router.get("/invariants", summary="Is every number right? The last results of the continuous audit")
+async def show_invariants(session: SessionDep) -> AuditRunsView:
+    """What must hold of the books, how much of them was looked at, and what is broken."""
+    states = await job_states(session)
+
+    def last(job: str) -> AuditRunView | None:
+        report = decoded(states[job].last_result) if job in states else None
+        return None if report is None else audit_run_view(report)
+
+    return AuditRunsView(recent=last(RECENT), whole=last(WHOLE))
 
 
 def audit_filter(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.errors import AllAttemptsFailed, GatewayError, UpstreamRejected
+from gateway.errors import AllAttemptsFailed, BudgetExceeded, GatewayError, UpstreamRejected
 
 _encode = msgspec.json.Encoder().encode
 _SERVER_ERROR = 500
@@ -22,9 +22,10 @@ def openai_error(error: GatewayError) -> bytes:
     if isinstance(error, AllAttemptsFailed):
         code = error.attempts[-1].code
     kind = "server_error" if error.status_code >= _SERVER_ERROR else "invalid_request_error"
-    return _encode(
-        {"error": {"message": error.caller_detail, "type": kind, "param": error.param, "code": code}}
-    )
+    told = {"message": error.caller_detail, "type": kind, "param": error.param, "code": code}
+    if isinstance(error, BudgetExceeded):
+        told["resets_at"] = error.resets_at  # ours: OpenAI's clients keep what they do not know
+    return _encode({"error": told})
 
 
 def error_headers(error: GatewayError) -> Headers:

@@ -38,7 +38,7 @@ from gateway.identity.roles import Role
 admins = typer.Typer(
     help="Administrators' keys, for the control plane and the console.", no_args_is_help=True
 )
-audit = typer.Typer(help="What happened, and is it right?", no_args_is_help=True)
+audit = typer.Typer(help="What happened, and is it right?")
 
 _ROWS_DEFAULT = 50
 

@@ -91,6 +91,12 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/admin/v1/limits/{scope}/{owner}"): _READ,
     ("PUT", "/admin/v1/limits/{scope}/{owner}"): _MONEY,
     ("DELETE", "/admin/v1/limits/{scope}/{owner}"): _MONEY,
+    # How much may be spent.
+    ("GET", "/admin/v1/budgets"): _READ,
+    ("POST", "/admin/v1/budgets"): _MONEY,
+    ("GET", "/admin/v1/budgets/{budget}"): _READ,
+    ("PATCH", "/admin/v1/budgets/{budget}"): _MONEY,
+    ("POST", "/admin/v1/budgets/{budget}/retire"): _MONEY,
     # Who steers.
     ("GET", "/admin/v1/admin-keys"): _ADMIN,
     ("POST", "/admin/v1/admin-keys"): _ADMIN,
@@ -98,6 +104,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/admin/v1/admin-keys/{key}/rotate"): _ADMIN,
     ("POST", "/admin/v1/admin-keys/{key}/revoke"): _ADMIN,
     ("GET", "/admin/v1/audit"): _READ,
+    ("GET", "/admin/v1/audit/invariants"): _READ,
     # Money.
     ("GET", "/admin/v1/prices"): _READ,
     ("GET", "/admin/v1/prices/{target}"): _READ,

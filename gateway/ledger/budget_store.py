@@ -18,7 +18,7 @@ from gateway.audit import Act
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.inference import new_id
 from gateway.ledger.buckets import BudgetRecord, Scope, Window, window_at
-from gateway.ledger.tables import Budget, BudgetWindow
+from gateway.ledger.tables import Budget, BudgetAlert, BudgetWindow
 from gateway.money import NANOS_PER_USD, USD_MAX
 from gateway.paging import Page, PageRequest, page_of, seek
 
@@ -27,6 +27,8 @@ TOPIC = "budgets"
 ALERT_PERCENTS = (50, 80, 100)
 ALERTS_MAX = 10
 NAME_CHARS = 128
+WINDOWS_SHOWN = 12
+"""A year of months."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ class BudgetState:
     leased_usd_nanos: int = 0
     unattributed_usd_nanos: int = 0
     overage_usd_nanos: int = 0
+
+    @property
+    def used_permille(self) -> int | None:
+        """Thousandths of the limit that are booked, rounded down; None: the limit is 0."""
+        limit = self.budget.limit_usd_nanos
+        return None if not limit else self.posted_usd_nanos * 1000 // limit
 
     @property
     def left_usd_nanos(self) -> int:
@@ -126,6 +134,7 @@ async def update_budget(
         InvalidRequest: a value is out of range.
     """
     budget = await get_budget(session, name_or_id, for_change=True)
+    becomes_hard = bool(is_hard) and not budget.is_hard
     if budget.retired_at_ms is not None:
         raise Conflict(f"Budget {budget.name!r} is retired and cannot be changed; create a new one.")
     given: dict[str, Any] = {
@@ -146,6 +155,21 @@ async def update_budget(
                 limit_usd_nanos=limit_usd_nanos,
                 limit_highest_usd_nanos=case((highest < limit_usd_nanos, limit_usd_nanos), else_=highest),
             )
+        )
+    if becomes_hard:
+        # While it was soft there was no limit that held: what it came to by now is no overage.
+        reached = (
+            col(BudgetWindow.posted_usd_nanos)
+            + col(BudgetWindow.leased_usd_nanos)
+            + col(BudgetWindow.unattributed_usd_nanos)
+            - col(BudgetWindow.overage_usd_nanos)
+        )
+        await session.execute(
+            update(BudgetWindow)
+            .where(
+                col(BudgetWindow.budget_id) == budget.id, col(BudgetWindow.limit_highest_usd_nanos) < reached
+            )
+            .values(limit_highest_usd_nanos=reached)
         )
     return budget
 
@@ -204,6 +228,30 @@ async def state_of(session: AsyncSession, budget: Budget, *, now_ms: int) -> Bud
         unattributed_usd_nanos=found.unattributed_usd_nanos,
         overage_usd_nanos=found.overage_usd_nanos,
     )
+
+
+async def alerts_in(session: AsyncSession, budget: Budget, window_start_ms: int) -> list[BudgetAlert]:
+    """What was told of a budget in one of its windows, the first first."""
+    found = await session.execute(
+        select(BudgetAlert)
+        .where(col(BudgetAlert.budget_id) == budget.id, col(BudgetAlert.window_start_ms) == window_start_ms)
+        .order_by(col(BudgetAlert.percent))
+    )
+    return list(found.scalars())
+
+
+async def last_windows(
+    session: AsyncSession, budget: Budget, *, count: int = WINDOWS_SHOWN
+) -> list[BudgetWindow]:
+    """The windows in which a budget was used, the newest first."""
+    found = await session.execute(
+        select(BudgetWindow)
+        .where(col(BudgetWindow.budget_id) == budget.id)
+        .order_by(col(BudgetWindow.window_start_ms).desc())
+        .limit(count)
+        .execution_options(populate_existing=True)
+    )
+    return list(found.scalars())
 
 
 async def live_budgets(session: AsyncSession) -> list[BudgetRecord]:

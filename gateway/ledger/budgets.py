@@ -80,13 +80,27 @@ class Holds:
         self.held_usd_nanos = 0
         self.open_count = 0
         self.lots: dict[Bucket, Lot] = {}
+        self._counted: dict[Bucket, int] = {}
+        """Settled here without a lot and not booked yet: what soft budgets only count. Booking draws it from
+        a slice all the same, if the budget has become a hard one by then."""
 
     def lot(self, bucket: Bucket) -> Lot:
         """The process's lot of a bucket; a new one has nothing."""
         found = self.lots.get(bucket)
         if found is None:
-            found = self.lots[bucket] = Lot(bucket)
+            found = self.lots[bucket] = Lot(bucket, spent_usd_nanos=self._counted.pop(bucket, 0))
         return found
+
+    def count(self, bucket: Bucket, amount: int) -> None:
+        """So much was settled in a bucket in which nothing was held; below zero: it is booked now."""
+        if (lot := self.lots.get(bucket)) is not None:
+            lot.spent_usd_nanos += amount
+            return
+        left = self._counted.get(bucket, 0) + amount
+        if left:
+            self._counted[bucket] = left
+        else:
+            self._counted.pop(bucket, None)
 
     def try_reserve(
         self, bound: UsdNanos, hard: Sequence[Bucket], *, counted: Sequence[Bucket], now_s: float
@@ -113,8 +127,7 @@ class Holds:
             left: the process's slices now.
         """
         for bucket, amount in charges.items():
-            if (lot := self.lots.get(bucket)) is not None:
-                lot.spent_usd_nanos -= amount
+            self.count(bucket, -amount)
         for bucket, amount in left.items():
             if (lot := self.lots.get(bucket)) is not None:
                 lot.granted_usd_nanos = amount
@@ -160,4 +173,9 @@ class Reservation:
         self._holds.open_count -= 1
         for lot in self._lots:
             lot.settle(self.bound_usd_nanos, self._spent)
+        if self._spent and len(self._lots) < len(self.counted):
+            held = {lot.bucket for lot in self._lots}
+            for bucket in self.counted:
+                if bucket not in held:
+                    self._holds.count(bucket, self._spent)
         return True

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -90,6 +91,13 @@ class Lessor:
             elif waiter in self._waiters:
                 self._waiters.remove(waiter)
             raise
+
+    def lasts_s(self) -> float:
+        """How long requests can go on without the database, at their pace; infinite: nothing is lent."""
+        now_s = self._clock.monotonic_s()
+        return min(
+            (_lasts_s(lot, now_s) for lot in self.holds.lots.values() if not lot.is_empty), default=math.inf
+        )
 
     def refill(self) -> None:
         """Have a round soon: a lot runs low."""
@@ -234,3 +242,10 @@ class Lessor:
         lots = self.holds.lots
         for bucket in [bucket for bucket, lot in lots.items() if lot.is_empty]:
             del lots[bucket]
+
+
+def _lasts_s(lot: Lot, now_s: float) -> float:
+    valid_s = max(lot.expires_s - now_s, 0.0)
+    if not lot.burn_usd_nanos_per_s:
+        return valid_s
+    return min(valid_s, max(lot.free_usd_nanos, 0) / lot.burn_usd_nanos_per_s)

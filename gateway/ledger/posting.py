@@ -75,6 +75,8 @@ class Booked:
     slices: dict[Bucket, int] = field(default_factory=dict)
     """What is left of the owner's slices of the buckets that the batch names, nano-USD."""
     alerts: list[Alert] = field(default_factory=list)
+    overage_usd_nanos: int = 0
+    """What no slice covered, in all buckets together."""
     contradictions: list[tuple[Ended, str]] = field(default_factory=list)
     """Attempts that are booked with another end than this one, and how."""
 
@@ -192,6 +194,7 @@ async def _book_on_budgets(
         if amount:
             window = windows[bucket]
             overage = _draw(window, slice_, amount)
+            booked.overage_usd_nanos += overage
             booked.alerts += _alerts(bucket, window, amount)
             posting = {"transaction_id": journal_id, "owner_id": owner_id, "amount_usd_nanos": amount}
             postings.append({**posting, **bucket._asdict(), "overage_usd_nanos": overage})

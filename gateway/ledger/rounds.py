@@ -103,11 +103,17 @@ class Round:
             self.answers.append((waiter, None))
 
     def keep_reserves(self, reserve_s: float, *, is_renewing: bool) -> None:
-        """Give back what others call for; otherwise have a while's burn in reserve, and not much more."""
+        """Give back what others call for; otherwise have a while's burn in reserve, and not much more.
+
+        Of a budget that does not refuse any more, all is given back.
+        """
         for bucket, window in self._windows.items():
             lot, mine = self._lots[bucket], self._mine[bucket]
             free = self._free(bucket)
-            if window.recall_number > mine.recall_seen:
+            if window.is_retired or not window.is_hard:
+                lot.scarce_until_s = self._now_s + SCARCE_S
+                self._give_back(bucket, free)
+            elif window.recall_number > mine.recall_seen:
                 mine.recall_seen = window.recall_number
                 lot.scarce_until_s = self._now_s + SCARCE_S
                 self._give_back(bucket, free)

@@ -23,7 +23,7 @@ from gateway.ledger.budgets import Reservation
 from gateway.ledger.records import AttemptEnd, AttemptStart, usage_fields
 from gateway.ledger.spool import Spool
 from gateway.money import UsdNanos
-from gateway.pricing.rates import Price, charge
+from gateway.pricing.rates import UNPRICED, Price, charge
 
 BYTES_PER_TOKEN = 4
 """For estimates of input that no engine counted; English text has about four bytes a token."""
@@ -144,6 +144,7 @@ class Settlement:
                 state=AttemptState.ANSWERED,
                 payer=Payer.TENANT,
                 usage_source=UsageSource.NONE,
+                charge_usd_nanos=None if start.price_version == UNPRICED.version else 0,
                 status_code=200,
                 ended_at_ms=start.started_at_ms,
             )

@@ -61,6 +61,8 @@ class Shipper:
         """Consecutive batches that the database did not take."""
         self.alerts = 0
         """Shares of budgets that were used up."""
+        self.overage_usd_nanos = 0
+        """Booked here beyond what was lent."""
         self.contradictions = 0
         """Attempts that came with two different ends."""
 
@@ -188,6 +190,7 @@ class Shipper:
         raise AssertionError  # not reached
 
     async def _tell(self, booked: Booked) -> None:
+        self.overage_usd_nanos += booked.overage_usd_nanos
         for alert in booked.alerts:
             self.alerts += 1
             _log.warning(

@@ -44,6 +44,7 @@ class Attempt(SQLModel, table=True):
         Index("ix_attempts_tenant_started", "tenant_id", "started_at_ms"),
         Index("ix_attempts_started", "started_at_ms"),
         Index("ix_attempts_request", "request_id"),
+        Index("ix_attempts_journal", "journal_id"),
     )
 
     attempt_id: str = _key(String(64), "opaque id, att_…; a correction's is rev_… of what it reverses")
@@ -110,6 +111,7 @@ class JournalTransaction(SQLModel, table=True):
     """One booking. Its entries add up to zero."""
 
     __tablename__ = "journal_transactions"
+    __table_args__ = (Index("ix_journal_transactions_at", "at_ms"),)
 
     id: str = _key(String(64), "opaque id, jtx_…")
     kind: str = _text(16, "usage (a batch of attempts), unattributed, or reversal")
@@ -258,6 +260,7 @@ class BudgetPosting(SQLModel, table=True):
     """What one booking did to one bucket; `posted` is the sum of these. Rows are only ever added."""
 
     __tablename__ = "budget_postings"
+    __table_args__ = (Index("ix_budget_postings_bucket", "budget_id", "window_start_ms"),)
 
     transaction_id: str = Field(
         sa_column=Column(

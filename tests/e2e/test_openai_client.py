@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
+import httpx
 import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.e2e.site import Site, mark
+from tests.e2e.site import Site, eventually, mark
 
 STORY: Final[list[Any]] = [{"role": "user", "content": "Tell me a story"}]
 NAMES: Final[list[Any]] = [{"role": "user", "content": "Extract all names: Bob"}]
@@ -79,6 +80,31 @@ def test_a_stream(client: openai.OpenAI, site: Site) -> None:
     )
     (row,) = site.rows(1, client_request_id=name)
     assert (row["state"], row["usage_source"], row["output_tokens"]) == ("answered", "measured", 16)
+
+
+def test_an_empty_budget_is_told_once_and_not_retried(client: openai.OpenAI, site: Site) -> None:
+    budgets = f"{site.url}/admin/v1/budgets"
+    steer: dict[str, Any] = {
+        "headers": {"authorization": f"Bearer {site.gateway.admin_key}"},
+        "trust_env": False,
+        "timeout": 10,
+    }
+    (tenant,) = httpx.get(f"{site.url}/admin/v1/tenants", **steer).json()["data"]
+    body = {"name": mark(), "scope": "tenant", "of": tenant["id"], "window": "day", "limit_usd": "0"}
+    made = httpx.post(budgets, json=body, **steer).json()
+    sample = 'tollgate_requests_total{path="/v1/chat/completions",status="402"}'
+    try:
+        eventually(lambda: site.post({"model": "auto", "messages": STORY}).status_code == 402)
+        before = site.metric(sample)
+        with pytest.raises(openai.APIStatusError) as raised:
+            client.chat.completions.create(model="auto", messages=STORY)
+        assert site.metric(sample) == before + 1
+    finally:
+        httpx.post(f"{budgets}/{made['id']}/retire", **steer)
+    assert (raised.value.status_code, raised.value.code) == (402, "budget_exceeded")
+    assert isinstance(raised.value.body, dict)
+    assert raised.value.body["resets_at"] == made["state"]["window_end"]
+    eventually(lambda: site.post({"model": "auto", "messages": STORY}).status_code == 200)
 
 
 def test_a_stream_with_usage_says_what_it_cost(client: openai.OpenAI, site: Site) -> None:

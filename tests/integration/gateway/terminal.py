@@ -51,7 +51,15 @@ class Terminal:
         key = self.json("keys", "create", "--tenant", name)
         self.json("limits", "set", "key", key["id"], "--requests-per-minute", "60")
         admin = self.json("admins", "create", name, "--role", "operator")
-        return {"TENANT": name, "PROJECT": key["project_id"], "KEY": key["id"], "ADMIN": admin["id"]}
+        limit = ("--window", "day", "--limit", "1")
+        budget = self.json("budgets", "create", f"budget of {name}", "--key", key["id"], *limit)
+        return {
+            "TENANT": name,
+            "PROJECT": key["project_id"],
+            "KEY": key["id"],
+            "ADMIN": admin["id"],
+            "BUDGET": budget["id"],
+        }
 
     def audit(self) -> list[Answer]:
         found: list[Answer] = self.json("audit", "log", "--limit", "500")

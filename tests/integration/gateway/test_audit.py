@@ -62,6 +62,13 @@ CHANGES: dict[tuple[str, str], Change] = {
     ("POST", "/keys/{key}/revoke"): ("key", "key.revoke", {}),
     ("PUT", "/limits/{scope}/{owner}"): ("project", "limit.create", {"requests_per_minute": 5}),
     ("DELETE", "/limits/{scope}/{owner}"): ("tenant", "limit.end", {}),
+    ("POST", "/budgets"): (
+        "",
+        "budget.create",
+        {"name": "new", "scope": "tenant", "of": "acme", "window": "day", "limit_usd": "1"},
+    ),
+    ("PATCH", "/budgets/{budget}"): ("budget", "budget.update", {"limit_usd": "2"}),
+    ("POST", "/budgets/{budget}/retire"): ("budget", "budget.retire", {}),
     ("POST", "/admin-keys"): ("", "admin_key.create", {"name": "new", "role": "finance"}),
     ("POST", "/admin-keys/{key}/rotate"): ("admin_key", "admin_key.rotate", {}),
     ("POST", "/admin-keys/{key}/revoke"): ("admin_key", "admin_key.revoke", {}),
@@ -81,19 +88,22 @@ async def _objects(desk: Desk, name: str) -> dict[str, str]:
     admin_key = await desk.post("/admin-keys", {"name": name, "role": "viewer"})
     set_ = await desk.ask("PUT", f"/limits/tenant/{key['tenant_id']}", json={"concurrent_requests": 9})
     assert set_.status_code == 200, set_.text
+    about = {"scope": "key", "of": key["id"], "window": "day", "limit_usd": "1"}
+    budget = await desk.post("/budgets", {"name": f"budget of {name}", **about})
     return {
         "tenant": key["tenant_id"],
         "project": key["project_id"],
         "key": key["id"],
         "admin_key": admin_key["id"],
         "price": "plain",
+        "budget": budget["id"],
     }
 
 
 async def test_every_change_over_http_leaves_one_entry(desk: Desk) -> None:
     for number, ((method, template), (kind, action, body)) in enumerate(CHANGES.items()):
         object_id = (await _objects(desk, f"tenant {number}")).get(kind, "")
-        ids = dict.fromkeys(("tenant", "project", "key", "owner", "target"), object_id)
+        ids = dict.fromkeys(("tenant", "project", "key", "owner", "target", "budget"), object_id)
         path = template.format(scope=kind, **ids)
         known = {one["id"] for one in await entries(desk)}
         answer = await desk.ask(method, path, json=body)
@@ -156,6 +166,12 @@ COMMANDS: dict[tuple[str, str], tuple[list[str], str]] = {
     ("keys", "revoke"): (["KEY"], "key.revoke"),
     ("limits", "set"): (["tenant", "TENANT", "--concurrent", "5"], "limit.create"),
     ("limits", "clear"): (["key", "KEY"], "limit.end"),
+    ("budgets", "create"): (
+        ["new", "--tenant", "acme", "--window", "day", "--limit", "1"],
+        "budget.create",
+    ),
+    ("budgets", "update"): (["BUDGET", "--limit", "2"], "budget.update"),
+    ("budgets", "retire"): (["BUDGET"], "budget.retire"),
     ("admins", "create"): (["new", "--role", "viewer"], "admin_key.create"),
     ("admins", "rotate"): (["ADMIN"], "admin_key.rotate"),
     ("admins", "revoke"): (["ADMIN"], "admin_key.revoke"),
@@ -175,7 +191,7 @@ def test_every_command_that_changes_something_is_tried() -> None:
     reading = {"list", "show", "diff"}
     changing = {
         (group, name)
-        for group in ("tenants", "projects", "keys", "limits", "prices", "admins")
+        for group in ("tenants", "projects", "keys", "limits", "budgets", "prices", "admins")
         for name in groups.commands[group].commands
         if name not in reading
     }

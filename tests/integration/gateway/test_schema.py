@@ -26,6 +26,7 @@ TABLES = {
     "budget_windows",
     "budgets",
     "changes",
+    "job_leases",
     "journal_entries",
     "journal_transactions",
     "limits",

@@ -113,12 +113,14 @@ class Process:
         now_ms = self.clock.epoch_ms()
         start = make_start(
             new_id("att_", now_ms),
-            request_id=new_id("req_", now_ms),
-            started_at_ms=now_ms,
-            price_version=NANO_A_TOKEN.version,
-            hold_usd_nanos=reservation.bound_usd_nanos,
-            buckets=reservation.counted,
-            **changes,
+            **{
+                "request_id": new_id("req_", now_ms),
+                "started_at_ms": now_ms,
+                "price_version": NANO_A_TOKEN.version,
+                "hold_usd_nanos": reservation.bound_usd_nanos,
+                "buckets": reservation.counted,
+                **changes,
+            },
         )
         return self.settlement.begin(start, NANO_A_TOKEN, reservation)
 

@@ -61,6 +61,12 @@ def test_an_error_has_its_kind_and_its_code(error: GatewayError, kind: str, code
     assert (body(error)["type"], body(error)["code"]) == (kind, code)
 
 
+def test_a_callers_budget_says_when_it_begins_anew() -> None:
+    assert body(BudgetExceeded("x", resets_at="2026-12-01T00:00:00Z"))["resets_at"] == "2026-12-01T00:00:00Z"
+    assert body(BudgetExceeded("x"))["resets_at"] is None
+    assert "resets_at" not in body(InvalidRequest("x"))
+
+
 def test_what_the_operator_needs_never_leaves() -> None:
     error = UpstreamUnavailable("The model could not answer.", operator_detail="10.0.0.7:8000 refused")
     assert b"10.0.0.7" not in openai_error(error)

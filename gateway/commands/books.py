@@ -1,0 +1,106 @@
+"""`tollgate audit`: is every number right?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gateway.admin.audit_views import AuditRunView, InvariantView, audit_run_view
+from gateway.admin.usage import instant
+from gateway.admin.views import epoch_ms_of
+from gateway.clock import Clock
+from gateway.commands.admins import audit
+from gateway.commands.terminal import Json, in_session, out, print_json, print_table
+from gateway.db import database_ms
+from gateway.errors import InvalidRequest
+from gateway.ledger.findings import Extent, Finding
+from gateway.ledger.invariants import INVARIANTS, Report, examine, take_snapshot
+from gateway.settings import Settings, load_settings
+
+__all__ = ["audit"]
+
+
+@audit.callback(
+    invoke_without_command=True,
+    epilog="Example: `tollgate audit --since 2026-11-01` (or `tollgate audit log`)",
+)
+def audit_books(
+    context: typer.Context,
+    since: Annotated[
+        str | None, typer.Option(help="attempts and bookings from this instant on, UTC; default: all")
+    ] = None,
+    *,
+    as_machine: Json = False,
+) -> None:
+    """Look at every invariant of the books; status 1 if one is broken."""
+    if context.invoked_subcommand is not None:
+        if since is not None or as_machine:
+            raise InvalidRequest(f"Write the options after `{context.invoked_subcommand}`.")
+        return
+    settings = load_settings()
+    since_ms = max(0, epoch_ms_of(instant(since, "--since"), "--since") or 0)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+
+        async def work(session: AsyncSession) -> Report:
+            return await _look(session, settings, since_ms, progress=progress)
+
+        view = audit_run_view(in_session(work, settings))
+    print_json(view) if as_machine else _print_audit(view)
+    if view.breaches:
+        raise typer.Exit(1)
+
+
+async def _look(session: AsyncSession, settings: Settings, since_ms: int, *, progress: Progress) -> Report:
+    clock = Clock()
+    started_s = clock.monotonic_s()
+    await take_snapshot(session)
+    now_ms = await database_ms(session, clock)
+    extent = Extent(since_ms=since_ms, now_ms=now_ms, grace_ms=int(settings.budgets.slice_grace_s * 1000))
+    task = progress.add_task("Auditing the books", total=len(INVARIANTS))
+    findings: list[Finding] = []
+    async for finding in examine(session, extent):
+        findings.append(finding)
+        progress.advance(task)
+    took_ms = int((clock.monotonic_s() - started_s) * 1000)
+    return Report(at_ms=now_ms, since_ms=since_ms, took_ms=took_ms, findings=findings)
+
+
+def _print_audit(view: AuditRunView) -> None:
+    extent = "everything" if view.since is None else f"from {view.since:%Y-%m-%d %H:%M} UTC"
+    out.print(
+        f"The books at {view.at:%Y-%m-%d %H:%M:%S} UTC, {extent}, in {view.took_ms} ms", highlight=False
+    )
+    print_table(
+        ("", "invariant", "what must hold", "looked at", "breaches"),
+        [
+            ("✗" if one.breaches else "✓", one.id, one.says, f"{one.looked_at:,}", f"{one.breaches:,}")
+            for one in view.invariants
+        ],
+    )
+    for one in view.invariants:
+        if one.note:
+            out.print(f"{one.id}: {one.note}", markup=False, highlight=False)
+        if one.breaches:
+            _print_examples(one)
+    if not view.breaches:
+        out.print("Every number is right.")
+
+
+def _print_examples(one: InvariantView) -> None:
+    out.print(f"\n{one.id} is broken, for example:", markup=False, highlight=False)
+    names = tuple(one.examples[0])
+    print_table(
+        tuple(name.replace("_", " ") for name in names),
+        [tuple(example.get(name) for name in names) for example in one.examples],
+    )
