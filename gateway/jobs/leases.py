@@ -92,9 +92,9 @@ class Turn:
 
 
 async def begin_turn(
-    sessions: SessionFactory, clock: Clock, name: str, *, holder: str, ttl_s: float
+    sessions: SessionFactory, clock: Clock, name: str, *, holder: str, ttl_s: float, every_s: float = 0
 ) -> Turn | None:
-    """A turn at a job; None: it is somebody else's.
+    """A turn at a job; None: it is somebody else's, or somebody else has just done it.
 
     Args:
         sessions: where the leases are.
@@ -102,6 +102,7 @@ async def begin_turn(
         name: the job.
         holder: this process.
         ttl_s: how long the turn lasts unless it is renewed, seconds.
+        every_s: how long after a success the job is due again, seconds.
     """
     async with sessions() as session:
         await begin_writing(session)
@@ -109,13 +110,13 @@ async def begin_turn(
         await insert_ignoring_duplicates(session, JobLease, [new])
         # Whoever holds the row at this moment is at work: it is not waited for.
         found = await session.execute(
-            select(col(JobLease.fencing_token), col(JobLease.expires_at_ms))
+            select(col(JobLease.fencing_token), col(JobLease.expires_at_ms), col(JobLease.last_success_at_ms))
             .where(col(JobLease.name) == name)
             .with_for_update(skip_locked=True)
         )
         row = found.first()
         now_ms = await database_ms(session, clock)
-        if row is None or row[1] > now_ms:
+        if row is None or row[1] > now_ms or not is_due(row[2], every_s, now_ms):
             await session.commit()
             return None
         token = row[0] + 1
@@ -127,6 +128,11 @@ async def begin_turn(
         )
         await session.commit()
     return Turn(sessions, clock, name=name, token=token, ttl_s=ttl_s)
+
+
+def is_due(last_success_at_ms: int | None, every_s: float, now_ms: int) -> bool:
+    """A job is to be done again."""
+    return last_success_at_ms is None or now_ms - last_success_at_ms >= every_s * 1000
 
 
 async def job_states(session: AsyncSession) -> dict[str, JobState]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.clock import Clock
 from gateway.db import SessionFactory, database_ms
 from gateway.jobs.auditor import Auditor, Stopped, Verdict, encoded
-from gateway.jobs.leases import JobState, LeaseLost, Turn, begin_turn, job_states
+from gateway.jobs.leases import LeaseLost, Turn, begin_turn, is_due, job_states
 from gateway.ledger.owners import set_unattributed
 from gateway.ledger.partitions import ensure_partitions
 from gateway.settings import AuditSettings, BudgetSettings
@@ -104,9 +104,16 @@ class Scheduler:
         for job in self._jobs:
             if self._stopping.is_set():
                 return
-            if _is_due(job, states, now_ms):
+            state = states.get(job.name)
+            # What was read may be old by the time that the jobs before are done: the turn looks again.
+            if state is None or is_due(state.last_success_at_ms, job.every_s, now_ms):
                 turn = await begin_turn(
-                    self._sessions, self._clock, job.name, holder=self._holder, ttl_s=self._turn_s
+                    self._sessions,
+                    self._clock,
+                    job.name,
+                    holder=self._holder,
+                    ttl_s=self._turn_s,
+                    every_s=job.every_s,
                 )
                 if turn is not None:
                     await self._do(job, turn)
@@ -143,13 +150,6 @@ class Scheduler:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), wait_s)
         return self._stopping.is_set()
-
-
-def _is_due(job: Job, states: Mapping[str, JobState], now_ms: int) -> bool:
-    state = states.get(job.name)
-    if state is None or state.last_success_at_ms is None:
-        return True
-    return now_ms - state.last_success_at_ms >= job.every_s * 1000
 
 
 def jobs_of(
