@@ -177,7 +177,7 @@ class Round:
         for bucket in lacking:
             lent = sum(other.amount_usd_nanos for other in self._others[bucket])
             if waiter.needs[bucket] > self._reach(bucket) + lent:
-                self._refuse(waiter, bucket)
+                self._refuse(waiter, bucket, left=self._reach(bucket) + lent)
                 return
         uncalled = [bucket for bucket in lacking if bucket not in waiter.recalls]
         for bucket in uncalled:
@@ -187,7 +187,7 @@ class Round:
                 self.has_recalled = True
             waiter.recalls[bucket] = window.recall_number
         if not uncalled and (self._now_s >= waiter.give_up_s or not self._is_awaited(waiter, lacking)):
-            self._refuse(waiter, lacking[0])
+            self._refuse(waiter, lacking[0], left=self._reach(lacking[0]))
 
     def _is_awaited(self, waiter: Waiter, lacking: list[Bucket]) -> bool:
         return any(
@@ -196,19 +196,19 @@ class Round:
             for other in self._others[bucket]
         )
 
-    def _refuse(self, waiter: Waiter, bucket: Bucket) -> None:
+    def _refuse(self, waiter: Waiter, bucket: Bucket, *, left: int) -> None:
         refusal = refusal_of(
             waiter.records[bucket],
             self._windows[bucket],
             bound=waiter.needs[bucket],
-            reach=self._reach(bucket),
+            left=left,
             now_ms=self._now_ms,
         )
         self.answers.append((waiter, refusal))
 
 
 def refusal_of(
-    record: BudgetRecord, window: WindowState, *, bound: int, reach: int, now_ms: int
+    record: BudgetRecord, window: WindowState, *, bound: int, left: int, now_ms: int
 ) -> BudgetExceeded:
     """What a caller is told whose request a budget cannot hold."""
     _, resets_at_ms = window_at(record.window, now_ms)
@@ -216,7 +216,7 @@ def refusal_of(
     anew = "It never begins anew." if resets_at is None else f"It begins anew at {resets_at}."
     return BudgetExceeded(
         f"The budget {record.name!r} ({record.window}, {usd_text(window.limit_usd_nanos)} USD) has"
-        f" {usd_text(max(reach, 0))} USD left for new requests, and this one may come to"
+        f" at most {usd_text(max(left, 0))} USD left for new requests, and this one may come to"
         f" {usd_text(bound)} USD. {anew} A smaller max_tokens makes a request smaller; finance can"
         " raise the limit.",
         resets_at=resets_at,

@@ -71,7 +71,7 @@ async def test_settling_frees_what_was_not_spent_and_the_books_agree(site: Site)
     # 999 are spent: a request that may come to 2 must be refused, one of 1 is admitted.
     refusal = await attempt(one, 2)
     assert isinstance(refusal, BudgetExceeded)
-    assert "0.000000001 USD left" in refusal.caller_detail
+    assert "at most 0.000000001 USD left" in refusal.caller_detail
     last = await other.reserve(1)
     other.settle(last, 1)
     await site.stop(one)
