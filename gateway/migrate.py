@@ -1,23 +1,16 @@
-"""Is the database's schema the one that this program needs, and how does it become so?
+"""How does the database's schema become the one that this program needs?
 
 Alembic does the work; its settings stand in pyproject.toml, its steps in `migrations/`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from alembic import command
 from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import URL, make_url
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.errors import ConfigurationError
-
-ROOT = Path(__file__).resolve().parent.parent
+from gateway.schema import ROOT, unreachable
 
 
 def alembic_config(url: str) -> Config:
@@ -36,40 +29,9 @@ def upgrade(url: str, *, revision: str = "head") -> None:
     try:
         command.upgrade(alembic_config(url), revision)
     except (SQLAlchemyError, OSError) as error:
-        raise _unreachable(make_url(url), error) from error
+        raise unreachable(make_url(url), error) from error
 
 
 def downgrade(url: str, *, revision: str) -> None:
     """Take the database back to `revision`. Not from within an event loop."""
     command.downgrade(alembic_config(url), revision)
-
-
-def head_revision() -> str | None:
-    """The newest schema that this program knows."""
-    return ScriptDirectory.from_config(alembic_config("")).get_current_head()
-
-
-async def require_current(engine: AsyncEngine) -> None:
-    """Check that the schema is the newest.
-
-    Raises:
-        ConfigurationError: it is not, or the database cannot be reached; says what to do.
-    """
-    try:
-        async with engine.connect() as connection:
-            found = await connection.run_sync(
-                lambda sync: MigrationContext.configure(sync).get_current_revision()
-            )
-    except (SQLAlchemyError, OSError) as error:
-        raise _unreachable(engine.url, error) from error
-    head = head_revision()
-    if found != head:
-        state = "has no tables yet" if found is None else f"is at revision {found}"
-        raise ConfigurationError(
-            f"the database {state}, this program needs {head}: run `tollgate migrate` first"
-        )
-
-
-def _unreachable(url: URL, error: Exception) -> ConfigurationError:
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
-    return ConfigurationError(f"the database cannot be used ({url.render_as_string()}): {reason}")

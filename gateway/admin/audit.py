@@ -6,9 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from gateway.admin.usage import instant
-from gateway.admin.views import AuditView, PageView, audit_view, epoch_ms_of
-from gateway.audit import AuditFilter, page_entries
+from gateway.admin.views import AuditView, PageView, audit_filter, audit_view
+from gateway.audit import page_entries
 from gateway.dependencies import PageDep, SessionDep
 
 router = APIRouter(prefix="/admin/v1/audit", tags=["audit"])
@@ -33,20 +32,3 @@ async def list_entries(
     wanted = audit_filter(actor=actor, action=action, affected=affected, since=since, until=until)
     found = await page_entries(session, wanted, page)
     return PageView(data=[audit_view(entry) for entry in found.rows], next_cursor=found.next_cursor)
-
-
-def audit_filter(
-    *, actor: str | None, action: str | None, affected: str | None, since: str | None, until: str | None
-) -> AuditFilter:
-    """The filter of what people write.
-
-    Raises:
-        InvalidRequest: an instant cannot be read.
-    """
-    return AuditFilter(
-        actor=actor,
-        action=action,
-        object=affected,
-        since_ms=epoch_ms_of(instant(since, "from"), "from"),
-        until_ms=epoch_ms_of(instant(until, "to"), "to"),
-    )
