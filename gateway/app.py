@@ -58,7 +58,6 @@ from gateway.ledger.partitions import ensure_partitions
 from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
-from gateway.migrate import require_current
 from gateway.pipeline import Pipeline
 from gateway.plan import Routing
 from gateway.pricing import tables as price_tables
@@ -70,6 +69,7 @@ from gateway.redis_client import close_redis, redis_client, require_redis
 from gateway.routing.policy import Policy, load_policy
 from gateway.routing.receipts import insert_receipts
 from gateway.routing.versions import remember_version
+from gateway.schema import require_current
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.upstream.client import UpstreamClient

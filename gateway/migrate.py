@@ -1,4 +1,4 @@
-"""Is the database's schema the one that this program needs, and how does it become so?
+"""How does the database's schema become the one that this program needs?
 
 Alembic does the work; its settings stand in pyproject.toml, its steps in `migrations/`.
 """
@@ -6,21 +6,15 @@ Alembic does the work; its settings stand in pyproject.toml, its steps in `migra
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import URL, make_url
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.append_only import protect
 from gateway.db import create_engine
-from gateway.errors import ConfigurationError
-
-ROOT = Path(__file__).resolve().parent.parent
+from gateway.schema import ROOT, unreachable
 
 
 def alembic_config(url: str) -> Config:
@@ -45,7 +39,7 @@ def upgrade(url: str, *, revision: str = "head", serving_url: str | None = None)
         command.upgrade(alembic_config(url), revision)
         asyncio.run(_protect(url, _serving_role(url, serving_url)))
     except (SQLAlchemyError, OSError) as error:
-        raise _unreachable(make_url(url), error) from error
+        raise unreachable(make_url(url), error) from error
 
 
 def _serving_role(url: str, serving_url: str | None) -> str | None:
@@ -65,34 +59,3 @@ async def _protect(url: str, serving_role: str | None) -> None:
 def downgrade(url: str, *, revision: str) -> None:
     """Take the database back to `revision`. Not from within an event loop."""
     command.downgrade(alembic_config(url), revision)
-
-
-def head_revision() -> str | None:
-    """The newest schema that this program knows."""
-    return ScriptDirectory.from_config(alembic_config("")).get_current_head()
-
-
-async def require_current(engine: AsyncEngine) -> None:
-    """Check that the schema is the newest.
-
-    Raises:
-        ConfigurationError: it is not, or the database cannot be reached; says what to do.
-    """
-    try:
-        async with engine.connect() as connection:
-            found = await connection.run_sync(
-                lambda sync: MigrationContext.configure(sync).get_current_revision()
-            )
-    except (SQLAlchemyError, OSError) as error:
-        raise _unreachable(engine.url, error) from error
-    head = head_revision()
-    if found != head:
-        state = "has no tables yet" if found is None else f"is at revision {found}"
-        raise ConfigurationError(
-            f"the database {state}, this program needs {head}: run `tollgate migrate` first"
-        )
-
-
-def _unreachable(url: URL, error: Exception) -> ConfigurationError:
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
-    return ConfigurationError(f"the database cannot be used ({url.render_as_string()}): {reason}")

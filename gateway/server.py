@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
-from logging.handlers import RotatingFileHandler
-from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
 from gateway.settings import Settings
 
-LOG_BYTES_MAX = 20_000_000
 DRAIN_S = 30
 """How long answers under way may take to end after a stop was asked for."""
 
@@ -51,16 +47,3 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         timeout_graceful_shutdown=DRAIN_S,
     )
     return Server(config)
-
-
-def set_up_logging(file: Path | None) -> None:
-    """Lines with time, level and origin, to a file or to standard error; libraries only from warnings on."""
-    handler: logging.Handler = logging.StreamHandler()
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handler = RotatingFileHandler(file, maxBytes=LOG_BYTES_MAX, backupCount=1)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler]
-    )
-    for name in ("uvicorn", "httpx", "httpcore", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)

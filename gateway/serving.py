@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.app import create_app
 from gateway.db import create_engine
 from gateway.dependencies import Runtime
 from gateway.errors import ConfigurationError
-from gateway.migrate import require_current
+from gateway.schema import require_current
 from gateway.server import Server, make_server
 from gateway.settings import Settings
 
@@ -105,16 +104,3 @@ async def _announce(server: Server, settings: Settings, runtime: Runtime, *, on_
 def _is_every_pool_ready(runtime: Runtime) -> bool:
     services = runtime.services
     return services is not None and all(pool.ready_count for pool in services.registry.snapshots())
-
-
-@contextlib.contextmanager
-def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set `stop` on Ctrl-C and on SIGTERM, as long as the block lasts."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)

@@ -23,9 +23,11 @@ import uvloop
 
 from gateway.app import create_app
 from gateway.errors import ConfigurationError, GatewayError
-from gateway.server import DRAIN_S, set_up_logging
-from gateway.serving import OnServing, Worker, require_database, serve, stopped_by_signals
+from gateway.logs import set_up_logging
+from gateway.server import DRAIN_S
+from gateway.serving import OnServing, Worker, require_database, serve
 from gateway.settings import Settings, load_settings
+from gateway.stopping import stopped_by_signals
 
 READY = b"ready\n"
 START_S = 60.0

@@ -7,9 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from gateway.admin.audit_views import AuditRunsView, AuditRunView, audit_run_view
-from gateway.admin.usage import instant
-from gateway.admin.views import AuditView, PageView, audit_view, epoch_ms_of
-from gateway.audit import AuditFilter, page_entries
+from gateway.admin.views import AuditView, PageView, audit_filter, audit_view
+from gateway.audit import page_entries
 from gateway.dependencies import PageDep, SessionDep
 from gateway.jobs.auditor import decoded
 from gateway.jobs.leases import job_states
@@ -49,20 +48,3 @@ async def show_invariants(session: SessionDep) -> AuditRunsView:
         return None if report is None else audit_run_view(report)
 
     return AuditRunsView(recent=last(RECENT), whole=last(WHOLE))
-
-
-def audit_filter(
-    *, actor: str | None, action: str | None, affected: str | None, since: str | None, until: str | None
-) -> AuditFilter:
-    """The filter of what people write.
-
-    Raises:
-        InvalidRequest: an instant cannot be read.
-    """
-    return AuditFilter(
-        actor=actor,
-        action=action,
-        object=affected,
-        since_ms=epoch_ms_of(instant(since, "from"), "from"),
-        until_ms=epoch_ms_of(instant(until, "to"), "to"),
-    )

@@ -9,12 +9,15 @@ from __future__ import annotations
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.admin.views import PageView, moment, optional_moment
+from gateway.audit import Act
 from gateway.money import usd_text
-from gateway.pricing.book import Entry, Quote
+from gateway.pricing.book import Entry, PriceBook, Quote
 from gateway.pricing.catalog import Derivation, Source
 from gateway.pricing.rates import Price, Rates
+from gateway.pricing.store import PriceChange, change_price, list_entries
 
 
 class RatesView(BaseModel):
@@ -171,3 +174,17 @@ def _derivation_view(derivation: Derivation) -> DerivationView:
         output_tokens_per_s=str(declared.output_tokens_per_s),
         cached_input_ratio=str(declared.cached_input_ratio),
     )
+
+
+async def enter(
+    session: AsyncSession, book: PriceBook, target: str, *, change: PriceChange, act: Act
+) -> PriceView:
+    """Make a change and show the price from then on; flushes, does not commit.
+
+    Raises:
+        NotFound: there is no such target.
+        InvalidRequest: it would begin in the past, or the note is no note.
+    """
+    await change_price(session, book, target, change=change, act=act)
+    at_ms = act.at_ms if change.effective_from_ms is None else change.effective_from_ms
+    return price_view(book.with_entries(await list_entries(session, target)).quote(target, at_ms))

@@ -7,15 +7,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.admin.price_views import PriceHistoryView, PriceListView, PriceView, entry_view, price_view
+from gateway.admin.price_views import (
+    PriceHistoryView,
+    PriceListView,
+    PriceView,
+    enter,
+    entry_view,
+    price_view,
+)
 from gateway.admin.views import PageView, epoch_ms_of, moment
-from gateway.audit import Act
 from gateway.dependencies import ActDep, PageDep, Services, ServicesDep, SessionDep
 from gateway.pricing.book import PriceBook
 from gateway.pricing.catalog import rates_from_amounts
-from gateway.pricing.store import PriceChange, change_price, list_entries, page_entries
+from gateway.pricing.store import PriceChange, list_entries, page_entries
 
 router = APIRouter(prefix="/admin/v1/prices", tags=["prices"])
 
@@ -120,20 +125,6 @@ async def reset_price(
     view = await enter(session, _book(services), target, change=change, act=act)
     await session.commit()
     return view
-
-
-async def enter(
-    session: AsyncSession, book: PriceBook, target: str, *, change: PriceChange, act: Act
-) -> PriceView:
-    """Make a change and show the price from then on; flushes, does not commit.
-
-    Raises:
-        NotFound: there is no such target.
-        InvalidRequest: it would begin in the past, or the note is no note.
-    """
-    await change_price(session, book, target, change=change, act=act)
-    at_ms = act.at_ms if change.effective_from_ms is None else change.effective_from_ms
-    return price_view(book.with_entries(await list_entries(session, target)).quote(target, at_ms))
 
 
 def _book(services: Services) -> PriceBook:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.audit import AuditEntry
+from gateway.audit import AuditEntry, AuditFilter
 from gateway.errors import InvalidRequest
 from gateway.identity.admin_store import AdminRecord
 from gateway.identity.credentials import IssuedKey
@@ -351,3 +351,39 @@ def epoch_ms_of(when: datetime | None, name: str) -> int | None:
         return (aware - _EPOCH) // timedelta(milliseconds=1)
     except OverflowError:
         raise InvalidRequest(f"`{name}` is no instant that could be meant.", param=name) from None
+
+
+def instant(text: str | None, name: str) -> datetime | None:
+    """An instant as people write it; UTC where no zone is given, None where nothing is.
+
+    Raises:
+        InvalidRequest: not ISO 8601.
+    """
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"`{name}` must be a date or an instant such as 2026-11-01 or 2026-11-01T00:00:00Z,"
+            f" not {text[:64]!r}.",
+            param=name,
+        ) from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def audit_filter(
+    *, actor: str | None, action: str | None, affected: str | None, since: str | None, until: str | None
+) -> AuditFilter:
+    """The filter of what people write.
+
+    Raises:
+        InvalidRequest: an instant cannot be read.
+    """
+    return AuditFilter(
+        actor=actor,
+        action=action,
+        object=affected,
+        since_ms=epoch_ms_of(instant(since, "from"), "from"),
+        until_ms=epoch_ms_of(instant(until, "to"), "to"),
+    )

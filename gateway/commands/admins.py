@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.admin.audit import audit_filter
-from gateway.admin.usage import instant
 from gateway.admin.views import (
     AdminKeyView,
     AuditView,
     IssuedAdminKeyView,
     admin_key_view,
+    audit_filter,
     audit_view,
     epoch_ms_of,
+    instant,
     issued_admin_key_view,
 )
 from gateway.audit import page_entries

@@ -10,8 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.admin.audit_views import AuditRunView, InvariantView, audit_run_view
-from gateway.admin.usage import instant
-from gateway.admin.views import epoch_ms_of
+from gateway.admin.views import epoch_ms_of, instant
 from gateway.clock import Clock
 from gateway.commands.admins import audit
 from gateway.commands.terminal import Json, in_session, out, print_json, print_table

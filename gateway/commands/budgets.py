@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from gateway.admin.budget_owners import detail_of, limit_of, owner_of, scope_id_of, view_of, views_of
 from gateway.admin.budget_views import BudgetDetailView, BudgetView
-from gateway.admin.budgets import detail_of, limit_of, owner_of, scope_id_of, view_of, views_of
 from gateway.clock import Clock
 from gateway.commands.terminal import (
     Json,

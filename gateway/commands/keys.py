@@ -9,8 +9,14 @@ from typing import Annotated
 import typer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.admin.usage import instant
-from gateway.admin.views import IssuedKeyView, KeyView, epoch_ms_of, issued_key_view, key_view
+from gateway.admin.views import (
+    IssuedKeyView,
+    KeyView,
+    epoch_ms_of,
+    instant,
+    issued_key_view,
+    key_view,
+)
 from gateway.clock import Clock
 from gateway.commands.terminal import (
     Json,

@@ -19,12 +19,11 @@ from gateway.admin.price_views import (
     PriceView,
     RatesView,
     difference_view,
+    enter,
     entry_view,
     price_view,
 )
-from gateway.admin.prices import enter
-from gateway.admin.usage import instant
-from gateway.admin.views import PageView, epoch_ms_of
+from gateway.admin.views import PageView, epoch_ms_of, instant
 from gateway.clock import Clock
 from gateway.commands.terminal import (
     Json,

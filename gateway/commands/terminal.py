@@ -9,7 +9,7 @@ import pwd
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -26,8 +26,8 @@ from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
 from gateway.errors import ConfigurationError, InvalidRequest
 from gateway.identity.roles import Role
-from gateway.migrate import require_current
 from gateway.paging import ROWS_MAX, Page, PageRequest
+from gateway.schema import require_current
 from gateway.settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -173,9 +173,3 @@ def tags_of(pairs: list[str] | None) -> dict[str, str] | None:
             raise InvalidRequest(f"--tag takes NAME=VALUE, such as feature=search, not {pair[:80]!r}: {why}.")
         tags[name] = value
     return tags
-
-
-def fail(message: str) -> NoReturn:
-    """End with status 2 and a sentence."""
-    sys.stderr.write(f"tollgate: {message}\n")
-    raise SystemExit(2)

@@ -3,6 +3,8 @@
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -122,6 +124,35 @@ def test_every_command_has_help_with_an_example() -> None:
         assert outcome.exit_code == 0
         assert "Example: " in outcome.stdout, command
         assert f"tollgate {' '.join(command)}" in outcome.stdout, command
+
+
+def test_a_group_lists_its_commands_as_they_describe_themselves() -> None:
+    group: Any = typer.main.get_command(app)
+    for name in group.list_commands(None):
+        listed, loaded = group.get_command(None, name), group.commands[name]
+        assert (listed.name, listed.get_short_help_str(200)) == (loaded.name, loaded.get_short_help_str(200))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unloaded"),
+    [
+        (["--help"], {"sqlalchemy", "pydantic", "fastapi"}),
+        (["keys", "list"], {"fastapi", "uvicorn", "jinja2", "alembic", "redis", "gateway.pipeline"}),
+        (["pools", "up", "--help"], {"fastapi", "uvicorn", "alembic"}),
+    ],
+)
+def test_a_command_loads_only_what_it_needs(home: Home, arguments: list[str], unloaded: set[str]) -> None:
+    program = "import sys; from gateway.cli import main\ntry: main()\nfinally: print(*sys.modules, sep='\\n')"
+    outcome = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=home.folder,
+        env=environment(home.folder),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "gateway.commands.lazy" in outcome.stdout.splitlines()
+    assert unloaded.isdisjoint(outcome.stdout.splitlines())
 
 
 def test_the_settings_are_shown_without_their_secrets(home: Home) -> None:

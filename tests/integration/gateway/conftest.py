@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 
 from gateway.migrate import upgrade
-from tests.integration.gateway.databases import new_database
+from tests.integration.gateway.databases import EmptyDatabases, new_database
 from tests.integration.gateway.overflow_rig import KEY, opt_in, overflowing
 from tests.integration.gateway.rig import Gateway, choose_stores, running, settings_for
 from tests.support.mock_process import OpenAiServer
 
 
 @pytest.fixture(scope="session")
-def template(postgres: str) -> Iterator[str]:
-    """The name of a migrated, empty database on the PostgreSQL server, to be copied."""
-    with new_database(postgres) as url:
-        upgrade(url)
-        yield url.rpartition("/")[2]
+def databases(postgres: str) -> Iterator[EmptyDatabases]:
+    """Migrated, empty databases on the PostgreSQL server."""
+    with new_database(postgres) as template:
+        upgrade(template)
+        made = EmptyDatabases(postgres, template)
+        yield made
+        made.close()
 
 
 @pytest.fixture(params=["embedded", "shared"])
@@ -26,8 +28,7 @@ def home(home: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     if request.param == "embedded":
         yield home
         return
-    template = request.getfixturevalue("template")
-    with new_database(request.getfixturevalue("postgres"), template=template) as url:
+    with request.getfixturevalue("databases").one() as url:
         choose_stores(home, database_url=url, redis_url=request.getfixturevalue("redis"))
         yield home
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from alembic import command
+from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 
 from gateway.db import create_engine
 from gateway.errors import ConfigurationError
-from gateway.migrate import alembic_config, downgrade, head_revision, require_current, upgrade
+from gateway.migrate import alembic_config, downgrade, upgrade
+from gateway.schema import head_revision, require_current
 from tests.integration.gateway.databases import new_database
 
 TABLES = {
@@ -77,6 +79,10 @@ def _execute(url: str, *statements: str) -> list[tuple[object, ...]]:
         return rows
 
     return asyncio.run(run())
+
+
+def test_the_newest_revision_is_the_one_that_alembic_finds() -> None:
+    assert head_revision() == ScriptDirectory.from_config(alembic_config("")).get_current_head()
 
 
 def test_up_down_up(empty: str) -> None:

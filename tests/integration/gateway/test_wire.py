@@ -1,186 +1,21 @@
 """Is the client's body, byte for byte, what the engine said under the name that was asked for?
 
-Whole bodies are compared. What the engine says is taken from a script in the test, which plays back what
-vLLM's own recordings hold, so that not one byte of it is made up by the code under test.
+Whole bodies are compared. What the engine says is written in the test; test_recordings.py plays back what a
+real vLLM said.
 """
 
-import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
 
 import pytest
 
-from tests.integration.gateway.rig import CHAT, TEXT, Events, Gateway, running, settings_for
+from tests.integration.gateway.rig import Events, Gateway
+from tests.integration.gateway.scripted_engine import behind, stream, whole
 from tests.support.mock_process import MockVllm
-from tests.support.mock_vllm_exchange import load
 from tests.support.pool_files import charge_nanos, usd
 
 # Nothing here depends on where keys and rows are kept: the other files try both kinds of store.
 pytestmark = pytest.mark.parametrize("home", ["embedded"], indirect=True)
-
-GOLDEN: Final = Path(__file__).parents[2] / "support" / "golden"
-ENGINE_ONLY: Final = {
-    "system_fingerprint",
-    "metrics",
-    "prompt_token_ids",
-    "prompt_text",
-    "kv_transfer_params",
-    "ec_transfer_params",
-}
-
-Replay = Callable[[asyncio.StreamWriter], Awaitable[None]]
-
-
-class Engine:
-    """A server that answers every generation with what it was given, after it was proved healthy."""
-
-    def __init__(self) -> None:
-        self.replay: Replay = _probe_answer
-        self.asked: list[dict[str, Any]] = []
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                lines = head.lower().split(b"\r\n")
-                fields = dict(line.split(b": ", 1) for line in lines[1:] if b": " in line)
-                body = await reader.readexactly(int(fields.get(b"content-length", b"0")))
-                if not head.startswith(b"POST"):
-                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-                else:
-                    self.asked.append(json.loads(body))
-                    await self.replay(writer)
-                await writer.drain()
-        writer.close()
-
-
-async def _probe_answer(writer: asyncio.StreamWriter) -> None:
-    body = b'{"choices":[{"index":0,"text":"1"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
-    writer.write(b"content-length: %d\r\n\r\n%s" % (len(body), body))
-
-
-def whole(body: bytes) -> Replay:
-    async def replay(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
-        writer.write(b"content-length: %d\r\n\r\n%s" % (len(body), body))
-
-    return replay
-
-
-def stream(pieces: list[bytes], *, ends: bool = True) -> Replay:
-    async def replay(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n")
-        writer.write(b"transfer-encoding: chunked\r\n\r\n")
-        for piece in pieces:
-            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-            await writer.drain()
-        if ends:
-            writer.write(b"0\r\n\r\n")
-
-    return replay
-
-
-@contextlib.asynccontextmanager
-async def behind(home: Path) -> AsyncIterator[tuple[Gateway, Engine]]:
-    """A gateway whose pools are both this engine."""
-    engine = Engine()
-    server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
-    try:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        settings = settings_for(home, {"speculative": [url], "plain": [url]})
-        async with running(settings) as gateway:
-            yield gateway, engine
-    finally:
-        server.close()
-
-
-STRICTER: Final = {"chat_ignored_bad_fields", "chat_numbers_as_text"}
-"""vLLM guesses what a wrong type means; the gateway, which decides by these fields, says that it is wrong."""
-
-
-def recordings(*, streamed: bool, refused: bool = False) -> list[Any]:
-    """Answers of a real vLLM, by name; streams whose first event is an error, or all others."""
-    found = []
-    for path in sorted(GOLDEN.rglob("*.json")):
-        ask, reply = load(path)
-        is_generation = ask.path in {CHAT, TEXT} and ask.method == "POST" and reply.status == 200
-        if (
-            is_generation
-            and reply.is_stream == streamed
-            and reply.body.startswith(b'data: {"error"') == refused
-            and path.stem not in STRICTER
-        ):
-            found.append(pytest.param(path, id=str(path.relative_to(GOLDEN).with_suffix(""))))
-    return found
-
-
-def _asked(path: Path) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(load(path)[0].body)
-    return {**body, "model": "tollgate-reference-plain"}
-
-
-@pytest.mark.parametrize("path", recordings(streamed=False))
-async def test_a_whole_answer_of_vllm_reaches_the_client_under_the_alias(home: Path, path: Path) -> None:
-    ask, reply = load(path)
-    async with behind(home) as (gateway, engine):
-        engine.replay = whole(reply.body)
-        answer = await gateway.client.post(ask.path, json=_asked(path))
-        assert answer.status_code == 200, answer.text
-        said = json.loads(reply.body)
-        expected = {name: value for name, value in said.items() if name not in ENGINE_ONLY}
-        expected["model"] = "tollgate-reference-plain"
-        assert answer.json() == expected
-        assert list(answer.json()) == [name for name in said if name not in ENGINE_ONLY]
-        # Nothing is written anew: the values are the engine's own bytes.
-        choices = reply.body[reply.body.index(b'"choices":') :].split(b',"service_tier"')[0]
-        assert choices.split(b',"usage"')[0] in answer.content
-
-
-@pytest.mark.parametrize("path", recordings(streamed=True))
-async def test_a_stream_of_vllm_reaches_the_client_under_the_alias(home: Path, path: Path) -> None:
-    ask, reply = load(path)
-    asked = _asked(path)
-    wants_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
-    served = json.loads(ask.body)["model"]
-    async with behind(home) as (gateway, engine):
-        gateway_name = b'"model":"tollgate-reference-plain"'
-        engine.replay = stream(
-            [piece.replace(json.dumps(served).encode(), b'"tollgate-reference"') for piece in reply.pieces]
-        )
-        answer = await gateway.client.post(ask.path, json=asked)
-        assert answer.status_code == 200, answer.text
-        expected = []
-        for event in reply.body.decode().split("\n\n")[:-1]:
-            data = event.removeprefix("data: ")
-            if data == "[DONE]" or json.loads(data)["choices"]:
-                written = data.replace(f'"model":"{served}"', gateway_name.decode())
-                expected.append(written)
-            elif wants_usage:
-                expected.append("usage")
-        got = [
-            "usage" if data != "[DONE]" and not json.loads(data)["choices"] else data
-            for data in Events(answer.content).data
-        ]
-        assert got == expected
-        assert engine.asked[-1]["stream_options"]["include_usage"] is True
-
-
-@pytest.mark.parametrize("path", recordings(streamed=True, refused=True))
-async def test_a_refusal_of_vllm_inside_its_stream_reaches_the_client_as_a_refusal(
-    home: Path, path: Path
-) -> None:
-    ask, reply = load(path)
-    async with behind(home) as (gateway, engine):
-        engine.replay = stream(reply.pieces)
-        answer = await gateway.client.post(ask.path, json=_asked(path))
-        said = reply.events()[0]["error"]
-        assert answer.status_code == said["code"] == 400
-        assert answer.json()["error"]["message"] == said["message"]
-        assert len(engine.asked) == 3, "two probes and one request: nothing was tried again"
 
 
 async def test_a_usage_that_was_asked_for_comes_with_its_cost_and_without_the_engines_figures(

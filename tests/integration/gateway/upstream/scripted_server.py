@@ -39,11 +39,16 @@ def on_both_loops(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[...
     @pytest.mark.parametrize("loop_factory", LOOPS.values(), ids=LOOPS.keys())
     def run(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
         unheard: list[dict[str, Any]] = []
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.get_loop().set_exception_handler(lambda _loop, context: unheard.append(context))
-            runner.run(asyncio.wait_for(test(), 60))
-        # A transport that was left open warns when it is collected, and a warning is an error.
-        gc.collect()
+        # What other tests left in memory is no business of this one, and looking through it takes a second.
+        gc.freeze()
+        try:
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                runner.get_loop().set_exception_handler(lambda _loop, context: unheard.append(context))
+                runner.run(asyncio.wait_for(test(), 60))
+            # A transport that was left open warns when it is collected, and a warning is an error.
+            gc.collect()
+        finally:
+            gc.unfreeze()
         assert unheard == []
 
     run.__name__ = test.__name__
