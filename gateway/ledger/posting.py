@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.db import begin_writing, insert_adding, insert_ignoring_duplicates, metadata
@@ -108,8 +108,8 @@ async def book(
         attempt_id = ended.start.attempt_id
         if attempt_id in known:
             _note_contradiction(booked, ended, known[attempt_id])
-        else:
-            new.setdefault(attempt_id, ended)
+        elif (first := new.setdefault(attempt_id, ended)) is not ended:
+            _note_contradiction(booked, ended, (first.end.state.value, first.end.charge_usd_nanos))
     booked.count = len(new)
     fresh = [new[attempt_id] for attempt_id in sorted(new)]
     if fresh:
@@ -187,12 +187,13 @@ async def _book_on_budgets(
     windows = await locked_windows(session, mentioned)
     slices = await slices_of(session, owner_id, mentioned)
     postings: list[dict[str, Any]] = []
+    reached: list[Alert] = []
     for bucket in mentioned:
         slice_, amount = slices.get(bucket), spent.get(bucket, 0)
         if amount:
             window = windows[bucket]
             overage = _draw(window, slice_, amount)
-            booked.alerts += _alerts(bucket, window, amount)
+            reached += _reached(bucket, window)
             posting = {"transaction_id": journal_id, "owner_id": owner_id, "amount_usd_nanos": amount}
             postings.append({**posting, **bucket._asdict(), "overage_usd_nanos": overage})
         booked.slices[bucket] = 0 if slice_ is None else slice_.amount_usd_nanos
@@ -202,16 +203,7 @@ async def _book_on_budgets(
     await save_windows(session, {bucket: windows[bucket] for bucket in drawn})
     await save_slices(session, ((bucket, state) for bucket, state in slices.items() if bucket in drawn))
     await session.execute(insert(metadata.tables["budget_postings"]), postings)
-    told = [
-        {
-            **alert.bucket._asdict(),
-            "percent": alert.percent,
-            "at_ms": now_ms,
-            "posted_usd_nanos": alert.posted_usd_nanos,
-        }
-        for alert in booked.alerts
-    ]
-    await insert_ignoring_duplicates(session, BudgetAlert, told)
+    booked.alerts += await _tell_once(session, reached, now_ms=now_ms)
 
 
 def _draw(window: WindowState, slice_: SliceState | None, amount: int) -> int:
@@ -230,14 +222,40 @@ def _draw(window: WindowState, slice_: SliceState | None, amount: int) -> int:
     return overage
 
 
-def _alerts(bucket: Bucket, window: WindowState, amount: int) -> list[Alert]:
-    """The shares of the limit that this amount has crossed."""
-    after, limit = window.posted_usd_nanos, window.limit_usd_nanos
+def _reached(bucket: Bucket, window: WindowState) -> list[Alert]:
+    """The shares of the limit that are used up, told or not: the limit may have moved since."""
+    posted, limit = window.posted_usd_nanos, window.limit_usd_nanos
     return [
-        Alert(bucket, percent, posted_usd_nanos=after, limit_usd_nanos=limit)
+        Alert(bucket, percent, posted_usd_nanos=posted, limit_usd_nanos=limit)
         for percent in window.alert_percents
-        if (after - amount) * 100 < limit * percent <= after * 100
+        if limit * percent <= posted * 100
     ]
+
+
+async def _tell_once(session: AsyncSession, reached: list[Alert], *, now_ms: int) -> list[Alert]:
+    """Write down those that nobody was told of in their window; the windows are locked."""
+    if not reached:
+        return []
+    table = metadata.tables["budget_alerts"].c
+    buckets = sorted({alert.bucket for alert in reached})
+    found = await session.execute(
+        select(table.budget_id, table.window_start_ms, table.percent).where(
+            tuple_(table.budget_id, table.window_start_ms).in_(buckets)
+        )
+    )
+    told = {(Bucket(row[0], row[1]), row[2]) for row in found}
+    new = [alert for alert in reached if (alert.bucket, alert.percent) not in told]
+    rows = [
+        {
+            **alert.bucket._asdict(),
+            "percent": alert.percent,
+            "at_ms": now_ms,
+            "posted_usd_nanos": alert.posted_usd_nanos,
+        }
+        for alert in new
+    ]
+    await insert_ignoring_duplicates(session, BudgetAlert, rows)
+    return new
 
 
 def _hours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
