@@ -144,6 +144,14 @@ class Process:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         os.close(self.spool._file)
 
+    async def vanish(self) -> None:
+        """Killed between two transactions: nothing is booked, nothing given back."""
+        assert not self._does_ship
+        self.lessor.stop()
+        self.watcher.stop()
+        await asyncio.gather(*self._tasks)
+        os.close(self.spool._file)
+
     async def reserve(self, amount: int, account: Account = ACCOUNT) -> Reservation:
         return await self.budgets.reserve(account, UsdNanos(amount))
 
@@ -238,6 +246,10 @@ class Site:
     async def kill(self, process: Process) -> None:
         self.processes.remove(process)
         await process.kill()
+
+    async def vanish(self, process: Process) -> None:
+        self.processes.remove(process)
+        await process.vanish()
 
     async def stop(self, process: Process) -> None:
         self.processes.remove(process)
