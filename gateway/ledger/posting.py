@@ -22,7 +22,7 @@ from gateway.db import begin_writing, insert_adding, insert_ignoring_duplicates,
 from gateway.inference import AttemptState, Payer, new_id
 from gateway.ledger.buckets import Bucket
 from gateway.ledger.journal import write_transaction
-from gateway.ledger.records import NO_RECEIPT, Ended, row_of
+from gateway.ledger.records import NO_RECEIPT, Ended
 from gateway.ledger.slice_store import (
     SliceState,
     WindowState,
@@ -50,7 +50,6 @@ HOUR_SUMS = (
     "reasoning_tokens",
     "charge_usd_nanos",
 )
-_TOKENS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 
 InsertReceipts = Callable[[AsyncSession, list[dict[str, Any]]], Awaitable[None]]
 """Writes receipts in the caller's transaction; routing's, which the ledger may not know."""
@@ -114,19 +113,20 @@ async def book(
     fresh = [new[attempt_id] for attempt_id in sorted(new)]
     if fresh:
         journal_id = new_id("jtx_", now_ms)
-        rows = [row_of(ended, journal_id=journal_id) for ended in fresh]
-        await insert_attempts(session, rows)
-        await _write_journal(session, journal_id, rows, now_ms=now_ms)
+        hours = _hours(fresh)
+        await insert_attempts(session, fresh, journal_id=journal_id)
+        await _write_journal(session, journal_id, hours, attempts=len(fresh), now_ms=now_ms)
     else:
-        journal_id, rows = "", []
+        journal_id, hours = "", []
     spent = _spent_by_bucket(fresh)
     mentioned = sorted({Bucket(*each) for ended in batch for each in ended.start.buckets})
     if mentioned:
         await _book_on_budgets(
             session, booked, mentioned, spent=spent, journal_id=journal_id, owner_id=owner_id, now_ms=now_ms
         )
-    if rows:
-        await insert_adding(session, SpendHour, _hours(rows))
+    if fresh:
+        await insert_adding(session, SpendHour, hours)
+        no_receipt = bytes(NO_RECEIPT)
         receipts = [
             {
                 "request_id": ended.start.request_id,
@@ -135,7 +135,7 @@ async def book(
                 "body": bytes(ended.start.receipt).decode(),
             }
             for ended in fresh
-            if bytes(ended.start.receipt) != bytes(NO_RECEIPT)
+            if bytes(ended.start.receipt) != no_receipt
         ]
         if receipts:
             await insert_receipts(session, receipts)
@@ -151,17 +151,17 @@ def _note_contradiction(booked: Booked, ended: Ended, known: tuple[str, int | No
 
 
 async def _write_journal(
-    session: AsyncSession, journal_id: str, rows: list[dict[str, Any]], *, now_ms: int
+    session: AsyncSession, journal_id: str, hours: list[dict[str, Any]], *, attempts: int, now_ms: int
 ) -> None:
     owed: defaultdict[str, int] = defaultdict(int)
-    for row in rows:
-        amount = row["charge_usd_nanos"] or 0
-        account = f"tenant:{row['tenant_id']}" if row["payer"] == Payer.TENANT else PLATFORM
+    for hour in hours:
+        amount = hour["charge_usd_nanos"]
+        account = f"tenant:{hour['tenant_id']}" if hour["payer"] == Payer.TENANT else PLATFORM
         owed[account] += amount
         owed[USAGE] -= amount
-    note = f"{len(rows)} attempts"
+    note = f"{attempts} attempts"
     await write_transaction(
-        session, journal_id, kind="usage", owed=owed, now_ms=now_ms, attempts=len(rows), note=note
+        session, journal_id, kind="usage", owed=owed, now_ms=now_ms, attempts=attempts, note=note
     )
 
 
@@ -258,22 +258,34 @@ async def _tell_once(session: AsyncSession, reached: list[Alert], *, now_ms: int
     return new
 
 
-def _hours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _hours(fresh: Sequence[Ended]) -> list[dict[str, Any]]:
     """The hourly sums of some attempts, in the order in which they are locked."""
-    sums: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        hour_start_ms = row["started_at_ms"] - row["started_at_ms"] % MS_PER_HOUR
-        key = (hour_start_ms, *(row[name] for name in _HOUR_KEYS))
+    sums: dict[tuple[Any, ...], list[int]] = {}
+    for start, end in fresh:
+        at_ms = start.started_at_ms
+        key = (
+            at_ms - at_ms % MS_PER_HOUR,
+            start.tenant_id,
+            start.project_id,
+            start.key_id,
+            start.model_alias,
+            start.pool,
+            start.task,
+            end.payer.value,
+        )
         found = sums.get(key)
         if found is None:
-            found = sums[key] = {"hour_start_ms": hour_start_ms, **{name: row[name] for name in _HOUR_KEYS}}
-            found.update(dict.fromkeys(HOUR_SUMS, 0))
-        charge = row["charge_usd_nanos"]
-        found["requests"] += row["attempt_number"] == 1
-        found["attempts"] += 1
-        found["failed_attempts"] += row["state"] == AttemptState.FAILED
-        found["unpriced_attempts"] += charge is None
-        found["charge_usd_nanos"] += charge or 0
-        for name in _TOKENS:
-            found[name] += row[name]
-    return [sums[key] for key in sorted(sums)]
+            found = sums[key] = [0] * len(HOUR_SUMS)
+        charge = end.charge_usd_nanos
+        found[0] += start.attempt_number == 1
+        found[1] += 1
+        found[2] += end.state is AttemptState.FAILED
+        found[3] += charge is None
+        found[4] += end.input_tokens
+        found[5] += end.cached_input_tokens
+        found[6] += end.cache_write_tokens
+        found[7] += end.output_tokens
+        found[8] += end.reasoning_tokens
+        found[9] += charge or 0
+    names = ("hour_start_ms", *_HOUR_KEYS, *HOUR_SUMS)
+    return [dict(zip(names, (*key, *sums[key]), strict=True)) for key in sorted(sums)]

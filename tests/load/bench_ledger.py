@@ -1,4 +1,4 @@
-"""What does bookkeeping cost a request, how fast does a writer ship, and how soon is a dead process's spool booked?
+"""What does bookkeeping cost a request, how fast is a writer, how soon is a dead process's spool booked?
 
     python -m tests.load.bench_ledger            # all
     python -m tests.load.bench_ledger request    # or one of: request, ship, recover
@@ -30,7 +30,6 @@ from gateway.ledger.buckets import Account, Bucket, BudgetBook, BudgetRecord, Sc
 from gateway.ledger.budget_store import Owner, create_budget
 from gateway.ledger.budgets import Holds
 from gateway.ledger.lessor import Lessor
-from gateway.ledger.records import AttemptEnd, AttemptStart
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
@@ -49,8 +48,8 @@ LEFT = 10_000
 FILL = "_fill"
 """What a child is told to do: write a spool and die."""
 RECEIPT = msgspec.Raw(
-    b'{"task":"extraction","source":"declared","confidence":1.0,"nature":"predictable","reason":"extraction is'
-    b' predictable: speculative","candidates":[{"pool":"speculative","bound_usd_nanos":1500000,"is_external":'
+    b'{"task":"extraction","source":"declared","confidence":1.0,"nature":"predictable","reason":"extraction'
+    b' is predictable: speculative","candidates":[{"pool":"speculative","bound_usd_nanos":1500000,"is_external":'
     b'false},{"pool":"plain","bound_usd_nanos":2000000,"is_external":false}],"drops":[],"policy":"default@0",'
     b'"baseline":"plain","max_tokens":256,"removed":[]}'
 )
@@ -205,8 +204,11 @@ async def bench_recover(url: str) -> dict[str, Any]:
     """Seconds until the spool of a process that was killed is booked, half of its attempts still open."""
     await _budgets(url)
     with tempfile.TemporaryDirectory() as folder:
-        child = subprocess.run(
-            [sys.executable, "-m", "tests.load.bench_ledger", FILL, "--folder", folder], cwd=ROOT, check=False
+        child = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "tests.load.bench_ledger", FILL, "--folder", folder],
+            cwd=ROOT,
+            check=False,
         )
         if child.returncode != -signal.SIGKILL:
             raise RuntimeError(f"the child ended with status {child.returncode} instead of being killed")

@@ -2,7 +2,8 @@
 
     python -m tests.load.bench_scale --rows 10000000
 
-Starts a PostgreSQL of its own with its default settings, fills it, reports. Writes tests/load/results/scale.json.
+Starts a PostgreSQL of its own with its default settings, fills it and reports. The result is
+tests/load/results/scale.json.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ FROM (
     {START_MS} + n * 1000003 % {MONTH_MS} AS at
   FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
 ) AS drawn
-"""  # noqa: S608 - numbers from above
-_SUM = f"INSERT INTO spend_hours (hour_start_ms, {KEYS}, {', '.join(SUMS)}) {HOURS_FROM_ATTEMPTS}"  # noqa: S608 - names of columns
+"""
+_SUM = f"INSERT INTO spend_hours (hour_start_ms, {KEYS}, {', '.join(SUMS)}) {HOURS_FROM_ATTEMPTS}"
 CHUNK = 500_000
 
 

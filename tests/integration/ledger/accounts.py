@@ -1,4 +1,4 @@
-"""Do all books say the same? SQL only, apart from the product's own auditor, so that neither hides the other's error."""
+"""Do all books say the same? Asked apart from the product's own auditor: neither may hide the other's error."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ SELECT started_at_ms - started_at_ms % {MS_PER_HOUR} AS hour_start_ms, {KEYS}, c
   {", ".join(f"sum({name}) AS {name}" for name in SUMS[4:-1])},
   sum(coalesce(charge_usd_nanos, 0)) AS charge_usd_nanos
 FROM attempts GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
-"""  # noqa: S608 - names of columns from above
-HOURS_FROM_ATTEMPTS = (
-    f"SELECT hour_start_ms, {KEYS}, {', '.join(SUMS)} FROM ({_FROM_ATTEMPTS}) AS summed"  # noqa: S608 - as above
-)
-HOURS_KEPT = f"SELECT hour_start_ms, {KEYS}, {', '.join(SUMS)} FROM spend_hours"  # noqa: S608 - as above
+"""
+HOURS_FROM_ATTEMPTS = f"SELECT hour_start_ms, {KEYS}, {', '.join(SUMS)} FROM ({_FROM_ATTEMPTS}) AS summed"
+HOURS_KEPT = f"SELECT hour_start_ms, {KEYS}, {', '.join(SUMS)} FROM spend_hours"
 
 WRONG = {
     "a booking of the journal adds up to zero": """

@@ -52,7 +52,7 @@ async def eventually(holds: Callable[[], object]) -> None:
         TimeoutError: it never did.
     """
     async with asyncio.timeout(PATIENCE_S):
-        while not holds():
+        while not holds():  # noqa: ASYNC110 - others' tasks set no event
             await asyncio.sleep(0.01)
 
 
@@ -106,9 +106,7 @@ class Process:
             holds=self.lessor.holds,
             books=self.lessor.books,
         )
-        self.watcher = ChangeWatcher(
-            engine, self.sessions, poll_interval_s=poll_interval_s, clock=self.clock
-        )
+        self.watcher = ChangeWatcher(engine, self.sessions, poll_interval_s=poll_interval_s, clock=self.clock)
         self.watcher.watch(BUDGETS_TOPIC, self._reload)
         self.watcher.watch(SLICES_TOPIC, self.lessor.recalled)
         self._tasks: list[asyncio.Task[Any]] = []
@@ -155,9 +153,7 @@ class Process:
     async def reserve(self, amount: int, account: Account = ACCOUNT) -> Reservation:
         return await self.budgets.reserve(account, UsdNanos(amount))
 
-    def begin(
-        self, reservation: Reservation, *, price: Price = NANO_A_TOKEN, **changes: Any
-    ) -> OpenAttempt:
+    def begin(self, reservation: Reservation, *, price: Price = NANO_A_TOKEN, **changes: Any) -> OpenAttempt:
         now_ms = self.clock.epoch_ms()
         start = make_start(
             new_id("att_", now_ms),

@@ -1,7 +1,7 @@
 """Is any order of steps, crashes included, as exact as an oracle that knows neither slices nor processes?
 
-Two processes share a day's budget and a total one on SQLite. Hypothesis draws the steps; on a failure it prints
-the list of them, which is a program to run again, and the journal's end stands beside it.
+Two processes share a day's budget and a total one on SQLite. Hypothesis draws the steps; on a failure it
+prints the list of them, which is a program to run again, and the journal's end stands beside it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class AnyOrder(RuleBasedStateMachine):
             reservation = self.run(process.reserve(amount))
         except BudgetExceeded as refusal:
             all_live = len(self.live) == len(NAMES)
-            assert not (all_live and self.oracle.must_admit(amount, places)), refusal.caller_detail
+            assert not (all_live and self.oracle.must_admit(amount, places)), refusal.caller_detail  # noqa: PT017 - either may be right
             return
         assert self.oracle.may_admit(amount, places), f"{amount} let in, {self.oracle}"
         assert [bucket.window_start_ms for bucket in reservation.counted] == [
@@ -164,16 +164,21 @@ class AnyOrder(RuleBasedStateMachine):
         """Every living process has seen what time it is."""
         for _ in range(2):  # the first may book another's slice as unattributed, which that takes back
             for process in self.live.values():
-                rounds = process.lessor.rounds
-                process.lessor._renew_at_s = 0.0
-                process.lessor.refill()
-                if process.lessor.holds.lots:
-                    for task in process._tasks:
-                        if task.done():
-                            task.result()
-                    await eventually(lambda p=process, r=rounds: p.lessor.rounds > r)  # type: ignore[misc]  # a default binds it now
-                async with process.lessor.books:
-                    pass
+                await self.have_round(process)
+
+    @staticmethod
+    async def have_round(process: Process) -> None:
+        lessor = process.lessor
+        target = lessor.rounds + 2  # one may be under way that has looked at the clock already
+
+        def has_looked() -> bool:
+            lessor._renew_at_s = 0.0
+            lessor.refill()
+            return lessor.rounds >= target or not lessor.holds.lots
+
+        await eventually(has_looked)
+        async with lessor.books:  # until that round is over
+            return
 
     @precondition(lambda self: len(self.live) == len(NAMES))
     @rule(name=st.sampled_from(NAMES), comes_back=st.booleans())
@@ -232,8 +237,14 @@ class AnyOrder(RuleBasedStateMachine):
             payer: sum(charge for _, who, charge in self.oracle.rows.values() if who == payer)
             for payer in ("tenant", "platform")
         }
-        expected = {"tenant:ten_1": paid["tenant"], "platform": paid["platform"], "usage": -sum(paid.values())}
-        assert await balances(self.site) == {account: amount for account, amount in expected.items() if amount}
+        expected = {
+            "tenant:ten_1": paid["tenant"],
+            "platform": paid["platform"],
+            "usage": -sum(paid.values()),
+        }
+        assert await balances(self.site) == {
+            account: amount for account, amount in expected.items() if amount
+        }
         await check_books(self.site)
 
 
@@ -244,9 +255,12 @@ def test_any_order_of_steps_keeps_limits_and_books(tmp_path: Path) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=12,
-            phases=(Phase.explicit, Phase.generate),  # to shrink takes minutes, for each step is a transaction
-            stateful_step_count=30,
+            max_examples=6,
+            phases=(
+                Phase.explicit,
+                Phase.generate,
+            ),  # to shrink takes minutes, for each step is a transaction
+            stateful_step_count=25,
             deadline=None,
             print_blob=True,
             suppress_health_check=list(HealthCheck),

@@ -76,9 +76,7 @@ async def test_each_is_booked_once_and_contradictions_are_set_aside(site: Site, 
     found: list[Any] = list(await site.rows("SELECT attempt_id, charge_usd_nanos FROM attempts"))
     assert sorted(found) == sorted(expected.items())
     by_tenant = sum(
-        each.end.charge_usd_nanos or 0
-        for each in [*attempts, unknown]
-        if each.end.payer is Payer.TENANT
+        each.end.charge_usd_nanos or 0 for each in [*attempts, unknown] if each.end.payer is Payer.TENANT
     )
     by_platform = sum(expected[each.start.attempt_id] or 0 for each in attempts) + 7 - by_tenant
     assert (await site.window())["posted"] == by_tenant

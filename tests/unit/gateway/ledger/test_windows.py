@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.ledger.buckets import Account, Bucket, BudgetBook, BudgetRecord, Scope, Window, window_at
 from gateway.ledger.posting import _hours
-from tests.support.spend_rows import attempt_row
+from tests.support.spend_rows import attempt_row, ended_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MS = timedelta(milliseconds=1)
@@ -75,7 +75,9 @@ def test_windows_at_borders(border: str, offset_ms: int) -> None:
 @given(st.lists(INSTANTS, min_size=1, max_size=20))
 @example([ms("2026-11-30T23:59:59.999Z"), ms("2026-12-01T00:00:00Z")])
 def test_each_instant_is_in_one_hour(instants: list[int]) -> None:
-    hours = _hours([attempt_row(number, started_at_ms=instant) for number, instant in enumerate(instants)])
+    hours = _hours(
+        [ended_of(attempt_row(number, started_at_ms=instant)) for number, instant in enumerate(instants)]
+    )
     expected: dict[datetime, int] = {}
     for instant in instants:
         hour = (EPOCH + instant * MS).replace(minute=0, second=0, microsecond=0)
