@@ -96,6 +96,13 @@ class RateCard(_Strict):
     cache_write: Decimal = Field(default=Decimal(0), ge=0, description="tokens written to a billed cache")
     output: Decimal = Field(ge=0, description="generated tokens")
     reasoning: Decimal | None = Field(default=None, ge=0, description="left out: the output rate")
+    per_request: Decimal = Field(
+        default=Decimal(0),
+        ge=0,
+        # No part of the hash of a policy that does not use it: the grammar got it later.
+        exclude_if=lambda value: value == 0,
+        description="USD for each request that is answered, beside its tokens",
+    )
 
     @model_validator(mode="after")
     def _not_free(self) -> Self:
@@ -103,6 +110,20 @@ class RateCard(_Strict):
             message = "input and output rates must be above 0: a pool that charges nothing cannot be budgeted"
             raise ValueError(message)
         return self
+
+
+class DerivedRates(_Strict):
+    """What a tenant is charged on this pool, derived from what its hardware costs at a declared use of it.
+
+    USD per million tokens = usd_per_hour / (tokens per second * 3600) * 1,000,000 / utilisation.
+    """
+
+    utilisation: Decimal = Field(gt=0, le=1, description="share of the hours that is paid for by requests")
+    input_tokens_per_s: Decimal = Field(gt=0, description="one replica that only reads, tokens per second")
+    output_tokens_per_s: Decimal = Field(gt=0, description="one replica that only writes, tokens per second")
+    cached_input_ratio: Decimal = Field(
+        default=Decimal(1), ge=0, le=1, description="cached input costs this share of fresh input"
+    )
 
 
 class ModelSpec(_Strict):
@@ -217,7 +238,10 @@ class PoolSpec(_Strict):
     speculation: SpeculationSpec | None = None
     batching: BatchingSpec
     hardware: HardwareSpec
-    rates: RateCard
+    rates: RateCard | None = None
+    derived_rates: DerivedRates | None = Field(
+        default=None, description="instead of rates: what the hardware costs at a declared utilisation"
+    )
     replicas: int = Field(default=1, ge=1, le=64)
     urls: tuple[Annotated[str, AfterValidator(_base_url)], ...] = Field(
         default=(), description="external: base URLs, without /v1"
@@ -237,6 +261,16 @@ class PoolSpec(_Strict):
             raise ValueError(message)
         if self.driver == "process" and self.model.path is None:
             message = "driver 'process' needs model.path: the folder of the weights it shall serve"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_price(self) -> Self:
+        if (self.rates is None) == (self.derived_rates is None):
+            message = (
+                "a pool has either 'rates' (USD per million tokens) or 'derived_rates' (tokens per second "
+                "and utilisation, priced by hardware.usd_per_hour)"
+            )
             raise ValueError(message)
         return self
 

@@ -18,6 +18,7 @@ APPEND_ONLY = (
     "journal_entries",
     "journal_transactions",
     "policy_versions",
+    "price_entries",
     "price_versions",
     "receipts",
 )

@@ -20,10 +20,10 @@ from gateway.ledger.buckets import Account
 from gateway.ledger.budgets import Reservation
 from gateway.ledger.records import NO_RECEIPT, AttemptStart
 from gateway.ledger.settlement import OpenAttempt, Outcome, Settlement, estimated_input_tokens
-from gateway.money import UsdNanos, usd_text
+from gateway.money import UsdNanos, charge_text
 from gateway.plan import Plan
-from gateway.pricing.catalog import PriceBook
-from gateway.pricing.rates import Price, charge, charge_bound
+from gateway.pricing.book import Prices
+from gateway.pricing.rates import UNPRICED, Price, charge, charge_bound
 from gateway.routing.receipts import Candidate, Dropped, ReceiptFacts
 from gateway.telemetry import Telemetry
 from gateway.upstream.vllm import output_bound
@@ -97,7 +97,7 @@ class AttemptLog:
 
     def cost_text(self, usage: TokenUsage) -> str:
         """The charge of a stream's usage, for its last chunk."""
-        return usd_text(self.current.charge_of(usage))
+        return charge_text(self.current.charge_of(usage))
 
 
 def _may_have_read(error: UpstreamError) -> bool:
@@ -109,7 +109,12 @@ def _may_have_read(error: UpstreamError) -> bool:
 
 def account_of(caller: Caller) -> Account:
     """Who spends, as the ledger wants to be told."""
-    return Account(tenant_id=caller.tenant_id, project_id=caller.project_id, key_ids=(caller.key_id,))
+    return Account(
+        tenant_id=caller.tenant_id,
+        project_id=caller.project_id,
+        key_ids=caller.key_lineage,
+        fixed_tags=caller.fixed_tags,
+    )
 
 
 def start_of(
@@ -126,7 +131,9 @@ def start_of(
         now_ms: epoch milliseconds.
     """
     call, caller, decision = plan.call, plan.caller, plan.decision
-    price = plan.prices.price_of(target.pool)
+    # Not refused here: what may not be used without a price was dropped when it was decided, and refused when
+    # it was held for. What an answer from the cache once cost does not matter.
+    price = plan.prices.find(target.pool) or UNPRICED
     input_tokens = estimated_input_tokens(call.body_bytes)
     start = AttemptStart(
         attempt_id=new_id("att_", now_ms),
@@ -148,7 +155,7 @@ def start_of(
         policy_version=decision.policy_version,
         price_version=price.version,
         service_tier=call.service_tier,
-        tags=call.tags,
+        tags={**call.tags, **dict(caller.fixed_tags)} if caller.fixed_tags else call.tags,
         cache=plan.cache,
         receipt=receipt_of(plan) if number == 1 else NO_RECEIPT,
         hold_usd_nanos=0 if reservation is None else reservation.bound_usd_nanos,
@@ -182,28 +189,55 @@ def receipt_of(plan: Plan) -> msgspec.Raw:
     return msgspec.Raw(_encode(facts))
 
 
-def hold_for(call: Call, decision: RouteDecision, prices: PriceBook) -> UsdNanos:
+def hold_for(
+    call: Call, decision: RouteDecision, prices: Prices, *, input_tokens: int | None = None
+) -> UsdNanos:
     """An upper bound of what a tenant pays for the call: the dearest target's, for only one attempt answers.
 
+    Unpriced targets come to nothing.
+
+    Args:
+        call: what was asked.
+        decision: who may answer.
+        prices: as they are now.
+        input_tokens: as the engine counts them; None: as many as the request's bytes allow.
+
     Raises:
-        Unpriced: a target has no price.
+        Unpriced: a target has no price and may not be used without.
     """
-    return max(bound_at(call, decision, target, prices=prices) for target in decision.targets)
+    bounds = [
+        bound_at(call, decision, target, prices=prices, input_tokens=input_tokens)
+        for target in decision.targets
+    ]
+    return max((bound for bound in bounds if bound is not None), default=UsdNanos(0))
 
 
-def bound_at(call: Call, decision: RouteDecision, target: Target, *, prices: PriceBook) -> UsdNanos:
-    """The most that one attempt at a target can come to.
+def bound_at(
+    call: Call, decision: RouteDecision, target: Target, *, prices: Prices, input_tokens: int | None = None
+) -> UsdNanos | None:
+    """The most that one attempt at a target can come to; None: it is unpriced.
 
     Every prompt is read once, whatever `n` is. A token of text is at least a byte of the body; of images and
     sound only the context is a bound.
 
     Raises:
-        Unpriced: it has no price.
+        Unpriced: it has no price and may not be used without.
     """
+    rates = prices.price_of(target.pool).rates
+    if rates is None:
+        return None
     context = target.max_model_len * call.prompts
-    text_bound = call.body_bytes + TEMPLATE_TOKENS * call.prompts
+    if input_tokens is None:
+        text_bound = call.body_bytes + TEMPLATE_TOKENS * call.prompts
+        input_tokens = context if call.facts.has_media else min(context, text_bound)
     return charge_bound(
-        input_tokens=context if call.facts.has_media else min(context, text_bound),
+        input_tokens=input_tokens,
         output_tokens=output_bound(call, decision, target) * call.choices,
-        rates=prices.price_of(target.pool).rates,
+        rates=rates,
     )
+
+
+def tokens_for(call: Call, *, max_tokens_default: int) -> int:
+    """What a request can come to in tokens, for its limits: before its target and its count are known."""
+    output = call.max_tokens if call.max_tokens is not None else max_tokens_default
+    return estimated_input_tokens(call.body_bytes) + output * call.choices

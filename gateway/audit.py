@@ -27,6 +27,7 @@ from gateway.paging import Page, PageRequest, page_of, seek
 
 _PERMITTED = "audited"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INSTANTS = ("_at_ms", "_from_ms")
 
 
 class Audited(SQLModel):
@@ -247,11 +248,11 @@ def _view(row: Audited) -> dict[str, Any]:
 
 
 def _shown_name(field: str) -> str:
-    return field.removesuffix("_ms") if field.endswith("_at_ms") else field
+    return field.removesuffix("_ms") if field.endswith(_INSTANTS) else field
 
 
 def _shown(field: str, value: Any) -> Any:
-    if field.endswith("_at_ms") and value is not None:
+    if field.endswith(_INSTANTS) and value is not None:
         moment = _EPOCH + timedelta(milliseconds=value)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return value

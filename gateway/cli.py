@@ -21,6 +21,8 @@ from gateway.admin.usage import as_json, names_of, period
 from gateway.clock import Clock
 from gateway.commands.admins import admins, audit
 from gateway.commands.keys import keys
+from gateway.commands.limits import limits
+from gateway.commands.prices import prices
 from gateway.commands.tenants import projects, tenants
 from gateway.commands.terminal import (
     Json,
@@ -37,7 +39,7 @@ from gateway.identity.key_store import list_keys
 from gateway.ledger.reports import SpendFigures, SpendReport, spend_report
 from gateway.migrate import upgrade
 from gateway.money import usd_text
-from gateway.pricing.catalog import price_book
+from gateway.pricing.catalog import cards_of
 from gateway.progress import FleetProgress
 from gateway.routing.policy import load_policy
 from gateway.server import set_up_logging
@@ -57,6 +59,8 @@ pools = typer.Typer(help="vLLM pools.", no_args_is_help=True)
 app.add_typer(tenants, name="tenants")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
+app.add_typer(limits, name="limits")
+app.add_typer(prices, name="prices")
 app.add_typer(admins, name="admins")
 app.add_typer(audit, name="audit")
 app.add_typer(policy, name="policy")
@@ -190,7 +194,7 @@ def policy_check(
     path = file or settings.policy
     pools = load_pool_files(settings)
     checked = load_policy(path, pools=pools)
-    price_book(pools, {name: target.rates for name, target in checked.external.items()})
+    cards_of(pools, {name: target.rates for name, target in checked.external.items()})
     out.print(f"{path}: valid, version {checked.version}")
     for sentence in checked.missing_keys(settings.external_keys):
         out.print(f"{path}: not ready to serve: {sentence}", highlight=False)
@@ -203,7 +207,7 @@ def pools_check(
     """Say whether the pool files are right, and if not, what is wrong and where."""
     settings = load_settings()
     found = load_pool_files(settings, folder)
-    price_book(found)
+    cards_of(found)
     for name, spec in found.items():
         speculation = f", speculation by {spec.speculation.method}" if spec.speculation else ""
         out.print(f"{name}: valid (driver {spec.driver}, {spec.replicas} replica(s){speculation})")

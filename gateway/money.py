@@ -16,6 +16,7 @@ UsdNanos = NewType("UsdNanos", int)
 NANOS_PER_USD = 1_000_000_000
 USD_MAX = 9_000_000_000
 """A larger amount would not fit into 64 bits of nano-USD."""
+UNPRICED = "unpriced"
 _DIGITS = 60
 TOKENS_PER_RATE = 1_000_000
 """A rate is stated per this many tokens."""
@@ -49,6 +50,11 @@ def usd_nanos_from_decimal(amount: Decimal | str, *, what: str) -> UsdNanos:
 def round_half_up(numerator: int, denominator: int) -> int:
     """The non-negative quotient, halves away from zero; the one place where money is rounded."""
     return (2 * numerator + denominator) // (2 * denominator)
+
+
+def charge_text(nanos: int | None) -> str:
+    """A charge for people and programs: `unpriced` where there is none, which is not zero."""
+    return UNPRICED if nanos is None else usd_text(nanos)
 
 
 def usd_text(nanos: int) -> str:

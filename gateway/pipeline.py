@@ -1,28 +1,31 @@
 """In what order is one inference call served?
 
-classify → decide → cache → reserve → send → settle. Owns the order and nothing else: no SQL, no HTTP, no
-rates, no policy grammar. Each step takes values and returns a value; the rooms do not know each other, so
-what one of them wants to be told of another is filled in here.
+admit → classify → decide → cache → reserve → send → settle. Owns the order and nothing else: no SQL, no
+HTTP, no rates, no policy grammar. Each step takes values and returns a value; the rooms do not know each
+other, so what one of them wants to be told of another is filled in here.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
 
 from backends.registry import PoolRegistry
-from gateway.attempt_log import AttemptLog, account_of, hold_for, start_of
+from gateway.attempt_log import AttemptLog, account_of, hold_for, start_of, tokens_for
 from gateway.cache.lookup import AnswerCache, CacheStatus, KeptAnswer, slot_for
 from gateway.clock import Clock
-from gateway.errors import GatewayError
+from gateway.errors import BudgetExceeded, GatewayError
 from gateway.identity.auth import Caller, admit
+from gateway.identity.limits import UNLIMITED, Permit
 from gateway.inference import AttemptState, Call, UsageSource
 from gateway.ledger.admission import Budgets
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Plan, Routing, ServedFacts
+from gateway.pricing.book import Prices
 from gateway.routing.classify import classify
 from gateway.routing.decide import decide
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
@@ -59,18 +62,24 @@ class Pipeline:
 
         Raises:
             PermissionDenied: the key is not for this model or latency class.
+            RateLimited: its tenant, its project or its key has called too fast.
             ModelNotFound: the policy has no such alias.
             NoEligibleTarget: no target may or can serve it.
-            Unpriced: a target has no price.
+            Unpriced: no target that could serve it has a price.
             BudgetExceeded: a budget over the caller cannot hold what it may come to.
             Overloaded: usage cannot be recorded.
             UpstreamRejected: the engine refused the request.
             AllAttemptsFailed: every target was tried.
         """
         plan = self._plan(call, caller, request_id)
+        with plan.permit:
+            return await self._serve(plan)
+
+    async def _serve(self, plan: Plan) -> Served:
         kept = None if plan.slot is None else await self.cache.find(plan.slot)
         if kept is not None:
             return Served(self._settled(plan, kept), kept.replayed(), charge_usd_nanos=UsdNanos(0))
+        call, caller = plan.call, plan.caller
         log = await self._reserve(plan)
         try:
             answer = await self._dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
@@ -92,6 +101,7 @@ class Pipeline:
             raise
         finally:
             log.reservation.end()
+        plan.permit.end(None if completion.usage is None else completion.usage.total)
         if plan.slot is not None and plan.slot.may_keep:
             self.cache.keep(plan.slot, KeptAnswer(pool=answer.target.pool, body=completion.body))
         facts = plan.facts(answer.target, answer.replica)
@@ -100,9 +110,14 @@ class Pipeline:
     async def serve_stream(self, call: Call, caller: Caller, request_id: str) -> StreamedAnswer:
         """A stream that has its first content; the same errors as `serve`, all before that."""
         plan = self._plan(call, caller, request_id)
+        with plan.permit:
+            return await self._open_stream(plan)
+
+    async def _open_stream(self, plan: Plan) -> StreamedAnswer:
         kept = None if plan.slot is None else await self.cache.find(plan.slot)
         if kept is not None:
             return ReplayedStream(self._settled(plan, kept), kept.replayed())
+        call, caller = plan.call, plan.caller
         log = await self._reserve(plan)
         try:
             stream = await self._dispatcher.open_stream(
@@ -112,7 +127,7 @@ class Pipeline:
             log.cancelled()
             log.reservation.end()
             raise
-        except GatewayError:
+        except BaseException:  # a bug too must not keep what was held
             log.given_up()
             log.reservation.end()
             raise
@@ -120,11 +135,27 @@ class Pipeline:
 
     def _plan(self, call: Call, caller: Caller, request_id: str) -> Plan:
         admit(caller, call)
+        permit = UNLIMITED
+        if caller.limits is not None:
+            asked = tokens_for(call, max_tokens_default=self.routing.policy.max_tokens_default)
+            permit = caller.limits.admit(asked)
+        with permit:
+            return self._routed(call, caller, request_id, permit=permit)
+
+    def _routed(self, call: Call, caller: Caller, request_id: str, *, permit: Permit) -> Plan:
         routing = self.routing
         policy = routing.policy
+        prices = routing.prices.at(self._clock.epoch_ms())
         task = classify(call, default=policy.default_task)
         pools = {snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()}
-        decision = decide(call, task, policy, pools=pools, may_leave=not caller.is_internal_only)
+        decision = decide(
+            call,
+            task,
+            policy,
+            pools=pools,
+            may_leave=not caller.is_internal_only,
+            unpriced=self._unusable(prices, caller, pools),
+        )
         slot = None
         if caller.caches_answers:
             scope = routing.answer_scopes[call.model_alias]
@@ -136,12 +167,29 @@ class Pipeline:
             task=task,
             decision=decision,
             routing=routing,
+            prices=prices,
             slot=slot,
+            permit=permit,
         )
 
+    def _unusable(self, prices: Prices, caller: Caller, pools: Mapping[str, object]) -> frozenset[str]:
+        """Targets that must not be used for want of a price: nobody can hold a limit against none."""
+        if prices.allows_unpriced and self._budgets.is_bound(account_of(caller)):
+            return frozenset({*pools, *self.routing.policy.external} - prices.by_target.keys())
+        return prices.refused
+
     async def _reserve(self, plan: Plan) -> AttemptLog:
+        account = account_of(plan.caller)
         bound = hold_for(plan.call, plan.decision, plan.prices)
-        reservation = await self._budgets.reserve(account_of(plan.caller), bound)
+        try:
+            reservation = await self._budgets.reserve(account, bound)
+        except BudgetExceeded:
+            # Bytes bound tokens from far above: what is left may do for what the engine really reads.
+            counted = await self._dispatcher.count_input(plan.call, plan.decision)
+            if counted is None:
+                raise
+            bound = hold_for(plan.call, plan.decision, plan.prices, input_tokens=counted)
+            reservation = await self._budgets.reserve(account, bound)
         return AttemptLog(
             plan, reservation, settlement=self._settlement, clock=self._clock, telemetry=self._telemetry
         )
@@ -154,4 +202,5 @@ class Pipeline:
             plan, target, facts.replica, number=1, reservation=None, now_ms=self._clock.epoch_ms()
         )
         self._settlement.served_from_cache(msgspec.structs.replace(start, cache=CacheStatus.HIT))
+        plan.permit.end(0)
         return facts

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from gateway.cache.lookup import CacheStatus, KeptAnswer, Slot
 from gateway.identity.auth import Caller
+from gateway.identity.limits import UNLIMITED, Permit
 from gateway.inference import Call, RouteDecision, Target, Task
-from gateway.pricing.catalog import PriceBook
+from gateway.pricing.book import PriceBook, Prices
 from gateway.routing.policy import Policy
 from gateway.upstream.vllm import output_bound
 
@@ -51,13 +52,12 @@ class Plan:
     task: Task
     decision: RouteDecision
     routing: Routing
+    prices: Prices
+    """As they were when it was reserved: it is settled at these, whatever changes meanwhile."""
     slot: Slot | None
     """Where its answer is kept; None if it is not."""
-
-    @property
-    def prices(self) -> PriceBook:
-        """What was in force when the request was decided; it is settled at these."""
-        return self.routing.prices
+    permit: Permit = UNLIMITED
+    """Ends with the request."""
 
     @property
     def baseline(self) -> tuple[str, str] | None:
@@ -66,7 +66,7 @@ class Plan:
         allowed = policy.models[self.call.model_alias]
         route = policy.routes[policy.natures[policy.default_task]]
         target = next((name for name in route if name in allowed), None)
-        price = None if target is None else self.prices.prices.get(target)
+        price = None if target is None else self.prices.find(target)
         return None if target is None or price is None else (target, price.version)
 
     @property

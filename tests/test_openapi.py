@@ -99,7 +99,16 @@ def test_the_control_plane_says_who_may_use_it_what_it_answers_and_how_it_fails(
             success = operation["responses"].get("201") or operation["responses"]["200"]
             assert "$ref" in success["content"]["application/json"]["schema"], path
     schemas = document["components"]["schemas"]
-    for name in ("NewTenant", "TenantChange", "NewProject", "NewKey", "KeyChange", "NewAdminKey", "Error"):
+    for name in (
+        "NewTenant",
+        "TenantChange",
+        "NewProject",
+        "NewKey",
+        "KeyChange",
+        "NewAdminKey",
+        "NewPrice",
+        "Error",
+    ):
         assert schemas[name]["examples"], name
     assert "HTTPValidationError" not in schemas
     shown_once = [name for name, schema in schemas.items() if "key" in schema.get("properties", {})]

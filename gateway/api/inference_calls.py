@@ -10,7 +10,7 @@ from gateway.api.edge_types import EdgeRequest
 from gateway.api.error_bodies import Headers
 from gateway.api.streaming import EventStreamResponse, PlainResponse, Response
 from gateway.inference import Endpoint
-from gateway.money import usd_text
+from gateway.money import charge_text
 from gateway.plan import ServedFacts
 from gateway.protocols.openai import parse_call
 
@@ -40,7 +40,7 @@ async def _serve(endpoint: Endpoint, request: EdgeRequest) -> Response:
         return EventStreamResponse(stream, headers, request.watch)
     served = await pipeline.serve(call, request.caller, request.request_id)
     headers = [_JSON, *answer_headers(served.facts)]
-    headers.append((b"x-tollgate-cost-usd", usd_text(served.charge_usd_nanos).encode()))
+    headers.append((b"x-tollgate-cost-usd", charge_text(served.charge_usd_nanos).encode()))
     return PlainResponse(200, headers, served.body)
 
 

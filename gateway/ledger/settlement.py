@@ -67,10 +67,10 @@ class OpenAttempt:
         self._price = price
         self._reservation = reservation
         self._is_open = True
-        self.charge_usd_nanos = UsdNanos(0)
+        self.charge_usd_nanos: UsdNanos | None = UsdNanos(0)
         """Known once it has ended."""
 
-    def end(self, outcome: Outcome) -> UsdNanos:
+    def end(self, outcome: Outcome) -> UsdNanos | None:
         """Settle; returns the charge. A second call changes nothing and returns the same."""
         if not self._is_open:
             return self.charge_usd_nanos
@@ -79,7 +79,7 @@ class OpenAttempt:
         self.charge_usd_nanos = charge(usage, self._price.rates)
         payer = _PAYERS[outcome.state]
         if payer is Payer.TENANT:
-            self._reservation.spend(self.charge_usd_nanos)
+            self._reservation.spend(self.charge_usd_nanos or 0)
         self._spool.end(
             AttemptEnd(
                 attempt_id=self._start.attempt_id,
@@ -102,8 +102,8 @@ class OpenAttempt:
         )
         return self.charge_usd_nanos
 
-    def charge_of(self, usage: TokenUsage) -> UsdNanos:
-        """What a usage comes to at this attempt's price."""
+    def charge_of(self, usage: TokenUsage) -> UsdNanos | None:
+        """What a usage comes to at this attempt's price; None: it is unpriced."""
         return charge(usage, self._price.rates)
 
     def _usage(self, outcome: Outcome) -> tuple[TokenUsage, UsageSource]:

@@ -1,30 +1,35 @@
 """What does a number of tokens cost at given rates?
 
-Pure integer arithmetic on five disjoint meters. Rates are nano-USD per million tokens; an amount is rounded
-once, half up, when it becomes a record (LiteLLM's 8,631 published rates are whole in this unit but for
-float artefacts). Takes no database, logs nothing, and has no default rate: unknown means unpriced.
+Pure integer arithmetic on five disjoint meters and an amount per request. Rates are nano-USD per million
+tokens; an amount is rounded once, half up, when it becomes a record (LiteLLM's 8,631 published rates are
+whole in this unit but for float artefacts). Takes no database, logs nothing, and has no default rate: unknown
+means unpriced, and the charge of what is unpriced is None, never zero.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import overload
 
+from gateway.errors import Unpriced
 from gateway.inference import TokenUsage
 from gateway.money import TOKENS_PER_RATE, UsdNanos, round_half_up
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Nano-USD per million tokens, by meter."""
+    """Nano-USD per million tokens, by meter, and nano-USD per request."""
 
     input: int
     cached_input: int
     cache_write: int
     output: int
     reasoning: int
+    per_request: int = 0
+    """Once for every attempt that used a token."""
 
     def __post_init__(self) -> None:
-        if min(self.input, self.cached_input, self.cache_write, self.output, self.reasoning) < 0:
+        if min(astuple(self)) < 0:
             raise ValueError(f"a rate below zero: {self}")
 
 
@@ -33,32 +38,56 @@ class Price:
     """The rates of one target in one version of the price book."""
 
     version: str
-    rates: Rates
+    rates: Rates | None
+    """None: unpriced."""
 
 
-def charge(usage: TokenUsage, rates: Rates) -> UsdNanos:
-    """What `usage` costs at `rates`.
+UNPRICED = Price("unpriced", None)
+"""Of a target without a price, where the policy lets such targets be used."""
+
+
+def no_price(*targets: str) -> Unpriced:
+    """The refusal of targets without a price, with what finance can do about it."""
+    named = " and ".join(repr(target) for target in targets)
+    has = "has no price, so it cannot" if len(targets) == 1 else "have no price, so they cannot"
+    return Unpriced(
+        f"{named} {has} be used until finance sets one:"
+        f" tollgate prices set {targets[0]} --input USD --output USD (per million tokens)"
+    )
+
+
+@overload
+def charge(usage: TokenUsage, rates: Rates) -> UsdNanos: ...
+@overload
+def charge(usage: TokenUsage, rates: None) -> None: ...
+@overload
+def charge(usage: TokenUsage, rates: Rates | None) -> UsdNanos | None: ...
+def charge(usage: TokenUsage, rates: Rates | None) -> UsdNanos | None:
+    """What `usage` costs at `rates`; None where there are none: unpriced is not zero.
+
+    An attempt that used no token costs nothing, not even what there is to pay per request.
 
     Raises:
         ValueError: a count below zero.
     """
     if min(usage.input, usage.cached_input, usage.cache_write, usage.output, usage.reasoning) < 0:
         raise ValueError(f"a token count below zero: {usage}")
-    return UsdNanos(
-        round_half_up(
-            usage.input * rates.input
-            + usage.cached_input * rates.cached_input
-            + usage.cache_write * rates.cache_write
-            + usage.output * rates.output
-            + usage.reasoning * rates.reasoning,
-            TOKENS_PER_RATE,
-        )
+    if rates is None:
+        return None
+    of_tokens = round_half_up(
+        usage.input * rates.input
+        + usage.cached_input * rates.cached_input
+        + usage.cache_write * rates.cache_write
+        + usage.output * rates.output
+        + usage.reasoning * rates.reasoning,
+        TOKENS_PER_RATE,
     )
+    return UsdNanos(of_tokens + (rates.per_request if usage.total else 0))
 
 
 def charge_bound(*, input_tokens: int, output_tokens: int, rates: Rates) -> UsdNanos:
-    """The most that so many tokens can cost, whichever meters they turn out to be in."""
+    """The most that one attempt with so many tokens can cost, whichever meters they turn out to be in."""
     dearest_input = max(rates.input, rates.cached_input, rates.cache_write)
     dearest_output = max(rates.output, rates.reasoning)
     total = input_tokens * dearest_input + output_tokens * dearest_output
-    return UsdNanos(-(-total // TOKENS_PER_RATE))
+    return UsdNanos(-(-total // TOKENS_PER_RATE) + rates.per_request)

@@ -10,11 +10,12 @@ with its reasons. The same function serves the live request, explanations, the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from backends.pool import PoolSnapshot
 from gateway.errors import NoEligibleTarget
 from gateway.inference import Call, Drop, RouteDecision, Target, Task
+from gateway.pricing.rates import no_price
 from gateway.protocols.portable import portability
 from gateway.routing.policy import Policy
 
@@ -26,6 +27,7 @@ def decide(
     *,
     pools: Mapping[str, PoolSnapshot],
     may_leave: bool = False,
+    unpriced: Collection[str] = (),
 ) -> RouteDecision:
     """The targets for a call, best first.
 
@@ -35,11 +37,13 @@ def decide(
         policy: the rules in force.
         pools: every pool of the policy as it is now.
         may_leave: the tenant's owner allows that its requests are sent outside the company.
+        unpriced: targets that have no price and may not be used without one.
 
     Raises:
         ModelNotFound: the policy has no such alias.
         NoEligibleTarget: rules removed every pool, or none of the rest has a replica that is up and nothing
             outside may be used.
+        Unpriced: none of the targets that could serve it has a price.
     """
     allowed = policy.pools_of(call.model_alias)
     nature = policy.natures[task.type]
@@ -69,6 +73,13 @@ def decide(
     if not targets:
         raise _nothing_left(call.model_alias, drops, kept_inside, removed_by_rules=not has_pool)
     drops += kept_inside
+    without = [target.pool for target in targets if target.pool in unpriced]
+    if without:
+        # Before anything is sent: a fallback must not land on what nobody can be charged for.
+        drops += [Drop(name, "it has no price") for name in without]
+        targets = [target for target in targets if target.pool not in unpriced]
+        if not targets:
+            raise no_price(*without)
     return RouteDecision(
         targets=tuple(targets),
         nature=nature,

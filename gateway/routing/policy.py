@@ -75,7 +75,10 @@ class ExternalEntry(_Strict):
     )
     api_key: str | None = Field(default=None, description="name of a configured key; left out: none is sent")
     max_model_len: int = Field(gt=0, description="context, tokens of input and output together")
-    rates: RateCard = Field(description="what a tenant is charged; without a price it would be refused")
+    rates: RateCard | None = Field(
+        default=None,
+        description="what a tenant is charged; left out: refused until `tollgate prices` knows a price",
+    )
 
     @model_validator(mode="after")
     def _is_within_reach(self) -> Self:
@@ -151,6 +154,11 @@ class PolicyFile(_Strict):
     cache: CacheSection = Field(
         default_factory=CacheSection, exclude_if=_says_nothing_new, description="what may be answered twice"
     )
+    allow_unpriced: bool = Field(
+        default=False,
+        exclude_if=_is_unused,
+        description="use targets without a price; their rows say unpriced, and no budget sees them",
+    )
 
     @model_validator(mode="after")
     def _every_pool_has_a_place(self) -> Self:
@@ -176,7 +184,13 @@ class ExternalTarget:
     key_name: str | None
     """Of a configured key, in lower case; None: the API takes none."""
     max_model_len: int
-    rates: RateCard
+    rates: RateCard | None
+    """None: its price is in the price book, or it has none."""
+
+    @property
+    def provider(self) -> str | None:
+        """Whose model it is; None: of a server that is not a known provider's."""
+        return next((name for name, url in PROVIDERS.items() if url == self.api_base), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +214,8 @@ class Policy:
     """External targets by alias, in order."""
     external: Mapping[str, ExternalTarget]
     """Those that an alias uses."""
+    allow_unpriced: bool
+    """Targets without a price may be used."""
 
     def missing_keys(self, configured: Collection[str]) -> list[str]:
         """A sentence for each key that a target needs and that is not configured.
@@ -314,6 +330,7 @@ def _compile(file: PolicyFile, text: str) -> Policy:
             temperature_max=file.cache.temperature_max,
             ttl_s=file.cache.ttl_s,
         ),
+        allow_unpriced=file.allow_unpriced,
     )
 
 

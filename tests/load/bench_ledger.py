@@ -49,8 +49,8 @@ FILL = "_fill"
 """What a child is told to do: write a spool and die."""
 RECEIPT = msgspec.Raw(
     b'{"task":"extraction","source":"declared","confidence":1.0,"nature":"predictable","reason":"extraction'
-    b' is predictable: speculative","candidates":[{"pool":"speculative","bound_usd_nanos":1500000,"is_external":'
-    b'false},{"pool":"plain","bound_usd_nanos":2000000,"is_external":false}],"drops":[],"policy":"default@0",'
+    b' is predictable: speculative","candidates":[{"pool":"speculative","bound_usd_nanos":1500000,'
+    b'"is_external":false},{"pool":"plain","bound_usd_nanos":2000000,"is_external":false}],"drops":[],"policy":"default@0",'
     b'"baseline":"plain","max_tokens":256,"removed":[]}'
 )
 ACCOUNT = Account(tenant_id="ten_1", project_id="prj_1", key_ids=("key1",))

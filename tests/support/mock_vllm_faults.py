@@ -5,6 +5,7 @@ generation request uses up one time of every generation fault that is on, whatev
 `refuse` counts connections and `unhealthy` counts health checks.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,7 @@ CATALOGUE: Final[dict[str, FaultKind]] = {
     "refuse": FaultKind("", "close every connection as soon as it is accepted", "connection"),
     "unhealthy": FaultKind("", "/health answers 503", "health"),
     "hang": FaultKind("", "accept the request and never answer"),
+    "hold": FaultKind("", "accept the request and answer once the faults are cleared"),
     "status": FaultKind("CODE[,RETRY_AFTER]", "answer CODE with vLLM's error body (and a Retry-After)"),
     "error_string_body": FaultKind(
         "", 'answer 401 with {"error":"Unauthorized"}, a string where others have an object'
@@ -132,6 +134,8 @@ class Faults:
 
     def __init__(self) -> None:
         self._on: dict[str, Fault] = {}
+        self.cleared = asyncio.Event()
+        """Whoever holds it is told of the next clearing."""
 
     def switch(self, fault: Fault) -> None:
         """Turn a fault on; with times 0, off."""
@@ -143,6 +147,8 @@ class Faults:
     def clear(self) -> None:
         """Behave again."""
         self._on.clear()
+        self.cleared.set()
+        self.cleared = asyncio.Event()
 
     def take(self, scope: str) -> Hits:
         """The faults a request of this scope meets, each used up by one."""

@@ -45,12 +45,16 @@ def test_the_bundled_pools_are_right() -> None:
     assert plain.speculation is None
     assert speculative.speculation is not None
     assert speculative.speculation.model == str(weights / "draft")
+    assert speculative.rates is not None
+    assert plain.rates is not None
     assert speculative.rates.output < plain.rates.output
 
 
 def test_decimals_are_exact(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(POOL, encoding="utf-8")
-    assert load_pools(tmp_path)["mine"].rates.cached_input == Decimal("0.01")
+    rates = load_pools(tmp_path)["mine"].rates
+    assert rates is not None
+    assert rates.cached_input == Decimal("0.01")
 
 
 def test_only_yaml_files_of_this_very_folder_are_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Do all books say the same? Asked apart from the product's own auditor: neither may hide the other's error."""
+"""Do all books say the same? Not asked through the product's own auditor: each may err."""
 
 from __future__ import annotations
 

@@ -171,6 +171,7 @@ def test_rates_follow_from_what_the_hardware_costs(
 ) -> None:
     spec = examples[name]
     text = comments_of(f"{name}.yaml")
+    assert spec.rates is not None
     for rate, tokens_per_s in ((spec.rates.input, input_per_s), (spec.rates.output, output_per_s)):
         assert f"{tokens_per_s:,.0f} tokens/s" in text
         exact = float(spec.hardware.usd_per_hour) / (tokens_per_s * 3600) * 1_000_000 / 0.5

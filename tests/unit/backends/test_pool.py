@@ -21,6 +21,15 @@ EXTERNAL_MODEL = {"served_name": "reference", "max_model_len": 1024}
         ({"urls": ["http://10.0.0.1:8000"]}, "'urls' is for driver 'external'"),
         ({"model": EXTERNAL_MODEL}, r"needs model\.path"),
         ({"rates": {"input": 0, "cached_input": 0, "output": 1}}, "above 0"),
+        ({"rates": None}, "either 'rates' .* or 'derived_rates'"),
+        (
+            {"derived_rates": {"utilisation": 1, "input_tokens_per_s": 9, "output_tokens_per_s": 9}},
+            "either 'rates' .* or 'derived_rates'",
+        ),
+        (
+            {"derived_rates": {"utilisation": 1.1, "input_tokens_per_s": 9, "output_tokens_per_s": 0}},
+            r"less than or equal to 1(.|\n)*greater than 0",
+        ),
         ({"batching": {"max_num_seqs": 64, "max_num_batched_tokens": 32}}, "at least max_num_seqs"),
         ({"speculation": {"method": "eagle3", "num_speculative_tokens": 3}}, "'eagle3' needs 'model'"),
         (

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from gateway.attempt_log import TEMPLATE_TOKENS, hold_for
 from gateway.errors import Unpriced
 from gateway.inference import TokenUsage
-from gateway.pricing.catalog import PriceBook
+from gateway.pricing.book import Prices
 from gateway.pricing.rates import Price, Rates, charge
 from tests.support.factories import make_call, make_decision, make_target
 
-rates = st.builds(Rates, *[st.integers(0, 10**12)] * 5)
+rates = st.builds(Rates, *[st.integers(0, 10**12)] * 6)
 
 
-def book(**by_pool: Rates) -> PriceBook:
-    return PriceBook({name: Price(f"{name}@0", each) for name, each in by_pool.items()})
+def book(**by_pool: Rates) -> Prices:
+    return Prices({name: Price(f"{name}@0", each) for name, each in by_pool.items()})
 
 
 def test_a_hold_bounds_input_and_output_of_every_choice() -> None:
@@ -45,6 +45,14 @@ def test_the_dearest_target_is_held_for() -> None:
 def test_a_target_without_a_price_is_refused() -> None:
     with pytest.raises(Unpriced):
         hold_for(make_call(), make_decision(), book())
+
+
+def test_nothing_is_held_for_a_target_that_may_be_used_without_a_price() -> None:
+    prices = Prices({"plain": Price("plain@0", Rates(0, 0, 0, 10**6, 0))}, allows_unpriced=True)
+    outside = make_target(pool="outside")
+    assert hold_for(make_call(), make_decision(targets=(outside,)), prices) == 0
+    both = make_decision(targets=(outside, make_target()))
+    assert hold_for(make_call(max_tokens=5), both, prices) == 5
 
 
 @given(data=st.data())

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.inference import TokenUsage
-from gateway.pricing.rates import Rates, charge, charge_bound
+from gateway.pricing.rates import UNPRICED, Price, Rates, charge, charge_bound
 from tests.support.factories import make_rates
 
 METERS = ("input", "cached_input", "cache_write", "output", "reasoning")
 
 counts = st.integers(0, 10**9)
-rates = st.builds(Rates, **dict.fromkeys(METERS, st.integers(0, 10**12)))
+token_rates = st.builds(Rates, **dict.fromkeys(METERS, st.integers(0, 10**12)))
+rates = st.builds(Rates, **dict.fromkeys((*METERS, "per_request"), st.integers(0, 10**12)))
 usages = st.builds(TokenUsage, **dict.fromkeys(METERS, counts))
 
 
@@ -45,10 +46,27 @@ def test_a_negative_count_is_an_error(meter: str) -> None:
         charge(TokenUsage(**{meter: -1}), make_rates())
 
 
-@pytest.mark.parametrize("meter", METERS)
+@pytest.mark.parametrize("meter", [*METERS, "per_request"])
 def test_a_negative_rate_is_an_error(meter: str) -> None:
     with pytest.raises(ValueError, match="a rate below zero"):
         make_rates(**{meter: -1})
+
+
+@given(usages, rates)
+def test_what_there_is_to_pay_per_request_is_paid_once_and_only_for_what_used_a_token(
+    usage: TokenUsage, prices: Rates
+) -> None:
+    of_tokens = charge(usage, dataclasses.replace(prices, per_request=0))
+    assert charge(usage, prices) == of_tokens + (prices.per_request if usage.total else 0)
+    assert charge(TokenUsage(), prices) == 0
+
+
+def test_unpriced_is_not_zero() -> None:
+    assert Price("unpriced", None) == UNPRICED
+    assert charge(TokenUsage(input=1), None) is None
+    assert charge(TokenUsage(), UNPRICED.rates) is None
+    with pytest.raises(ValueError, match="below zero"):
+        charge(TokenUsage(input=-1), None)
 
 
 @given(usages, rates)
@@ -56,13 +74,13 @@ def test_a_charge_is_never_negative(usage: TokenUsage, prices: Rates) -> None:
     assert charge(usage, prices) >= 0
 
 
-@given(usages, rates)
+@given(usages, token_rates)
 def test_the_parts_add_up_to_the_whole_but_for_their_rounding(usage: TokenUsage, prices: Rates) -> None:
     parts = [charge(TokenUsage(**{meter: getattr(usage, meter)}), prices) for meter in METERS]
     assert abs(sum(parts) - charge(usage, prices)) <= len(METERS) / 2
 
 
-@given(usages, usages, rates)
+@given(usages, usages, token_rates)
 def test_whole_nanos_are_additive_exactly(first: TokenUsage, second: TokenUsage, prices: Rates) -> None:
     whole = Rates(**{meter: getattr(prices, meter) * 10**6 for meter in METERS})
     both = TokenUsage(**{meter: getattr(first, meter) + getattr(second, meter) for meter in METERS})
@@ -75,7 +93,7 @@ def test_more_tokens_never_cost_less(usage: TokenUsage, prices: Rates, meter: st
     assert charge(larger, prices) >= charge(usage, prices)
 
 
-@given(usages, rates, st.sampled_from(METERS), st.integers(0, 10**12))
+@given(usages, rates, st.sampled_from((*METERS, "per_request")), st.integers(0, 10**12))
 def test_higher_rates_never_cost_less(usage: TokenUsage, prices: Rates, meter: str, more: int) -> None:
     dearer = dataclasses.replace(prices, **{meter: getattr(prices, meter) + more})
     assert charge(usage, dearer) >= charge(usage, prices)
@@ -98,3 +116,4 @@ def test_the_bound_takes_the_dearest_meter_of_each_side() -> None:
 
 def test_the_bound_is_rounded_up() -> None:
     assert charge_bound(input_tokens=1, output_tokens=0, rates=Rates(1, 0, 0, 0, 0)) == 1
+    assert charge_bound(input_tokens=1, output_tokens=0, rates=Rates(1, 0, 0, 0, 0, per_request=5)) == 6

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 import pytest
 
-from gateway.errors import ModelNotFound, NoEligibleTarget
+from gateway.errors import ModelNotFound, NoEligibleTarget, Unpriced
 from gateway.inference import CREATIVE_TASKS, Drop, Nature, RouteDecision, Target, TaskType
 from gateway.routing.decide import decide
 from gateway.routing.policy import Policy
@@ -23,14 +24,17 @@ def decision(
     plain: int = 1,
     speculative: int = 1,
     may_leave: bool | None = None,
+    unpriced: Collection[str] = (),
     **call: Any,
 ) -> RouteDecision:
     pools = {
         "plain": make_pool("plain", ready=plain, down=1),
         "speculative": make_pool("speculative", ready=speculative),
     }
-    consent = {} if may_leave is None else {"may_leave": may_leave}
-    return decide(make_call(**call), make_task(task), policy or make_policy(), pools=pools, **consent)
+    more: dict[str, Any] = {} if may_leave is None else {"may_leave": may_leave}
+    if unpriced:
+        more["unpriced"] = unpriced
+    return decide(make_call(**call), make_task(task), policy or make_policy(), pools=pools, **more)
 
 
 def order(found: RouteDecision) -> list[str]:
@@ -199,6 +203,23 @@ def test_a_call_that_another_model_cannot_answer_stays_inside() -> None:
     ) as caught:
         overflowing(fields=fields, plain=0, speculative=0)
     assert caught.value.status_code == 503
+
+
+def test_a_target_without_a_price_is_taken_out_before_anything_is_sent() -> None:
+    found = overflowing(unpriced={"outside", "elsewhere"})
+    assert order(found) == ["speculative", "plain", "compatible"]
+    assert found.drops == (Drop("outside", "it has no price"),)
+    assert found.reason == "extraction is predictable: speculative then plain then compatible"
+    assert order(overflowing(unpriced={"outside"}, plain=0, speculative=0)) == ["compatible"]
+
+
+def test_where_nothing_has_a_price_the_caller_is_told_who_can_mend_it() -> None:
+    with pytest.raises(Unpriced) as caught:
+        overflowing(unpriced={"outside", "compatible"}, plain=0, speculative=0)
+    assert caught.value.caller_detail == (
+        "'outside' and 'compatible' have no price, so they cannot be used until finance sets one:"
+        " tollgate prices set outside --input USD --output USD (per million tokens)"
+    )
 
 
 def test_what_an_external_target_is_not_sent_is_named_there_and_only_there() -> None:

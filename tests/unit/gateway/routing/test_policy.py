@@ -190,7 +190,9 @@ def test_an_external_target_is_at_its_providers_address_or_at_its_own() -> None:
     assert (outside.key_name, outside.max_model_len) == ("openai", 128_000)
     assert (compatible.model, compatible.api_base) == ("org/m", "https://models.example.com/v1")
     assert compatible.key_name is None
+    assert compatible.rates is not None
     assert str(compatible.rates.reasoning) == "1.1"
+    assert (outside.provider, compatible.provider) == ("openai", None)
 
 
 def test_a_target_that_no_alias_uses_is_checked_and_left_alone() -> None:
@@ -217,10 +219,27 @@ def test_policies_from_before_there_was_overflow_keep_their_versions() -> None:
     assert make_policy(unused).version == "test@fcc4818649d8"
 
 
+def test_policies_from_before_there_was_a_price_book_keep_their_versions() -> None:
+    # Written down when every external target had rates, none of them per request.
+    assert make_policy(OVERFLOW_TEXT).version == "test@b1e51bf775bb"
+    spelled_out = OVERFLOW_TEXT.replace('"0.60"}', '"0.60", per_request: "0.00"}')
+    assert make_policy(f"{spelled_out}allow_unpriced: false\n").version == "test@b1e51bf775bb"
+
+
+def test_a_target_may_be_left_to_the_price_book_and_a_policy_may_allow_unpriced_ones() -> None:
+    rates = '    rates: {input: "0.15", cached_input: "0.075", output: "0.60"}\n'
+    policy = make_policy(OVERFLOW_TEXT.replace(rates, ""))
+    assert policy.external["outside"].rates is None
+    assert not policy.allow_unpriced
+    assert make_policy(f"{POLICY_TEXT}allow_unpriced: true\n").allow_unpriced
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
         ("overflow: [outside, compatible]", "overflow: [compatible, outside]"),
+        ('output: "0.60"', 'output: "0.60", per_request: "0.01"'),
+        ("max_tokens_default", "allow_unpriced: true\nmax_tokens_default"),
         ("overflow: [outside, compatible]", "overflow: [outside]"),
         ("gpt-4o-mini", "gpt-4o"),
         ("models.example.com", "models.example.org"),
@@ -253,7 +272,6 @@ def test_another_way_out_is_another_version(old: str, new: str) -> None:
         ),
         ("    max_model_len: 128000\n", "", "p.yaml:7: external.outside: missing key 'max_model_len'"),
         ("128000", "0", "p.yaml:10: external.outside.max_model_len: expected greater than 0, got 0"),
-        ('    rates: {input: "0.15", cached_input: "0.075", output: "0.60"}\n', "", "missing key 'rates'"),
         ('output: "0.60"', 'output: "0"', "input and output rates must be above 0"),
         ("openai/gpt-4o-mini", "gpt-4o-mini", "p.yaml:7: external.outside: without api_base the model is"),
         ("openai/gpt-4o-mini", "acme/x", "known providers: openai"),
