@@ -91,6 +91,8 @@ class BudgetRecord:
 class Binding:
     """What binds an account until the first of its windows ends."""
 
+    from_ms: int
+    """Where the latest of its windows begins: a clock that is set back may fall before it."""
     until_ms: int
     counted: tuple[Bucket, ...]
     """All buckets, in the order in which they are locked."""
@@ -103,7 +105,7 @@ class Binding:
         return tuple(bucket for bucket, _ in self.hard)
 
 
-_NOTHING = Binding(until_ms=2**62, counted=(), hard=())
+_NOTHING = Binding(from_ms=0, until_ms=2**62, counted=(), hard=())
 
 
 class BudgetBook:
@@ -120,7 +122,7 @@ class BudgetBook:
         if not self._by_scope:
             return _NOTHING
         found = self._bindings.get(account)
-        if found is None or not epoch_ms < found.until_ms:
+        if found is None or not found.from_ms <= epoch_ms < found.until_ms:
             found = self._bindings[account] = self._bind(account, epoch_ms)
         return found
 
@@ -130,14 +132,16 @@ class BudgetBook:
         scopes += [(Scope.TAG, f"{name}={value}") for name, value in account.fixed_tags]
         found = [record for scope in scopes for record in self._by_scope.get(scope, ())]
         pairs = []
-        until_ms = _NOTHING.until_ms
+        from_ms, until_ms = _NOTHING.from_ms, _NOTHING.until_ms
         for record in found:
             if record.tenant_id in {None, account.tenant_id}:
                 start_ms, end_ms = window_at(record.window, epoch_ms)
                 pairs.append((Bucket(record.id, start_ms), record))
+                from_ms = max(from_ms, start_ms)
                 until_ms = until_ms if end_ms is None else min(until_ms, end_ms)
         pairs.sort(key=lambda pair: pair[0])
         return Binding(
+            from_ms=from_ms,
             until_ms=until_ms,
             counted=tuple(bucket for bucket, _ in pairs),
             hard=tuple(pair for pair in pairs if pair[1].is_hard),

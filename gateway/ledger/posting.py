@@ -15,14 +15,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.db import begin_writing, insert_adding, insert_ignoring_duplicates, metadata
 from gateway.inference import AttemptState, Payer, new_id
 from gateway.ledger.buckets import Bucket
 from gateway.ledger.journal import write_transaction
-from gateway.ledger.records import NO_RECEIPT, Ended, row_of
+from gateway.ledger.records import NO_RECEIPT, Ended
 from gateway.ledger.slice_store import (
     SliceState,
     WindowState,
@@ -50,7 +50,6 @@ HOUR_SUMS = (
     "reasoning_tokens",
     "charge_usd_nanos",
 )
-_TOKENS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 
 InsertReceipts = Callable[[AsyncSession, list[dict[str, Any]]], Awaitable[None]]
 """Writes receipts in the caller's transaction; routing's, which the ledger may not know."""
@@ -110,25 +109,26 @@ async def book(
         attempt_id = ended.start.attempt_id
         if attempt_id in known:
             _note_contradiction(booked, ended, known[attempt_id])
-        else:
-            new.setdefault(attempt_id, ended)
+        elif (first := new.setdefault(attempt_id, ended)) is not ended:
+            _note_contradiction(booked, ended, (first.end.state.value, first.end.charge_usd_nanos))
     booked.count = len(new)
     fresh = [new[attempt_id] for attempt_id in sorted(new)]
     if fresh:
         journal_id = new_id("jtx_", now_ms)
-        rows = [row_of(ended, journal_id=journal_id) for ended in fresh]
-        await insert_attempts(session, rows)
-        await _write_journal(session, journal_id, rows, now_ms=now_ms)
+        hours = _hours(fresh)
+        await insert_attempts(session, fresh, journal_id=journal_id)
+        await _write_journal(session, journal_id, hours, attempts=len(fresh), now_ms=now_ms)
     else:
-        journal_id, rows = "", []
+        journal_id, hours = "", []
     spent = _spent_by_bucket(fresh)
     mentioned = sorted({Bucket(*each) for ended in batch for each in ended.start.buckets})
     if mentioned:
         await _book_on_budgets(
             session, booked, mentioned, spent=spent, journal_id=journal_id, owner_id=owner_id, now_ms=now_ms
         )
-    if rows:
-        await insert_adding(session, SpendHour, _hours(rows))
+    if fresh:
+        await insert_adding(session, SpendHour, hours)
+        no_receipt = bytes(NO_RECEIPT)
         receipts = [
             {
                 "request_id": ended.start.request_id,
@@ -137,7 +137,7 @@ async def book(
                 "body": bytes(ended.start.receipt).decode(),
             }
             for ended in fresh
-            if bytes(ended.start.receipt) != bytes(NO_RECEIPT)
+            if bytes(ended.start.receipt) != no_receipt
         ]
         if receipts:
             await insert_receipts(session, receipts)
@@ -153,17 +153,17 @@ def _note_contradiction(booked: Booked, ended: Ended, known: tuple[str, int | No
 
 
 async def _write_journal(
-    session: AsyncSession, journal_id: str, rows: list[dict[str, Any]], *, now_ms: int
+    session: AsyncSession, journal_id: str, hours: list[dict[str, Any]], *, attempts: int, now_ms: int
 ) -> None:
     owed: defaultdict[str, int] = defaultdict(int)
-    for row in rows:
-        amount = row["charge_usd_nanos"] or 0
-        account = f"tenant:{row['tenant_id']}" if row["payer"] == Payer.TENANT else PLATFORM
+    for hour in hours:
+        amount = hour["charge_usd_nanos"]
+        account = f"tenant:{hour['tenant_id']}" if hour["payer"] == Payer.TENANT else PLATFORM
         owed[account] += amount
         owed[USAGE] -= amount
-    note = f"{len(rows)} attempts"
+    note = f"{attempts} attempts"
     await write_transaction(
-        session, journal_id, kind="usage", owed=owed, now_ms=now_ms, attempts=len(rows), note=note
+        session, journal_id, kind="usage", owed=owed, now_ms=now_ms, attempts=attempts, note=note
     )
 
 
@@ -189,13 +189,14 @@ async def _book_on_budgets(
     windows = await locked_windows(session, mentioned)
     slices = await slices_of(session, owner_id, mentioned)
     postings: list[dict[str, Any]] = []
+    reached: list[Alert] = []
     for bucket in windows:
         slice_, amount = slices.get(bucket), spent.get(bucket, 0)
         if amount:
             window = windows[bucket]
             overage = _draw(window, slice_, amount)
             booked.overage_usd_nanos += overage
-            booked.alerts += _alerts(bucket, window, amount)
+            reached += _reached(bucket, window)
             posting = {"transaction_id": journal_id, "owner_id": owner_id, "amount_usd_nanos": amount}
             postings.append({**posting, **bucket._asdict(), "overage_usd_nanos": overage})
         booked.slices[bucket] = 0 if slice_ is None else slice_.amount_usd_nanos
@@ -205,16 +206,7 @@ async def _book_on_budgets(
     await save_windows(session, {bucket: windows[bucket] for bucket in drawn})
     await save_slices(session, ((bucket, state) for bucket, state in slices.items() if bucket in drawn))
     await session.execute(insert(metadata.tables["budget_postings"]), postings)
-    told = [
-        {
-            **alert.bucket._asdict(),
-            "percent": alert.percent,
-            "at_ms": now_ms,
-            "posted_usd_nanos": alert.posted_usd_nanos,
-        }
-        for alert in booked.alerts
-    ]
-    await insert_ignoring_duplicates(session, BudgetAlert, told)
+    booked.alerts += await _tell_once(session, reached, now_ms=now_ms)
 
 
 def _draw(window: WindowState, slice_: SliceState | None, amount: int) -> int:
@@ -233,32 +225,70 @@ def _draw(window: WindowState, slice_: SliceState | None, amount: int) -> int:
     return overage
 
 
-def _alerts(bucket: Bucket, window: WindowState, amount: int) -> list[Alert]:
-    """The shares of the limit that this amount has crossed."""
-    after, limit = window.posted_usd_nanos, window.limit_usd_nanos
+def _reached(bucket: Bucket, window: WindowState) -> list[Alert]:
+    """The shares of the limit that are used up, told or not: the limit may have moved since."""
+    posted, limit = window.posted_usd_nanos, window.limit_usd_nanos
     return [
-        Alert(bucket, percent, posted_usd_nanos=after, limit_usd_nanos=limit)
+        Alert(bucket, percent, posted_usd_nanos=posted, limit_usd_nanos=limit)
         for percent in window.alert_percents
-        if (after - amount) * 100 < limit * percent <= after * 100
+        if limit * percent <= posted * 100
     ]
 
 
-def _hours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+async def _tell_once(session: AsyncSession, reached: list[Alert], *, now_ms: int) -> list[Alert]:
+    """Write down those that nobody was told of in their window; the windows are locked."""
+    if not reached:
+        return []
+    table = metadata.tables["budget_alerts"].c
+    buckets = sorted({alert.bucket for alert in reached})
+    found = await session.execute(
+        select(table.budget_id, table.window_start_ms, table.percent).where(
+            tuple_(table.budget_id, table.window_start_ms).in_(buckets)
+        )
+    )
+    told = {(Bucket(row[0], row[1]), row[2]) for row in found}
+    new = [alert for alert in reached if (alert.bucket, alert.percent) not in told]
+    rows = [
+        {
+            **alert.bucket._asdict(),
+            "percent": alert.percent,
+            "at_ms": now_ms,
+            "posted_usd_nanos": alert.posted_usd_nanos,
+        }
+        for alert in new
+    ]
+    await insert_ignoring_duplicates(session, BudgetAlert, rows)
+    return new
+
+
+def _hours(fresh: Sequence[Ended]) -> list[dict[str, Any]]:
     """The hourly sums of some attempts, in the order in which they are locked."""
-    sums: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        hour_start_ms = row["started_at_ms"] - row["started_at_ms"] % MS_PER_HOUR
-        key = (hour_start_ms, *(row[name] for name in _HOUR_KEYS))
+    sums: dict[tuple[Any, ...], list[int]] = {}
+    for start, end in fresh:
+        at_ms = start.started_at_ms
+        key = (
+            at_ms - at_ms % MS_PER_HOUR,
+            start.tenant_id,
+            start.project_id,
+            start.key_id,
+            start.model_alias,
+            start.pool,
+            start.task,
+            end.payer.value,
+        )
         found = sums.get(key)
         if found is None:
-            found = sums[key] = {"hour_start_ms": hour_start_ms, **{name: row[name] for name in _HOUR_KEYS}}
-            found.update(dict.fromkeys(HOUR_SUMS, 0))
-        charge = row["charge_usd_nanos"]
-        found["requests"] += row["attempt_number"] == 1
-        found["attempts"] += 1
-        found["failed_attempts"] += row["state"] == AttemptState.FAILED
-        found["unpriced_attempts"] += charge is None
-        found["charge_usd_nanos"] += charge or 0
-        for name in _TOKENS:
-            found[name] += row[name]
-    return [sums[key] for key in sorted(sums)]
+            found = sums[key] = [0] * len(HOUR_SUMS)
+        charge = end.charge_usd_nanos
+        found[0] += start.attempt_number == 1
+        found[1] += 1
+        found[2] += end.state is AttemptState.FAILED
+        found[3] += charge is None
+        found[4] += end.input_tokens
+        found[5] += end.cached_input_tokens
+        found[6] += end.cache_write_tokens
+        found[7] += end.output_tokens
+        found[8] += end.reasoning_tokens
+        found[9] += charge or 0
+    names = ("hour_start_ms", *_HOUR_KEYS, *HOUR_SUMS)
+    return [dict(zip(names, (*key, *sums[key]), strict=True)) for key in sorted(sums)]

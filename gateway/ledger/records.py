@@ -78,6 +78,14 @@ class AttemptEnd(msgspec.Struct, frozen=True, tag="end", kw_only=True):
 
 
 Record = AttemptStart | AttemptEnd
+_encode = msgspec.json.Encoder().encode
+RECORD = (
+    *(name if name != "tags" else "" for name in AttemptStart.__struct_fields__),
+    *AttemptEnd.__struct_fields__,
+    "journal_id",
+    "tags",
+)
+"""What the values of `record_of` are; tags stand at the end instead of as a dictionary."""
 
 
 def usage_fields(usage: TokenUsage) -> dict[str, int]:
@@ -108,6 +116,12 @@ def row_of(ended: Ended, *, journal_id: str | None = None) -> dict[str, Any]:
         row[name] = row[name].value
     row["journal_id"] = journal_id
     return row
+
+
+def record_of(ended: Ended, *, journal_id: str) -> tuple[Any, ...]:
+    """The same as values in the order of `RECORD`, tags as JSON text; several times as fast."""
+    tags = _encode(ended.start.tags).decode()
+    return (*msgspec.structs.astuple(ended.start), *msgspec.structs.astuple(ended.end), journal_id, tags)
 
 
 def interrupted(start: AttemptStart, *, ended_at_ms: int) -> AttemptEnd:

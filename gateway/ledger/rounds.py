@@ -78,12 +78,17 @@ class Round:
         self.has_recalled = False
 
     async def revive(self, session: AsyncSession) -> None:
-        """Begin from what the database says; a slice that was given up for lost is closed."""
+        """Begin from what the database says; a slice that was given up for lost is closed.
+
+        What of it is held or spent is lent again in the same step: nobody else may have it in between.
+        """
         for bucket, mine in self._mine.items():
+            lot = self._lots[bucket]
             if mine.is_unattributed:
                 await take_back(session, bucket, mine, window=self._windows[bucket], now_ms=self._now_ms)
                 self._mine[bucket] = SliceState(mine.owner_id, 0, False, mine.recall_seen, 0)
-            self._lots[bucket].granted_usd_nanos = self._mine[bucket].amount_usd_nanos
+                self._lend(bucket, min(mine.amount_usd_nanos, lot.held_usd_nanos + lot.spent_usd_nanos))
+            lot.granted_usd_nanos = self._mine[bucket].amount_usd_nanos
 
     def serve(self, waiters: Sequence[Waiter]) -> None:
         """Hold what is needed, in the waiters' order, in all their buckets or in none."""

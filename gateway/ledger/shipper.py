@@ -29,8 +29,6 @@ from gateway.money import usd_text
 from gateway.settings import SpoolSettings
 
 BACKOFF_S_MAX = 5.0
-RACES_MAX = 5
-"""Others may book the same attempts at the same time; each look finds more of them booked."""
 
 _log = logging.getLogger(__name__)
 
@@ -169,7 +167,8 @@ class Shipper:
         return left
 
     async def _book_at_once(self, batch: list[Ended], owner_id: str) -> dict[Bucket, int]:
-        for race in range(RACES_MAX):
+        # Each race that is lost means that somebody else has booked at least one of them.
+        for race in range(len(batch) + 1):
             try:
                 async with self._sessions() as session:
                     now_ms = await database_ms(session, self._clock)
@@ -182,7 +181,7 @@ class Shipper:
                     )
                     await session.commit()
             except BookedMeanwhile:
-                if race + 1 == RACES_MAX:
+                if race == len(batch):
                     raise
             else:
                 await self._tell(booked)

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import asyncpg
 import msgspec
-from sqlalchemy import insert, select
+from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from gateway.db import metadata
-from gateway.ledger.records import Ended
+from gateway.ledger.records import RECORD, Ended, record_of
 from gateway.ledger.tables import Attempt
 
 _COLUMNS: Final = tuple(column.name for column in metadata.tables["attempts"].columns)
-_TAGS: Final = _COLUMNS.index("tags")
+_pick: Final = itemgetter(*map(RECORD.index, _COLUMNS))
+_INSERT_SQLITE: Final = (
+    f"INSERT INTO attempts ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - names of columns
+)
+# The instants let PostgreSQL look into the right months only. OFFSET 0 keeps it to one look at the index for
+# each id: its statistics of a table that grows are old, and a plan for a small one reads all of it.
+_KNOWN_POSTGRESQL: Final = text(
+    "SELECT found.* FROM unnest(CAST(:ids AS varchar[])) AS wanted (id), LATERAL ("
+    "SELECT attempt_id, state, charge_usd_nanos FROM attempts"
+    " WHERE attempt_id = wanted.id AND started_at_ms BETWEEN :first_ms AND :last_ms OFFSET 0) AS found"
+)
+_KNOWN_SQLITE: Final = text(
+    "SELECT attempt_id, state, charge_usd_nanos FROM attempts"
+    " WHERE started_at_ms BETWEEN :first_ms AND :last_ms"
+    " AND attempt_id IN (SELECT value FROM json_each(:ids))"
+)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -28,12 +44,16 @@ class BookedMeanwhile(Exception):
 async def booked_already(session: AsyncSession, batch: Sequence[Ended]) -> dict[str, tuple[str, int | None]]:
     """State and charge of those attempts that are booked, by id."""
     starts = [each.start.started_at_ms for each in batch]
-    # The instants let PostgreSQL look into the right months only.
+    ids = [each.start.attempt_id for each in batch]
+    # One parameter for all ids: a statement of thousands takes longer to compile than to answer.
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
     found = await session.execute(
-        select(Attempt.attempt_id, Attempt.state, Attempt.charge_usd_nanos).where(  # type: ignore[call-overload]  # columns of a table
-            col(Attempt.attempt_id).in_([each.start.attempt_id for each in batch]),
-            col(Attempt.started_at_ms).between(min(starts), max(starts)),
-        )
+        _KNOWN_POSTGRESQL if is_postgresql else _KNOWN_SQLITE,
+        {
+            "ids": ids if is_postgresql else _encode(ids).decode(),
+            "first_ms": min(starts),
+            "last_ms": max(starts),
+        },
     )
     return {attempt_id: (state, charge) for attempt_id, state, charge in found}
 
@@ -61,7 +81,7 @@ async def attempts_of(
     return list(found.scalars())
 
 
-async def insert_attempts(session: AsyncSession, rows: Sequence[dict[str, Any]]) -> None:
+async def insert_attempts(session: AsyncSession, batch: Sequence[Ended], *, journal_id: str) -> None:
     """Book attempts that are not booked yet; by COPY on PostgreSQL.
 
     Raises:
@@ -69,13 +89,10 @@ async def insert_attempts(session: AsyncSession, rows: Sequence[dict[str, Any]])
         StatementError: the database refuses a value (see `shipper`), or is away (a DBAPIError).
     """
     connection = await session.connection()
+    records = [_pick(record_of(ended, journal_id=journal_id)) for ended in batch]
     if connection.dialect.name != "postgresql":
-        await session.execute(insert(metadata.tables["attempts"]), list(rows))
+        await connection.exec_driver_sql(_INSERT_SQLITE, records)
         return
-    records = [
-        tuple(row[name] if name != "tags" else _encode(row[name]).decode() for name in _COLUMNS)
-        for row in rows
-    ]
     # SQLAlchemy has no interface for COPY: its driver's is used (asyncpg 0.31). The transaction is
     # SQLAlchemy's, which begins with the first statement: there has been one, `booked_already`.
     driver: Any = (await connection.get_raw_connection()).driver_connection

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -55,9 +55,21 @@ CLOCKS_MS = 3_600_000
 """An attempt starts soon after its request's id is made; generous, for it only narrows the search."""
 
 
+_COLUMNS = ("request_id", "started_at_ms", "tenant_id", "body")
+_INSERT_COLUMNS = text(
+    f"INSERT INTO receipts ({', '.join(_COLUMNS)}) SELECT * FROM unnest(CAST(:request_id AS varchar[]),"  # noqa: S608 - names of columns
+    " CAST(:started_at_ms AS bigint[]), CAST(:tenant_id AS varchar[]), CAST(:body AS text[]))"
+    " ON CONFLICT DO NOTHING"
+)
+
+
 async def insert_receipts(session: AsyncSession, rows: list[dict[str, Any]]) -> None:
     """Write receipts down; the ledger calls it in the transaction that books their attempts."""
-    await insert_ignoring_duplicates(session, Receipt, rows)
+    if session.get_bind().dialect.name != "postgresql":
+        await insert_ignoring_duplicates(session, Receipt, rows)
+        return
+    # A column is one parameter: several times as fast as a row at a time.
+    await session.execute(_INSERT_COLUMNS, {name: [row[name] for row in rows] for name in _COLUMNS})
 
 
 async def find_receipt(session: AsyncSession, request_id: str, tenant_id: str) -> ReceiptFacts | None:

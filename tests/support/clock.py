@@ -32,3 +32,24 @@ class MovableClock(Clock):
         """Let time pass."""
         self._moment += timedelta(seconds=seconds)
         self._monotonic_s += seconds
+
+
+class ShiftedClock(Clock):
+    """Goes on as the machine's does, ahead of it or behind, and leaps when a test says so."""
+
+    def __init__(self, shift_s: float = 0.0) -> None:
+        super().__init__()
+        self._shift_s = shift_s
+        self._leapt_s = 0.0
+
+    def machine_ms(self) -> int:
+        """Wrong by the shift."""
+        return super().machine_ms() + int((self._shift_s + self._leapt_s) * 1000)
+
+    def monotonic_s(self) -> float:
+        """Seconds that only grow."""
+        return super().monotonic_s() + self._leapt_s
+
+    def leap(self, seconds: float) -> None:
+        """Let time pass at once."""
+        self._leapt_s += seconds

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from gateway.clock import Clock
@@ -19,7 +20,7 @@ from gateway.inference import AttemptState, TokenUsage, new_id
 from gateway.ledger.admission import Budgets
 from gateway.ledger.buckets import Account, BudgetBook, Scope, Window
 from gateway.ledger.budget_store import TOPIC as BUDGETS_TOPIC
-from gateway.ledger.budget_store import Owner, create_budget, live_budgets
+from gateway.ledger.budget_store import Owner, create_budget, live_budgets, update_budget
 from gateway.ledger.budgets import Holds, Reservation
 from gateway.ledger.lessor import TOPIC as SLICES_TOPIC
 from gateway.ledger.lessor import Lessor
@@ -31,6 +32,7 @@ from gateway.money import UsdNanos
 from gateway.pricing.rates import Price, Rates
 from gateway.routing.receipts import insert_receipts
 from gateway.settings import BudgetSettings, SpoolSettings
+from tests.support.clock import ShiftedClock
 from tests.support.factories import make_act, make_start
 
 ACCOUNT = Account(tenant_id="ten_1", project_id="prj_1", key_ids=("key1",))
@@ -38,6 +40,33 @@ NANO_A_TOKEN = Price(
     "one@1", Rates(input=10**6, cached_input=0, cache_write=0, output=10**6, reasoning=10**6)
 )
 """One nano-USD for each token: amounts are counts."""
+
+
+PATIENCE_S = 20.0
+
+
+async def eventually(holds: Callable[[], object]) -> None:
+    """Wait until it holds; for what other tasks do in their own time.
+
+    Raises:
+        TimeoutError: it never did.
+    """
+    async with asyncio.timeout(PATIENCE_S):
+        while not holds():  # noqa: ASYNC110 - others' tasks set no event
+            await asyncio.sleep(0.01)
+
+
+class Line:
+    """A process's own way to the database, which can be cut."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_engine(url)
+        self.is_cut = False
+        event.listen(self.engine.sync_engine, "before_cursor_execute", self._refuse_if_cut)
+
+    def _refuse_if_cut(self, *_: object) -> None:
+        if self.is_cut:
+            raise OperationalError("any", None, OSError("the line is cut"))
 
 
 class Process:
@@ -51,8 +80,12 @@ class Process:
         clock: Clock | None = None,
         settings: BudgetSettings | None = None,
         ship_interval_ms: int = 20,
+        does_ship: bool = True,
+        poll_interval_s: float = 0.05,
     ) -> None:
         self.clock = clock or Clock()
+        self._does_ship = does_ship
+        """Else only when the test says so."""
         self.sessions: SessionFactory = session_factory(engine)
         self.spool = Spool(folder, self.clock, unshipped_max=10_000)
         self.lessor = Lessor(
@@ -73,7 +106,7 @@ class Process:
             holds=self.lessor.holds,
             books=self.lessor.books,
         )
-        self.watcher = ChangeWatcher(engine, self.sessions, poll_interval_s=0.05)
+        self.watcher = ChangeWatcher(engine, self.sessions, poll_interval_s=poll_interval_s, clock=self.clock)
         self.watcher.watch(BUDGETS_TOPIC, self._reload)
         self.watcher.watch(SLICES_TOPIC, self.lessor.recalled)
         self._tasks: list[asyncio.Task[Any]] = []
@@ -84,7 +117,9 @@ class Process:
     async def start(self) -> None:
         await self.shipper.recover()
         await self.watcher.refresh()
-        runs = (self.lessor.run(), self.shipper.run(), self.watcher.run())
+        runs = [self.lessor.run(), self.watcher.run()]
+        if self._does_ship:
+            runs.append(self.shipper.run())
         self._tasks = [asyncio.get_running_loop().create_task(run) for run in runs]
 
     async def stop(self) -> None:
@@ -93,6 +128,7 @@ class Process:
         self.shipper.stop()
         self.watcher.stop()
         await asyncio.gather(*self._tasks)
+        await self.shipper.drain()
         assert not self.spool.unshipped_count
         if not self.spool.open_count:
             await self.lessor.close()
@@ -106,23 +142,31 @@ class Process:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         os.close(self.spool._file)
 
+    async def vanish(self) -> None:
+        """Killed between two transactions: nothing is booked, nothing given back."""
+        assert not self._does_ship
+        self.lessor.stop()
+        self.watcher.stop()
+        await asyncio.gather(*self._tasks)
+        os.close(self.spool._file)
+
     async def reserve(self, amount: int, account: Account = ACCOUNT) -> Reservation:
         return await self.budgets.reserve(account, UsdNanos(amount))
 
-    def begin(self, reservation: Reservation, **changes: Any) -> OpenAttempt:
+    def begin(self, reservation: Reservation, *, price: Price = NANO_A_TOKEN, **changes: Any) -> OpenAttempt:
         now_ms = self.clock.epoch_ms()
         start = make_start(
             new_id("att_", now_ms),
             **{
                 "request_id": new_id("req_", now_ms),
                 "started_at_ms": now_ms,
-                "price_version": NANO_A_TOKEN.version,
+                "price_version": price.version,
                 "hold_usd_nanos": reservation.bound_usd_nanos,
                 "buckets": reservation.counted,
                 **changes,
             },
         )
-        return self.settlement.begin(start, NANO_A_TOKEN, reservation)
+        return self.settlement.begin(start, price, reservation)
 
     def settle(
         self,
@@ -132,15 +176,27 @@ class Process:
         **changes: Any,
     ) -> None:
         """Attempt, settle and release."""
-        self.begin(reservation, **changes).end(Outcome(state=state, usage=TokenUsage(output=spent)))
+        self.finish(reservation, self.begin(reservation, **changes), spent, state)
+
+    @staticmethod
+    def finish(
+        reservation: Reservation,
+        attempt: OpenAttempt,
+        spent: int,
+        state: AttemptState = AttemptState.ANSWERED,
+    ) -> None:
+        """Settle and release."""
+        attempt.end(Outcome(state=state, usage=TokenUsage(output=spent)))
         reservation.end()
 
 
 class Site:
     """One database and the processes on it."""
 
-    def __init__(self, engine: AsyncEngine, folder: Path) -> None:
-        self.engine = engine
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.engine = engine = create_engine(url)
+        self._lines: list[Line] = []
         self.sessions = session_factory(engine)
         self.folder = folder
         self.processes: list[Process] = []
@@ -148,17 +204,39 @@ class Site:
     @staticmethod
     @contextlib.asynccontextmanager
     async def opened(url: str, folder: Path) -> AsyncIterator[Site]:
-        engine = create_engine(url)
-        site = Site(engine, folder)
+        site = Site(url, folder)
         try:
             yield site
         finally:
-            for process in site.processes:
-                await process.stop()
+            await site.close()
+
+    async def close(self) -> None:
+        """Stop every process, in good order."""
+        for process in self.processes:
+            await process.stop()
+        for engine in (self.engine, *(line.engine for line in self._lines)):
             await engine.dispose()
 
-    async def process(self, spool: str = "spool", **options: Any) -> Process:
-        process = Process(self.engine, self.folder / spool, **options)
+    def line(self) -> Line:
+        """A way to the database for one process alone."""
+        self._lines.append(Line(self.url))
+        return self._lines[-1]
+
+    async def pass_time(self, seconds: float, *clocks: ShiftedClock) -> None:
+        """Let processes and what is lent to them grow older at once."""
+        if self.engine.dialect.name == "postgresql":  # whose own clock says what is over
+            await self._execute(
+                f"UPDATE budget_slices SET expires_at_ms = expires_at_ms - {int(seconds * 1000)}"
+            )
+        for clock in clocks:
+            clock.leap(seconds)
+
+    async def _execute(self, statement: str) -> None:
+        async with self.engine.begin() as connection:
+            await connection.execute(text(statement))
+
+    async def process(self, spool: str = "spool", *, line: Line | None = None, **options: Any) -> Process:
+        process = Process(line.engine if line else self.engine, self.folder / spool, **options)
         await process.start()
         self.processes.append(process)
         return process
@@ -166,6 +244,10 @@ class Site:
     async def kill(self, process: Process) -> None:
         self.processes.remove(process)
         await process.kill()
+
+    async def vanish(self, process: Process) -> None:
+        self.processes.remove(process)
+        await process.vanish()
 
     async def stop(self, process: Process) -> None:
         self.processes.remove(process)
@@ -195,6 +277,14 @@ class Site:
         for process in self.processes:
             await process.watcher.refresh()
         return budget
+
+    async def change(self, name: str, **changes: Any) -> None:
+        """Change a budget as finance does, and let every process know."""
+        async with self.sessions() as session:
+            await update_budget(session, name, act=make_act(), **changes)
+            await session.commit()
+        for process in self.processes:
+            await process.watcher.refresh()
 
     async def rows(self, statement: str) -> Sequence[Any]:
         async with self.engine.connect() as connection:

@@ -260,7 +260,7 @@ def _hour_change(attempt: str, change: str) -> str:
     keys = ("tenant_id", "project_id", "key_id", "model_alias", "pool", "task", "payer")
     same = " AND ".join(f"spend_hours.{key} = a.{key}" for key in keys)
     return (
-        f"UPDATE spend_hours SET {change} WHERE EXISTS ("  # noqa: S608 - ours
+        f"UPDATE spend_hours SET {change} WHERE EXISTS ("
         f"SELECT 1 FROM attempts a WHERE a.attempt_id = {attempt}"
         f" AND {same} AND hour_start_ms = a.started_at_ms - a.started_at_ms % 3600000)"
     )

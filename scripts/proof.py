@@ -1,0 +1,47 @@
+"""What `make proof` runs: the long and measured work, whose results land in tests/load/results.
+
+A part that fails does not keep the others from running. Figures are worth what the machine is: each result
+names it, and how busy it was.
+
+Usage: python scripts/proof.py [--only soak|ledger|scale]
+"""
+# ruff: noqa: INP001, T201, S603
+# INP001: scripts are not a package. T201: reporting is their job. S603: the commands are the ones below.
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = {
+    "ledger": ["tests.load.bench_ledger"],
+    "scale": ["tests.load.bench_scale", "--rows", "10000000"],
+    "soak": ["tests.load.soak", "--seconds", "600"],
+}
+
+
+def main() -> int:
+    """Run what the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Run Tollgate's long and measured work.")
+    parser.add_argument("--only", choices=sorted(PARTS), help="one part")
+    only = parser.parse_args().only
+    failed = []
+    for name, (module, *arguments) in PARTS.items():
+        if only in {None, name}:
+            print(
+                f"\n{name}: {' '.join([module, *arguments])} (load now: {os.getloadavg()[0]:.1f})", flush=True
+            )
+            command = [sys.executable, "-m", module, *arguments]
+            if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+                failed.append(name)
+    for name in failed:
+        print(f"FAILED: {name}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
