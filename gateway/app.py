@@ -23,7 +23,7 @@ from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
 from backends.monitor import FleetMonitor
 from backends.registry import PoolRegistry
-from gateway.admin import admin_keys, audit, keys, prices, projects, tenants, usage
+from gateway.admin import admin_keys, audit, keys, limits, prices, projects, tenants, usage
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -41,6 +41,8 @@ from gateway.identity.admin_store import list_admin_keys
 from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.auth import KeyRing
 from gateway.identity.key_store import list_keys
+from gateway.identity.limit_sharing import LimitSharing
+from gateway.identity.limit_store import list_limits
 from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.tables import TOPIC
 from gateway.ledger.admission import Budgets
@@ -125,7 +127,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, admin_keys, prices, audit):
+    for room in (usage, tenants, projects, keys, limits, admin_keys, prices, audit):
         app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
@@ -185,13 +187,7 @@ class _Parts:
             self._clock,
             unshipped_max=settings.limits.unshipped_records_max,
         )
-        lessor = Lessor(
-            Holds(),
-            session_factory(engine),
-            owner_id=spool.owner_id,
-            settings=settings.budgets,
-            clock=self._clock,
-        )
+        lessor = self._lessor(engine, spool)
         dispatcher = Dispatcher(
             self._registry,
             client,
@@ -210,30 +206,9 @@ class _Parts:
             services, shipper = await self._build(
                 engine, dispatcher, spool, watcher=watcher, cache=cache, lessor=lessor
             )
-            async with asyncio.TaskGroup() as group:
-                monitoring = group.create_task(self._monitor().run())
-                keeping = group.create_task(cache.run())
-                in_database = [
-                    group.create_task(shipper.run()),
-                    group.create_task(watcher.run()),
-                    group.create_task(lessor.run()),
-                ]
-                try:
-                    yield services
-                finally:
-                    monitoring.cancel()
-                    await cache.flush(timeout_s=CACHE_FLUSH_S)
-                    keeping.cancel()
-                    shipper.stop()
-                    watcher.stop()
-                    lessor.stop()
-                    # What talks to the database ends by itself: a call that is cut leaves a connection that
-                    # holds its locks. Only a database that hangs is not waited for.
-                    _, late = await asyncio.wait(in_database, timeout=STOP_S)
-                    for task in late:
-                        task.cancel()
-                    if not late:
-                        await self._give_back(lessor, spool)
+            async with self._working(cache, shipper, watcher, lessor=lessor):
+                yield services
+            await self._give_back(lessor, spool)
         finally:
             await client.close()
             if self._redis is not None:
@@ -242,6 +217,43 @@ class _Parts:
                 await outside.close()
             spool.close()
             await engine.dispose()
+
+    @contextlib.asynccontextmanager
+    async def _working(
+        self, cache: AnswerCache, shipper: Shipper, watcher: ChangeWatcher, *, lessor: Lessor
+    ) -> AsyncIterator[None]:
+        """What runs beside the requests."""
+        async with asyncio.TaskGroup() as group:
+            monitoring = group.create_task(self._monitor().run())
+            keeping = group.create_task(cache.run())
+            sharing = self._sharing()
+            if sharing is not None:
+                group.create_task(sharing.run())
+            in_database = [group.create_task(each.run()) for each in (shipper, watcher, lessor)]
+            try:
+                yield
+            finally:
+                monitoring.cancel()
+                await cache.flush(timeout_s=CACHE_FLUSH_S)
+                keeping.cancel()
+                if sharing is not None:
+                    sharing.stop()
+                for each in (shipper, watcher, lessor):
+                    each.stop()
+                # What talks to the database ends by itself: a call that is cut leaves a connection that
+                # holds its locks. Only a database that hangs is not waited for.
+                _, late = await asyncio.wait(in_database, timeout=STOP_S)
+                for task in late:
+                    task.cancel()
+
+    def _lessor(self, engine: AsyncEngine, spool: Spool) -> Lessor:
+        return Lessor(
+            Holds(),
+            session_factory(engine),
+            owner_id=spool.owner_id,
+            settings=self._settings.budgets,
+            clock=self._clock,
+        )
 
     async def _build(
         self,
@@ -335,6 +347,23 @@ class _Parts:
             entry_bytes_max=settings.entry_bytes_max,
         )
 
+    def _sharing(self) -> LimitSharing | None:
+        """How this process holds limits together with others, where there may be others."""
+        if self._redis is None:
+            return None
+        sharing = LimitSharing(self._keys.limiter, self._redis, self._clock)
+        self._telemetry.watch(
+            "tollgate_limits_alone",
+            "1: Redis is away, limits hold for this process alone",
+            lambda: sharing.is_alone,
+        )
+        self._telemetry.count(
+            "tollgate_limit_exchanges_failed",
+            "Exchanges of limits' counts that failed",
+            lambda: sharing.failures,
+        )
+        return sharing
+
     def _monitor(self) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME
         return FleetMonitor(self._registry, fleet_file=fleet_file)
@@ -346,6 +375,11 @@ class _Parts:
         watch("tollgate_held_usd", "Held for requests under way, USD", lambda: holds.held_usd_nanos / 1e9)
         watch(
             "tollgate_keys_age_seconds", "Since the keys were last confirmed", lambda: self._keys.age_s or 0
+        )
+        self._telemetry.count(
+            "tollgate_rate_limited",
+            "Requests that a limit held up",
+            lambda: self._keys.limiter.refused,
         )
         self._telemetry.watch_by_label(
             "tollgate_replicas_ready",
@@ -370,12 +404,13 @@ class _Parts:
         if spool.unshipped_count or spool.open_count:
             return
         try:
-            await lessor.close()
-        except (SQLAlchemyError, OSError) as error:
+            async with asyncio.timeout(STOP_S):
+                await lessor.close()
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
             _log.warning("what was lent is not given back (it will be at expiry): %s", error)
 
     async def _reload_keys(self, session: AsyncSession) -> None:
-        self._keys.replace(await list_keys(session))
+        self._keys.replace(await list_keys(session), await list_limits(session))
         self._admins.replace(await list_admin_keys(session))
 
     def _reload_prices(self, pipeline: Pipeline) -> Reload:

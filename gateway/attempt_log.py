@@ -109,7 +109,12 @@ def _may_have_read(error: UpstreamError) -> bool:
 
 def account_of(caller: Caller) -> Account:
     """Who spends, as the ledger wants to be told."""
-    return Account(tenant_id=caller.tenant_id, project_id=caller.project_id, key_ids=(caller.key_id,))
+    return Account(
+        tenant_id=caller.tenant_id,
+        project_id=caller.project_id,
+        key_ids=caller.key_lineage,
+        fixed_tags=caller.fixed_tags,
+    )
 
 
 def start_of(
@@ -150,7 +155,7 @@ def start_of(
         policy_version=decision.policy_version,
         price_version=price.version,
         service_tier=call.service_tier,
-        tags=call.tags,
+        tags={**call.tags, **dict(caller.fixed_tags)} if caller.fixed_tags else call.tags,
         cache=plan.cache,
         receipt=receipt_of(plan) if number == 1 else NO_RECEIPT,
         hold_usd_nanos=0 if reservation is None else reservation.bound_usd_nanos,
@@ -184,19 +189,32 @@ def receipt_of(plan: Plan) -> msgspec.Raw:
     return msgspec.Raw(_encode(facts))
 
 
-def hold_for(call: Call, decision: RouteDecision, prices: Prices) -> UsdNanos:
+def hold_for(
+    call: Call, decision: RouteDecision, prices: Prices, *, input_tokens: int | None = None
+) -> UsdNanos:
     """An upper bound of what a tenant pays for the call: the dearest target's, for only one attempt answers.
 
     Unpriced targets come to nothing.
 
+    Args:
+        call: what was asked.
+        decision: who may answer.
+        prices: as they are now.
+        input_tokens: as the engine counts them; None: as many as the request's bytes allow.
+
     Raises:
         Unpriced: a target has no price and may not be used without.
     """
-    bounds = [bound_at(call, decision, target, prices=prices) for target in decision.targets]
+    bounds = [
+        bound_at(call, decision, target, prices=prices, input_tokens=input_tokens)
+        for target in decision.targets
+    ]
     return max((bound for bound in bounds if bound is not None), default=UsdNanos(0))
 
 
-def bound_at(call: Call, decision: RouteDecision, target: Target, *, prices: Prices) -> UsdNanos | None:
+def bound_at(
+    call: Call, decision: RouteDecision, target: Target, *, prices: Prices, input_tokens: int | None = None
+) -> UsdNanos | None:
     """The most that one attempt at a target can come to; None: it is unpriced.
 
     Every prompt is read once, whatever `n` is. A token of text is at least a byte of the body; of images and
@@ -209,9 +227,17 @@ def bound_at(call: Call, decision: RouteDecision, target: Target, *, prices: Pri
     if rates is None:
         return None
     context = target.max_model_len * call.prompts
-    text_bound = call.body_bytes + TEMPLATE_TOKENS * call.prompts
+    if input_tokens is None:
+        text_bound = call.body_bytes + TEMPLATE_TOKENS * call.prompts
+        input_tokens = context if call.facts.has_media else min(context, text_bound)
     return charge_bound(
-        input_tokens=context if call.facts.has_media else min(context, text_bound),
+        input_tokens=input_tokens,
         output_tokens=output_bound(call, decision, target) * call.choices,
         rates=rates,
     )
+
+
+def tokens_for(call: Call, *, max_tokens_default: int) -> int:
+    """What a request can come to in tokens, for its limits: before its target and its count are known."""
+    output = call.max_tokens if call.max_tokens is not None else max_tokens_default
+    return estimated_input_tokens(call.body_bytes) + output * call.choices

@@ -21,6 +21,7 @@ from gateway.admin.usage import as_json, names_of, period
 from gateway.clock import Clock
 from gateway.commands.admins import admins, audit
 from gateway.commands.keys import keys
+from gateway.commands.limits import limits
 from gateway.commands.prices import prices
 from gateway.commands.tenants import projects, tenants
 from gateway.commands.terminal import (
@@ -58,6 +59,7 @@ pools = typer.Typer(help="vLLM pools.", no_args_is_help=True)
 app.add_typer(tenants, name="tenants")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
+app.add_typer(limits, name="limits")
 app.add_typer(prices, name="prices")
 app.add_typer(admins, name="admins")
 app.add_typer(audit, name="audit")

@@ -95,7 +95,9 @@ class ChangeWatcher:
         theirs_ms = await database_ms(session, clock)
         after_ms = clock.machine_ms()
         if after_ms - before_ms <= CLOCK_DOUBT_MS:  # a slow answer says little
-            clock.ahead_ms = (before_ms + after_ms) // 2 - theirs_ms
+            least, most = before_ms - theirs_ms - 1, after_ms - theirs_ms + 1
+            if not least <= clock.ahead_ms <= most:  # what agrees as far as one can tell stays
+                clock.ahead_ms = (least + most) // 2
             self._set_clock_at_s = clock.monotonic_s() + CLOCK_INTERVAL_S
 
     async def run(self) -> None:

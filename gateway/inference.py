@@ -12,6 +12,11 @@ from enum import StrEnum
 
 import msgspec
 
+TAGS_MAX = 16
+TAG_NAME_CHARS = 64
+TAG_VALUE_CHARS = 512
+"""Bounds on cost tags: what OpenAI documents for `metadata`."""
+
 
 class Endpoint(StrEnum):
     """The path below /v1, the same at the gateway and at vLLM."""

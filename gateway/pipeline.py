@@ -1,8 +1,8 @@
 """In what order is one inference call served?
 
-classify → decide → cache → reserve → send → settle. Owns the order and nothing else: no SQL, no HTTP, no
-rates, no policy grammar. Each step takes values and returns a value; the rooms do not know each other, so
-what one of them wants to be told of another is filled in here.
+admit → classify → decide → cache → reserve → send → settle. Owns the order and nothing else: no SQL, no
+HTTP, no rates, no policy grammar. Each step takes values and returns a value; the rooms do not know each
+other, so what one of them wants to be told of another is filled in here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import replace
 import msgspec
 
 from backends.registry import PoolRegistry
-from gateway.attempt_log import AttemptLog, account_of, hold_for, start_of
+from gateway.attempt_log import AttemptLog, account_of, hold_for, start_of, tokens_for
 from gateway.cache.lookup import AnswerCache, CacheStatus, KeptAnswer, slot_for
 from gateway.clock import Clock
-from gateway.errors import GatewayError
+from gateway.errors import BudgetExceeded, GatewayError
 from gateway.identity.auth import Caller, admit
+from gateway.identity.limits import UNLIMITED, Permit
 from gateway.inference import AttemptState, Call, UsageSource
 from gateway.ledger.admission import Budgets
 from gateway.ledger.settlement import Outcome, Settlement
@@ -61,6 +62,7 @@ class Pipeline:
 
         Raises:
             PermissionDenied: the key is not for this model or latency class.
+            RateLimited: its tenant, its project or its key has called too fast.
             ModelNotFound: the policy has no such alias.
             NoEligibleTarget: no target may or can serve it.
             Unpriced: no target that could serve it has a price.
@@ -70,9 +72,14 @@ class Pipeline:
             AllAttemptsFailed: every target was tried.
         """
         plan = self._plan(call, caller, request_id)
+        with plan.permit:
+            return await self._serve(plan)
+
+    async def _serve(self, plan: Plan) -> Served:
         kept = None if plan.slot is None else await self.cache.find(plan.slot)
         if kept is not None:
             return Served(self._settled(plan, kept), kept.replayed(), charge_usd_nanos=UsdNanos(0))
+        call, caller = plan.call, plan.caller
         log = await self._reserve(plan)
         try:
             answer = await self._dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
@@ -94,6 +101,7 @@ class Pipeline:
             raise
         finally:
             log.reservation.end()
+        plan.permit.end(None if completion.usage is None else completion.usage.total)
         if plan.slot is not None and plan.slot.may_keep:
             self.cache.keep(plan.slot, KeptAnswer(pool=answer.target.pool, body=completion.body))
         facts = plan.facts(answer.target, answer.replica)
@@ -102,9 +110,14 @@ class Pipeline:
     async def serve_stream(self, call: Call, caller: Caller, request_id: str) -> StreamedAnswer:
         """A stream that has its first content; the same errors as `serve`, all before that."""
         plan = self._plan(call, caller, request_id)
+        with plan.permit:
+            return await self._open_stream(plan)
+
+    async def _open_stream(self, plan: Plan) -> StreamedAnswer:
         kept = None if plan.slot is None else await self.cache.find(plan.slot)
         if kept is not None:
             return ReplayedStream(self._settled(plan, kept), kept.replayed())
+        call, caller = plan.call, plan.caller
         log = await self._reserve(plan)
         try:
             stream = await self._dispatcher.open_stream(
@@ -114,7 +127,7 @@ class Pipeline:
             log.cancelled()
             log.reservation.end()
             raise
-        except GatewayError:
+        except BaseException:  # a bug too must not keep what was held
             log.given_up()
             log.reservation.end()
             raise
@@ -122,6 +135,14 @@ class Pipeline:
 
     def _plan(self, call: Call, caller: Caller, request_id: str) -> Plan:
         admit(caller, call)
+        permit = UNLIMITED
+        if caller.limits is not None:
+            asked = tokens_for(call, max_tokens_default=self.routing.policy.max_tokens_default)
+            permit = caller.limits.admit(asked)
+        with permit:
+            return self._routed(call, caller, request_id, permit=permit)
+
+    def _routed(self, call: Call, caller: Caller, request_id: str, *, permit: Permit) -> Plan:
         routing = self.routing
         policy = routing.policy
         prices = routing.prices.at(self._clock.epoch_ms())
@@ -148,6 +169,7 @@ class Pipeline:
             routing=routing,
             prices=prices,
             slot=slot,
+            permit=permit,
         )
 
     def _unusable(self, prices: Prices, caller: Caller, pools: Mapping[str, object]) -> frozenset[str]:
@@ -157,8 +179,17 @@ class Pipeline:
         return prices.refused
 
     async def _reserve(self, plan: Plan) -> AttemptLog:
+        account = account_of(plan.caller)
         bound = hold_for(plan.call, plan.decision, plan.prices)
-        reservation = await self._budgets.reserve(account_of(plan.caller), bound)
+        try:
+            reservation = await self._budgets.reserve(account, bound)
+        except BudgetExceeded:
+            # Bytes bound tokens from far above: what is left may do for what the engine really reads.
+            counted = await self._dispatcher.count_input(plan.call, plan.decision)
+            if counted is None:
+                raise
+            bound = hold_for(plan.call, plan.decision, plan.prices, input_tokens=counted)
+            reservation = await self._budgets.reserve(account, bound)
         return AttemptLog(
             plan, reservation, settlement=self._settlement, clock=self._clock, telemetry=self._telemetry
         )
@@ -171,4 +202,5 @@ class Pipeline:
             plan, target, facts.replica, number=1, reservation=None, now_ms=self._clock.epoch_ms()
         )
         self._settlement.served_from_cache(msgspec.structs.replace(start, cache=CacheStatus.HIT))
+        plan.permit.end(0)
         return facts

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from gateway.cache.lookup import CacheStatus, KeptAnswer, Slot
 from gateway.identity.auth import Caller
+from gateway.identity.limits import UNLIMITED, Permit
 from gateway.inference import Call, RouteDecision, Target, Task
 from gateway.pricing.book import PriceBook, Prices
 from gateway.routing.policy import Policy
@@ -55,6 +56,8 @@ class Plan:
     """As they were when it was reserved: it is settled at these, whatever changes meanwhile."""
     slot: Slot | None
     """Where its answer is kept; None if it is not."""
+    permit: Permit = UNLIMITED
+    """Ends with the request."""
 
     @property
     def baseline(self) -> tuple[str, str] | None:

@@ -12,11 +12,13 @@ from urllib.parse import unquote, urlsplit
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from gateway.errors import ConfigurationError
 
 RedisClient = Redis | RedisCluster
+REDIS_ERRORS = (RedisError, RedisClusterException, OSError)
+"""What a call to Redis can fail with; a cluster without a node in reach is no RedisError (redis-py 8)."""
 CONNECT_S = 2.0
 ANSWER_S = 2.0
 SENTINEL_PORT = 26379
@@ -67,7 +69,7 @@ async def require_redis(client: RedisClient) -> None:
         if isinstance(client, RedisCluster):
             await client.initialize()
         await client.ping()
-    except (RedisError, OSError) as error:
+    except REDIS_ERRORS as error:
         raise ConfigurationError(
             f"Redis does not answer ({error or type(error).__name__}): is it running, and is"
             " TOLLGATE_REDIS_URL its address?"

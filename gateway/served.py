@@ -9,7 +9,7 @@ from gateway.attempt_log import AttemptLog
 from gateway.cache.lookup import AnswerCache, KeptAnswer, Recording
 from gateway.errors import UpstreamError
 from gateway.inference import AttemptState
-from gateway.ledger.settlement import Outcome
+from gateway.ledger.settlement import Outcome, estimated_input_tokens
 from gateway.money import UsdNanos
 from gateway.plan import ServedFacts
 from gateway.upstream.dispatch import AnswerStream
@@ -72,13 +72,14 @@ class ReplayedStream:
 class ServedStream:
     """A stream that an engine is writing."""
 
-    __slots__ = ("_attempt", "_cache", "_recording", "_reservation", "_slot", "_stream", "facts")
+    __slots__ = ("_attempt", "_cache", "_plan", "_recording", "_reservation", "_slot", "_stream", "facts")
 
     def __init__(
         self, facts: ServedFacts, stream: AnswerStream, log: AttemptLog, *, cache: AnswerCache
     ) -> None:
         self.facts = facts
         self._stream = stream
+        self._plan = log.plan
         self._attempt = log.current
         self._reservation = log.reservation
         self._cache = cache
@@ -127,3 +128,7 @@ class ServedStream:
             )
         )
         self._reservation.end()
+        if relay.usage is not None:
+            self._plan.permit.end(relay.usage.total)
+        else:  # cut off: what was asked, and what certainly was generated
+            self._plan.permit.end(estimated_input_tokens(self._plan.call.body_bytes) + relay.content_events)

@@ -32,6 +32,7 @@ COMMAND_LINE = ("gateway/cli", "gateway/commands/")
 DICTATED = {
     "settings_customise_sources": "pydantic-settings calls it",
     "expand": "takes the place of a function of vLLM's",
+    "keys_update": "Typer takes every option from a parameter, and this command has nine",
 }
 OURS = ("gateway", "backends")
 
@@ -107,7 +108,7 @@ def too_many_parameters(source: str, *, keywords: bool = True) -> list[str]:
         if positional[:1] in (["self"], ["cls"]):
             positional = positional[1:]
         total = len(positional) + len(arguments.kwonlyargs)
-        if total > PARAMETERS:
+        if total > PARAMETERS and function.name not in DICTATED:
             found.append(f"{function.name}() has {total} parameters, {PARAMETERS} at most")
         is_dunder = function.name.startswith("__") and function.name != "__init__"
         is_ours = not is_dunder and function.name not in DICTATED

@@ -18,6 +18,7 @@ router = APIRouter(prefix="/admin/v1/keys", tags=["keys"])
 
 _MODELS = "aliases of the policy; empty or null: all"
 _CLASSES = "of priority, default, flex; empty or null: all"
+_TAGS = "cost tags that stand on all its calls, over the project's; empty or null: none"
 
 
 class NewKey(BaseModel):
@@ -45,6 +46,7 @@ class NewKey(BaseModel):
     allowed_models: list[str] | None = Field(default=None, description=_MODELS)
     allowed_classes: list[str] | None = Field(default=None, description=_CLASSES)
     expires_at: datetime | None = Field(default=None, description="UTC where no zone is given; null: never")
+    tags: dict[str, str] | None = Field(default=None, description=_TAGS)
 
 
 class KeyChange(BaseModel):
@@ -55,6 +57,7 @@ class KeyChange(BaseModel):
     name: str | None = None
     allowed_models: list[str] | None = Field(default=None, description=_MODELS)
     allowed_classes: list[str] | None = Field(default=None, description=_CLASSES)
+    tags: dict[str, str] | None = Field(default=None, description=_TAGS)
 
 
 class Rotation(BaseModel):
@@ -105,6 +108,7 @@ async def create_key(
         act=act,
         permissions=_permissions(services, new),
         expires_at_ms=epoch_ms_of(new.expires_at, "expires_at"),
+        tags=new.tags,
     )
     await session.commit()
     return issued_key_view(await key_store.get_key(session, issued.id), issued, act.at_ms)
@@ -122,7 +126,12 @@ async def update_key(
 ) -> KeyView:
     """Running gateways obey within two seconds. The same change again changes nothing."""
     await key_store.update_key(
-        session, key, act=act, name=change.name, permissions=_permissions(services, change)
+        session,
+        key,
+        act=act,
+        name=change.name,
+        permissions=_permissions(services, change),
+        tags=(change.tags or {}) if "tags" in change.model_fields_set else None,
     )
     await session.commit()
     return key_view(await key_store.get_key(session, key), act.at_ms)

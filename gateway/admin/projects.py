@@ -13,24 +13,31 @@ from gateway.identity import store
 
 router = APIRouter(prefix="/admin/v1/projects", tags=["projects"])
 
+_TAGS = "cost tags that stand on all its calls, whatever a caller sends; empty or null: none"
+
 
 class NewProject(BaseModel):
     """A project to be made."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"tenant": "acme", "name": "search"}]}
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"tenant": "acme", "name": "search", "tags": {"cost_center": "4711"}}]
+        },
     )
 
     tenant: str = Field(description="id or name")
     name: str = Field(description="unique within the tenant")
+    tags: dict[str, str] | None = Field(default=None, description=_TAGS)
 
 
 class ProjectChange(BaseModel):
-    """What shall be different."""
+    """What shall be different; what is left out stays."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "retrieval"}]})
 
-    name: str
+    name: str | None = None
+    tags: dict[str, str] | None = Field(default=None, description=_TAGS)
 
 
 @router.get("", summary="Projects, the oldest first")
@@ -49,7 +56,7 @@ async def list_projects(
 async def create_project(session: SessionDep, act: ActDep, new: NewProject) -> ProjectView:
     """A name that is taken within the tenant is a conflict (409)."""
     tenant = await store.get_tenant(session, new.tenant)
-    project = await store.create_project(session, tenant, new.name, act=act)
+    project = await store.create_project(session, tenant, new.name, act=act, tags=new.tags)
     await session.commit()
     return project_view(await store.describe_project(session, project.id))
 
@@ -60,13 +67,14 @@ async def show_project(session: SessionDep, project: str) -> ProjectView:
     return project_view(await store.describe_project(session, project))
 
 
-@router.patch("/{project}", summary="Rename a project")
+@router.patch("/{project}", summary="Rename a project, or fix other tags on it")
 async def update_project(
     session: SessionDep, act: ActDep, project: str, *, change: ProjectChange
 ) -> ProjectView:
-    """What was spent stays with it, under its new name."""
+    """What was spent stays with it, under its new name; tags stand on what is spent from now on."""
     found = await store.get_project(session, project, for_change=True)
-    await store.rename_project(session, found, change.name, act=act)
+    tags = (change.tags or {}) if "tags" in change.model_fields_set else None
+    await store.update_project(session, found, act=act, name=change.name, tags=tags)
     await session.commit()
     return project_view(await store.describe_project(session, found.id))
 

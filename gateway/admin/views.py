@@ -1,4 +1,4 @@
-"""How do tenants, projects, keys and audit entries look outside?
+"""How do tenants, projects, keys, limits and audit entries look outside?
 
 One form for the API's answers and the command line's `--json`. Instants are ISO 8601 in UTC; a secret is in
 `IssuedKeyView` alone, which is made once.
@@ -16,6 +16,8 @@ from gateway.errors import InvalidRequest
 from gateway.identity.admin_store import AdminRecord
 from gateway.identity.credentials import IssuedKey
 from gateway.identity.key_store import KeyRecord, KeyState
+from gateway.identity.limit_store import LimitRecord
+from gateway.identity.limits import Scope
 from gateway.identity.roles import Role
 from gateway.identity.store import ProjectRecord, TenantRecord
 
@@ -69,6 +71,7 @@ class ProjectView(BaseModel):
     name: str
     tenant_id: str
     tenant: str
+    tags: dict[str, str] = Field(description="cost tags that stand on all its calls")
     created_at: datetime
     retired_at: datetime | None
 
@@ -89,6 +92,7 @@ class KeyView(BaseModel):
                     "project": "search",
                     "allowed_models": ["auto"],
                     "allowed_classes": None,
+                    "tags": {"feature": "search"},
                     "created_at": "2026-11-20T12:00:00Z",
                     "expires_at": None,
                     "revoked_at": None,
@@ -108,6 +112,7 @@ class KeyView(BaseModel):
     project: str
     allowed_models: list[str] | None = Field(description="null: all")
     allowed_classes: list[str] | None = Field(description="null: all")
+    tags: dict[str, str] = Field(description="cost tags that stand on all its calls, over the project's")
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -119,6 +124,42 @@ class IssuedKeyView(KeyView):
     """A new API key. The secret is shown this once."""
 
     key: str = Field(description="the whole key, shown this once", examples=["tg-4f7k2m9q1x-…"])
+
+
+class LimitView(BaseModel):
+    """How fast a tenant, a project or a key may call; null: as fast as it likes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "lim_019e6f0c1a2b4c5d6e7f80910a1b2c3d",
+                    "scope": "project",
+                    "scope_id": "prj_019e6f0c1a2b4c5d6e7f80910a1b2c3d",
+                    "name": "search",
+                    "tenant": "acme",
+                    "requests_per_minute": 600,
+                    "tokens_per_minute": 200_000,
+                    "concurrent_requests": None,
+                    "created_at": "2026-11-20T12:00:00Z",
+                    "ended_at": None,
+                }
+            ]
+        }
+    )
+
+    id: str
+    scope: Scope
+    scope_id: str = Field(
+        description="of a rotated key: the first one's of the line, which all of them share"
+    )
+    name: str = Field(description="of the tenant, the project or the key")
+    tenant: str
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrent_requests: int | None
+    created_at: datetime
+    ended_at: datetime | None = Field(description="since then it does not hold any more")
 
 
 class AdminKeyView(BaseModel):
@@ -197,6 +238,7 @@ def project_view(record: ProjectRecord) -> ProjectView:
         name=project.name,
         tenant_id=project.tenant_id,
         tenant=record.tenant_name,
+        tags=project.tags or {},
         created_at=moment(project.created_at_ms),
         retired_at=optional_moment(project.retired_at_ms),
     )
@@ -214,6 +256,7 @@ def key_view(record: KeyRecord, now_ms: int) -> KeyView:
         project=record.project_name,
         allowed_models=None if record.allowed_models is None else list(record.allowed_models),
         allowed_classes=None if record.allowed_classes is None else list(record.allowed_classes),
+        tags=dict(record.tags),
         created_at=moment(record.created_at_ms),
         expires_at=optional_moment(record.expires_at_ms),
         revoked_at=optional_moment(record.revoked_at_ms),
@@ -225,6 +268,23 @@ def key_view(record: KeyRecord, now_ms: int) -> KeyView:
 def issued_key_view(record: KeyRecord, issued: IssuedKey, now_ms: int) -> IssuedKeyView:
     """A new key with its secret."""
     return IssuedKeyView(**key_view(record, now_ms).model_dump(), key=issued.secret)
+
+
+def limit_view(record: LimitRecord) -> LimitView:
+    """A limit."""
+    row = record.row
+    return LimitView(
+        id=row.id,
+        scope=Scope(row.scope),
+        scope_id=row.scope_id,
+        name=record.name,
+        tenant=record.tenant_name,
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        concurrent_requests=row.concurrent_requests,
+        created_at=moment(row.created_at_ms),
+        ended_at=optional_moment(row.ended_at_ms),
+    )
 
 
 def admin_key_view(record: AdminRecord, now_ms: int) -> AdminKeyView:

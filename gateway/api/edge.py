@@ -18,6 +18,7 @@ from gateway.api.edge_types import EdgeRequest, Handler
 from gateway.api.error_bodies import error_headers, openai_error
 from gateway.api.inference_calls import chat_completions, completions
 from gateway.api.models import list_models
+from gateway.api.rate_limit_headers import rate_limit_headers
 from gateway.api.receipts import PATH as RECEIPT
 from gateway.api.receipts import read_receipt
 from gateway.api.streaming import PlainResponse
@@ -30,6 +31,7 @@ from gateway.errors import (
     PayloadTooLarge,
     UnsupportedEncoding,
 )
+from gateway.identity.limits import Limits
 from gateway.inference import new_id
 
 ROUTES: dict[str, dict[str, Handler]] = {
@@ -68,7 +70,7 @@ class Edge:
 class _Exchange:
     """One request and its answer."""
 
-    __slots__ = ("_has_started", "_receive", "_request_id", "_scope", "_send", "_status")
+    __slots__ = ("_has_started", "_limits", "_receive", "_request_id", "_scope", "_send", "_status")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
@@ -77,6 +79,7 @@ class _Exchange:
         self._request_id = ""
         self._status = 500
         self._has_started = False
+        self._limits: Limits | None = None
 
     async def run(self, runtime: Runtime) -> None:
         loop = asyncio.get_running_loop()
@@ -117,10 +120,13 @@ class _Exchange:
             raise MethodNotAllowed(f"{scope['path']} takes {', '.join(methods)}, not {scope['method']}.")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         caller = services.keys.authenticate(headers)
+        self._limits = caller.limits
         body = await self._read_body(headers, services.settings.limits.body_bytes_max)
         request = EdgeRequest(services, caller, headers, body, scope["path"], self._request_id, watch)
         with watch:
             response = await handler(request)
+            if self._limits is not None:
+                response.headers += rate_limit_headers(self._limits)
             if isinstance(response, PlainResponse):
                 watch.stop()
             self._has_started = True
@@ -161,6 +167,7 @@ class _Exchange:
             (b"content-type", b"application/json"),
             (b"x-request-id", self._request_id.encode()),
             *error_headers(error),
+            *rate_limit_headers(self._limits),
         ]
         if isinstance(error, PayloadTooLarge | UnsupportedEncoding):
             headers.append((b"connection", b"close"))  # the rest of the body is never read

@@ -22,14 +22,14 @@ class EventStreamResponse:
 
     def __init__(self, stream: StreamedAnswer, headers: Headers, watch: ClientWatch) -> None:
         self._stream = stream
-        self._headers = headers
+        self.headers = headers
         self._watch = watch
 
     async def __call__(self, send: Send) -> None:
         """Send it to the end, or settle it as far as it came."""
         stream = self._stream
         try:
-            await send({"type": "http.response.start", "status": self.status, "headers": self._headers})
+            await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
             while block := await stream.read():
                 await send({"type": "http.response.body", "body": block, "more_body": True})
             stream.finish()
@@ -50,12 +50,12 @@ class PlainResponse:
 
     def __init__(self, status: int, headers: Headers, body: bytes) -> None:
         self.status = status
-        self._headers = headers
+        self.headers = headers
         self._body = body
 
     async def __call__(self, send: Send) -> None:
         """Send it."""
-        headers = [*self._headers, (b"content-length", str(len(self._body)).encode())]
+        headers = [*self.headers, (b"content-length", str(len(self._body)).encode())]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self._body})
 

@@ -13,10 +13,9 @@ from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from redis.exceptions import RedisError
 
 from gateway.clock import Clock
-from gateway.redis_client import RedisClient
+from gateway.redis_client import REDIS_ERRORS, RedisClient
 
 PREFIX = b"tollgate:answer:"
 NONCE_BYTES = 12
@@ -91,7 +90,7 @@ class RedisStorage:
         """What Redis has under the key; an entry that does not open is none."""
         try:
             sealed = await self._client.get(PREFIX + key[:HALF].hex().encode())
-        except (RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             raise CacheBroken(str(error) or repr(error)) from error
         if not isinstance(sealed, bytes):  # the client could decode to text, but is not told to
             return None
@@ -106,5 +105,5 @@ class RedisStorage:
         sealed = nonce + AESGCM(key[HALF:]).encrypt(nonce, value, None)
         try:
             await self._client.set(PREFIX + key[:HALF].hex().encode(), sealed, ex=ttl_s)
-        except (RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             raise CacheBroken(str(error) or repr(error)) from error

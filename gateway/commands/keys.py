@@ -14,6 +14,8 @@ from gateway.admin.views import IssuedKeyView, KeyView, epoch_ms_of, issued_key_
 from gateway.clock import Clock
 from gateway.commands.terminal import (
     Json,
+    NoTags,
+    Tags,
     act_of_the_user,
     all_rows,
     in_session,
@@ -23,6 +25,7 @@ from gateway.commands.terminal import (
     print_json,
     print_secret,
     print_table,
+    tags_of,
 )
 from gateway.errors import InvalidRequest
 from gateway.identity import key_store, store
@@ -59,19 +62,21 @@ def keys_create(
     models: _Models = None,
     classes: _Classes = None,
     expires: Expires = None,
+    tags: Tags = None,
     *,
     as_machine: Json = False,
 ) -> None:
     """Issue a key. Its secret is shown once and kept nowhere."""
     act = act_of_the_user()
     permissions = _permissions(models, classes)
+    fixed = tags_of(tags)
     expires_at_ms = epoch_ms_of(instant(expires, "--expires"), "--expires")
 
     async def work(session: AsyncSession) -> IssuedKeyView:
         owner = await store.get_tenant(session, tenant)
         unit = await store.ensure_project(session, owner, project, act=act)
         issued = await key_store.create_key(
-            session, unit, name, act=act, permissions=permissions, expires_at_ms=expires_at_ms
+            session, unit, name, act=act, permissions=permissions, expires_at_ms=expires_at_ms, tags=fixed
         )
         return issued_key_view(await key_store.get_key(session, issued.id), issued, act.at_ms)
 
@@ -134,17 +139,20 @@ def keys_update(
     name: Annotated[str | None, typer.Option(help="a new name")] = None,
     models: _Models = None,
     classes: _Classes = None,
+    tags: Tags = None,
     *,
     all_models: Annotated[bool, typer.Option("--all-models", help="lift the limit on models")] = False,
     all_classes: Annotated[bool, typer.Option("--all-classes", help="lift the limit on classes")] = False,
+    no_tags: NoTags = False,
     as_machine: Json = False,
 ) -> None:
     """Rename a key, or change what it allows; a running gateway obeys within two seconds."""
     act = act_of_the_user()
     permissions = _permissions([] if all_models else models, [] if all_classes else classes)
+    fixed = {} if no_tags else tags_of(tags)
 
     async def work(session: AsyncSession) -> KeyView:
-        await key_store.update_key(session, key, act=act, name=name, permissions=permissions)
+        await key_store.update_key(session, key, act=act, name=name, permissions=permissions, tags=fixed)
         return key_view(await key_store.get_key(session, key), act.at_ms)
 
     _show(in_session(work), as_machine=as_machine)

@@ -11,6 +11,8 @@ from gateway.admin.views import ProjectView, TenantView, project_view, tenant_vi
 from gateway.clock import Clock
 from gateway.commands.terminal import (
     Json,
+    NoTags,
+    Tags,
     act_of_the_user,
     all_rows,
     in_session,
@@ -18,6 +20,7 @@ from gateway.commands.terminal import (
     print_fields,
     print_json,
     print_table,
+    tags_of,
 )
 from gateway.identity import store
 
@@ -148,13 +151,14 @@ _OptionalOwner = Annotated[str | None, typer.Option("--tenant", help="name or id
 
 
 @projects.command("create", epilog="Example: `tollgate projects create search --tenant acme`")
-def projects_create(name: str, tenant: _Owner, *, as_machine: Json = False) -> None:
+def projects_create(name: str, tenant: _Owner, tags: Tags = None, *, as_machine: Json = False) -> None:
     """Make a project."""
     act = act_of_the_user()
+    fixed = tags_of(tags)
 
     async def work(session: AsyncSession) -> ProjectView:
         owner = await store.get_tenant(session, tenant)
-        made = await store.create_project(session, owner, name, act=act)
+        made = await store.create_project(session, owner, name, act=act, tags=fixed)
         return project_view(await store.describe_project(session, made.id))
 
     made = in_session(work)
@@ -196,18 +200,21 @@ def projects_show(project: _Project, tenant: _OptionalOwner = None, *, as_machin
 )
 def projects_update(
     project: _Project,
-    name: Annotated[str, typer.Option(help="the new name")],
+    name: Annotated[str | None, typer.Option(help="a new name")] = None,
     tenant: _OptionalOwner = None,
+    tags: Tags = None,
     *,
+    no_tags: NoTags = False,
     as_machine: Json = False,
 ) -> None:
-    """Rename a project; what was spent stays with it."""
+    """Rename a project, or fix other tags on it; what was spent stays as it is."""
     act = act_of_the_user()
+    fixed = {} if no_tags else tags_of(tags)
 
     async def work(session: AsyncSession) -> ProjectView:
         owner = None if tenant is None else await store.get_tenant(session, tenant)
         found = await store.get_project(session, project, tenant=owner, for_change=True)
-        await store.rename_project(session, found, name, act=act)
+        await store.update_project(session, found, act=act, name=name, tags=fixed)
         return project_view(await store.describe_project(session, found.id))
 
     _show_project(in_session(work), as_machine=as_machine)

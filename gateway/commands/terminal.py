@@ -24,7 +24,7 @@ from backends.pool import PoolSpec
 from gateway.audit import Act, Actor, ActorKind, Source
 from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
-from gateway.errors import ConfigurationError
+from gateway.errors import ConfigurationError, InvalidRequest
 from gateway.identity.roles import Role
 from gateway.migrate import require_current
 from gateway.paging import ROWS_MAX, Page, PageRequest
@@ -141,7 +141,38 @@ def _cell(value: Any) -> str:
         return f"{value:%Y-%m-%d %H:%M} UTC"
     if isinstance(value, list):
         return ", ".join(str(each) for each in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={each}" for name, each in value.items())
     return str(value)
+
+
+Tags = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag",
+        metavar="NAME=VALUE",
+        help="a cost tag on all its calls, instead of those it has; several times",
+    ),
+]
+NoTags = Annotated[bool, typer.Option("--no-tags", help="take all its cost tags away")]
+
+
+def tags_of(pairs: list[str] | None) -> dict[str, str] | None:
+    """Tags as people write them, `name=value`; None where none are given.
+
+    Raises:
+        InvalidRequest: one has no `=`, or two have the same name.
+    """
+    if not pairs:
+        return None
+    tags: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name in tags:
+            why = "that name is there twice" if equals else "it has no ="
+            raise InvalidRequest(f"--tag takes NAME=VALUE, such as feature=search, not {pair[:80]!r}: {why}.")
+        tags[name] = value
+    return tags
 
 
 def fail(message: str) -> NoReturn:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from gateway.clock import Clock
 from gateway.errors import AuthenticationFailed, GatewayError, Overloaded, PermissionDenied
 from gateway.identity.credentials import ADMIN_PREFIX, KEY_PREFIX
 from gateway.identity.key_store import KeyRecord, KeyState
+from gateway.identity.limits import Limit, Limiter, Limits, Scope
 from gateway.identity.root_key import derive
+from gateway.identity.tags import Tags, fixed_tags
 from gateway.inference import Call
 
 KEY_CHARS_MAX = 512
@@ -50,6 +52,12 @@ class Caller:
     class_unasked: str = CLASS_UNASKED
     """The latency class of a call that asks for none."""
     expires_at_ms: int | None = None
+    fixed_tags: Tags = ()
+    """Cost tags that the operator fixed on its project or key; no tag of a call's own overrides one."""
+    key_lineage: tuple[str, ...] = ()
+    """Its key's id and those of the keys that this one was rotated from, the newest first."""
+    limits: Limits | None = None
+    """How fast its tenant, its project and its key may call; None: as fast as they like."""
 
     def end_user_hash(self, end_user: str | None) -> str | None:
         """What is stored of an end user: an HMAC that only this tenant's secret can make."""
@@ -88,6 +96,7 @@ class KeyRing:
         self._root_key = root_key
         self._clock = clock
         self._stale_max_s = stale_max_s
+        self.limiter = Limiter(clock)
         self._callers: dict[bytes, Caller] = {}
         self._refused: dict[bytes, KeyRecord] = {}
         """Revoked ones, and those of retired tenants and projects."""
@@ -95,8 +104,11 @@ class KeyRing:
         """Valid ones with an end."""
         self._confirmed_at_s: float | None = None
 
-    def replace(self, records: Iterable[KeyRecord]) -> None:
+    def replace(self, records: Iterable[KeyRecord], limits: Iterable[Limit] = ()) -> None:
         """Take over what the database says now."""
+        records = list(records)
+        rotated_from = {record.id: record.rotated_from for record in records}
+        by_owner = {(limit.scope, limit.scope_id): limit for limit in limits}
         callers: dict[bytes, Caller] = {}
         refused: dict[bytes, KeyRecord] = {}
         ending: dict[bytes, KeyRecord] = {}
@@ -105,7 +117,8 @@ class KeyRing:
             if record.state(0) in {KeyState.REVOKED, KeyState.RETIRED}:
                 refused[digest] = record
                 continue
-            callers[digest] = self._caller(record)
+            lineage = _lineage(record.id, rotated_from)
+            callers[digest] = self._caller(record, lineage, _limits_of(record, lineage, by_owner))
             if record.expires_at_ms is not None:
                 ending[digest] = record
         self._callers, self._refused, self._ending = callers, refused, ending
@@ -164,7 +177,7 @@ class KeyRing:
             "This API key is not known. Check that it was copied whole, or ask an administrator for one."
         )
 
-    def _caller(self, record: KeyRecord) -> Caller:
+    def _caller(self, record: KeyRecord, lineage: tuple[str, ...], limits: tuple[Limit, ...]) -> Caller:
         return Caller(
             key_id=record.id,
             tenant_id=record.tenant_id,
@@ -180,7 +193,29 @@ class KeyRing:
             allowed_classes=None if record.allowed_classes is None else frozenset(record.allowed_classes),
             class_unasked=_class_unasked(record.allowed_classes),
             expires_at_ms=record.expires_at_ms,
+            fixed_tags=fixed_tags(record.project_tags, record.tags),
+            key_lineage=lineage,
+            limits=Limits(self.limiter, limits) if limits else None,
         )
+
+
+def _lineage(key_id: str, rotated_from: Mapping[str, str | None]) -> tuple[str, ...]:
+    lineage = [key_id]
+    while (older := rotated_from.get(lineage[-1])) is not None:
+        lineage.append(older)
+    return tuple(lineage)
+
+
+def _limits_of(
+    record: KeyRecord, lineage: tuple[str, ...], by_owner: Mapping[tuple[Scope, str], Limit]
+) -> tuple[Limit, ...]:
+    owners = (
+        (Scope.TENANT, record.tenant_id, record.tenant_name),
+        (Scope.PROJECT, record.project_id, record.project_name),
+        (Scope.KEY, lineage[-1], record.name),
+    )
+    found = ((by_owner.get((scope, owner_id)), name) for scope, owner_id, name in owners)
+    return tuple(replace(limit, name=name) for limit, name in found if limit is not None)
 
 
 def _class_unasked(allowed: tuple[str, ...] | None) -> str:

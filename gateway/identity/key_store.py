@@ -7,7 +7,7 @@ spend of both stays attributable to whoever used which, and the old one ends by 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -33,6 +33,7 @@ from gateway.identity.credentials import (
 )
 from gateway.identity.store import require_in_use
 from gateway.identity.tables import CLASSES, ApiKey, Project, Tenant
+from gateway.identity.tags import Tags, checked_tags, sorted_tags
 from gateway.paging import Page, PageRequest, page_of, seek
 
 NAMES_MAX = 100
@@ -72,6 +73,10 @@ class KeyRecord:
     rotated_to: str | None = None
     tenant_retired_at_ms: int | None = None
     project_retired_at_ms: int | None = None
+    tags: Tags = ()
+    """Fixed on the key itself."""
+    project_tags: Tags = ()
+    """Fixed on its project."""
 
     def state(self, now_ms: int) -> KeyState:
         """What it is at this instant."""
@@ -118,12 +123,13 @@ async def create_key(
     act: Act,
     permissions: Permissions = UNLIMITED,
     expires_at_ms: int | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> IssuedKey:
     """A new key of the project; its secret is not kept anywhere.
 
     Raises:
         Conflict: the project or its tenant is retired.
-        InvalidRequest: the name is no name, a limit is not known, or the expiry is over.
+        InvalidRequest: the name is no name, a limit is not known, a tag is none, or the expiry is over.
     """
     check_name(name)
     check_expiry(expires_at_ms, now_ms=act.at_ms)
@@ -140,6 +146,7 @@ async def create_key(
         expires_at_ms=expires_at_ms,
         allowed_models=limits.get("allowed_models"),
         allowed_classes=limits.get("allowed_classes"),
+        tags=checked_tags(tags or {}),
     )
     await audit.write(session, act, "key.create", row=key)
     return issued
@@ -152,13 +159,16 @@ async def update_key(
     act: Act,
     name: str | None = None,
     permissions: Permissions = UNLIMITED,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Change what is given; None leaves it. The same change again changes nothing.
+
+    Tags that are given take the place of all that there were.
 
     Raises:
         NotFound: no key has that public id.
         Conflict: it is revoked.
-        InvalidRequest: the name is no name, or a limit is not known.
+        InvalidRequest: the name is no name, a limit is not known, or a tag is none.
     """
     key = await _key_for_change(session, key_id)
     if key.revoked_at_ms is not None:
@@ -167,6 +177,8 @@ async def update_key(
     if name is not None and name != key.name:
         check_name(name)
         changes["name"] = name
+    if tags is not None:
+        changes["tags"] = checked_tags(tags)
     await audit.write(session, act, "key.update", row=key, changes=changes)
 
 
@@ -212,6 +224,7 @@ async def rotate_key(
         expires_at_ms=expires_at_ms if expires_at_ms is not None else key.expires_at_ms,
         allowed_models=key.allowed_models,
         allowed_classes=key.allowed_classes,
+        tags=key.tags,
         rotated_from=key.id,
     )
     await audit.write(
@@ -320,6 +333,8 @@ def _record(row: Any) -> KeyRecord:
         rotated_to=rotated_to,
         tenant_retired_at_ms=tenant.retired_at_ms,
         project_retired_at_ms=project.retired_at_ms,
+        tags=sorted_tags(key.tags),
+        project_tags=sorted_tags(project.tags),
     )
 
 

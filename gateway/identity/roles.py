@@ -53,7 +53,7 @@ _OPEN = Rule(Credential.NOTHING)
 _TENANT = Rule(Credential.TENANT_KEY)
 _READ = Rule(Credential.ADMIN_KEY, frozenset(Role))
 _ADMIN = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN}))
-_FINANCE = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN, Role.FINANCE}))
+_MONEY = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN, Role.FINANCE}))
 _PAGE = Rule(Credential.LOGIN, frozenset(Role))
 
 RULES: Mapping[tuple[str, str], Rule] = {
@@ -86,6 +86,11 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("PATCH", "/admin/v1/keys/{key}"): _ADMIN,
     ("POST", "/admin/v1/keys/{key}/rotate"): _ADMIN,
     ("POST", "/admin/v1/keys/{key}/revoke"): _ADMIN,
+    # How fast they may spend.
+    ("GET", "/admin/v1/limits"): _READ,
+    ("GET", "/admin/v1/limits/{scope}/{owner}"): _READ,
+    ("PUT", "/admin/v1/limits/{scope}/{owner}"): _MONEY,
+    ("DELETE", "/admin/v1/limits/{scope}/{owner}"): _MONEY,
     # Who steers.
     ("GET", "/admin/v1/admin-keys"): _ADMIN,
     ("POST", "/admin/v1/admin-keys"): _ADMIN,
@@ -96,8 +101,8 @@ RULES: Mapping[tuple[str, str], Rule] = {
     # Money.
     ("GET", "/admin/v1/prices"): _READ,
     ("GET", "/admin/v1/prices/{target}"): _READ,
-    ("POST", "/admin/v1/prices/{target}"): _FINANCE,
-    ("POST", "/admin/v1/prices/{target}/reset"): _FINANCE,
+    ("POST", "/admin/v1/prices/{target}"): _MONEY,
+    ("POST", "/admin/v1/prices/{target}/reset"): _MONEY,
     ("GET", "/admin/v1/reports/spend"): _READ,
     # Console.
     ("GET", "/console/login"): _OPEN,

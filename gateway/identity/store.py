@@ -6,6 +6,7 @@ are refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from gateway.audit import Act
 from gateway.errors import Conflict, NotFound
 from gateway.identity.credentials import check_name
 from gateway.identity.tables import ApiKey, Project, Tenant
+from gateway.identity.tags import checked_tags
 from gateway.inference import new_id
 from gateway.paging import Page, PageRequest, page_of, seek
 
@@ -184,18 +186,26 @@ def _tenant_taken(name: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- projects
-async def create_project(session: AsyncSession, tenant: Tenant, name: str, *, act: Act) -> Project:
+async def create_project(
+    session: AsyncSession, tenant: Tenant, name: str, *, act: Act, tags: Mapping[str, str] | None = None
+) -> Project:
     """A new project of the tenant.
 
     Raises:
         Conflict: the name is taken within the tenant, or the tenant is retired.
-        InvalidRequest: the name is empty, too long, or looks like an id.
+        InvalidRequest: the name is empty, too long, or looks like an id, or a tag is none.
     """
     check_name(name)
     require_in_use(tenant)
     if await _named(session, tenant, name) is not None:
         raise Conflict(_project_taken(tenant, name), param="name")
-    project = Project(id=new_id("prj_", act.at_ms), tenant_id=tenant.id, name=name, created_at_ms=act.at_ms)
+    project = Project(
+        id=new_id("prj_", act.at_ms),
+        tenant_id=tenant.id,
+        name=name,
+        created_at_ms=act.at_ms,
+        tags=checked_tags(tags or {}),
+    )
     await audit.write(session, act, "project.create", row=project, conflict=_project_taken(tenant, name))
     return project
 
@@ -246,20 +256,33 @@ async def describe_project(
     return ProjectRecord(project, owner.name)
 
 
-async def rename_project(session: AsyncSession, project: Project, name: str, *, act: Act) -> Project:
-    """Give it another name; spend stays where it is.
+async def update_project(
+    session: AsyncSession,
+    project: Project,
+    *,
+    act: Act,
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Project:
+    """Change what is given; None leaves it. Spend stays where it is; tags stand on what is spent from now on.
+
+    Tags that are given take the place of all that there were.
 
     Raises:
         Conflict: the name is taken within the tenant.
-        InvalidRequest: it is no name.
+        InvalidRequest: it is no name, or a tag is none.
     """
     tenant = await get_tenant(session, project.tenant_id)
-    if name != project.name:
+    changes: dict[str, Any] = {}
+    if name is not None and name != project.name:
         check_name(name)
         if await _named(session, tenant, name) is not None:
             raise Conflict(_project_taken(tenant, name), param="name")
-    conflict = _project_taken(tenant, name)
-    await audit.write(session, act, "project.update", row=project, changes={"name": name}, conflict=conflict)
+        changes["name"] = name
+    if tags is not None:
+        changes["tags"] = checked_tags(tags)
+    conflict = _project_taken(tenant, name or project.name)
+    await audit.write(session, act, "project.update", row=project, changes=changes, conflict=conflict)
     return project
 
 

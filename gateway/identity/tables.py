@@ -1,4 +1,4 @@
-"""Tenants pay, projects allocate, API keys call, administrators steer.
+"""Tenants pay, projects allocate, API keys call within their limits, administrators steer.
 
 All of them are `Audited`: they can only be written through `gateway/audit.py`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Boolean, Column, ForeignKey, Index, String, true
+from sqlalchemy import JSON, BigInteger, Boolean, Column, ForeignKey, Index, String, text, true
 from sqlmodel import Field
 
 from gateway.audit import Audited
@@ -23,8 +23,12 @@ def _instant(comment: str) -> Any:
     return Field(default=None, sa_column=Column(EpochMs, nullable=True, comment=comment))
 
 
-def _list(comment: str) -> Any:
+def _json(comment: str) -> Any:
     return Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True, comment=comment))
+
+
+def _bound(comment: str) -> Any:
+    return Field(default=None, sa_column=Column(BigInteger, nullable=True, comment=comment))
 
 
 class Tenant(Audited, table=True):
@@ -65,7 +69,7 @@ class Project(Audited, table=True):
     __table_args__ = (Index("uq_projects_tenant_id_name", "tenant_id", "name", unique=True),)
     audit_kind: ClassVar[str] = "project"
     audit_topic: ClassVar[str] = TOPIC
-    audit_fields: ClassVar[tuple[str, ...]] = ("tenant_id", "name", "retired_at_ms")
+    audit_fields: ClassVar[tuple[str, ...]] = ("tenant_id", "name", "tags", "retired_at_ms")
 
     id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, prj_…"))
     tenant_id: str = Field(
@@ -74,6 +78,7 @@ class Project(Audited, table=True):
     name: str = Field(sa_column=Column(String(128), nullable=False, comment="unique within the tenant"))
     created_at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="epoch ms"))
     retired_at_ms: int | None = _instant("epoch ms; since then its keys are refused")
+    tags: dict[str, str] | None = _json("cost tags that the operator fixed on its calls")
 
 
 class ApiKey(Audited, table=True):
@@ -94,6 +99,7 @@ class ApiKey(Audited, table=True):
         "name",
         "allowed_models",
         "allowed_classes",
+        "tags",
         "rotated_from",
         "expires_at_ms",
         "revoked_at_ms",
@@ -121,12 +127,56 @@ class ApiKey(Audited, table=True):
     created_at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="epoch ms"))
     revoked_at_ms: int | None = _instant("epoch ms; empty while it is valid")
     expires_at_ms: int | None = _instant("epoch ms; from then on it is refused; empty: never")
-    allowed_models: list[str] | None = _list("model aliases that it may ask for; empty: all")
-    allowed_classes: list[str] | None = _list("latency classes that it may ask for; empty: all")
+    allowed_models: list[str] | None = _json("model aliases that it may ask for; empty: all")
+    allowed_classes: list[str] | None = _json("latency classes that it may ask for; empty: all")
     rotated_from: str | None = Field(
         default=None,
         sa_column=Column(String(64), nullable=True, comment="public id of the key that it replaces"),
     )
+    tags: dict[str, str] | None = _json("cost tags that the operator fixed on its calls, over the project's")
+
+
+class RateLimit(Audited, table=True):
+    """How fast a tenant, a project or a key may call. One that is taken away is ended, not deleted."""
+
+    __tablename__ = "limits"
+    __table_args__ = (
+        Index(
+            "uq_limits_live",
+            "scope",
+            "scope_id",
+            unique=True,
+            sqlite_where=text("ended_at_ms IS NULL"),
+            postgresql_where=text("ended_at_ms IS NULL"),
+        ),
+        Index("ix_limits_created", "created_at_ms", "id"),
+    )
+    audit_kind: ClassVar[str] = "limit"
+    audit_topic: ClassVar[str] = TOPIC
+    audit_fields: ClassVar[tuple[str, ...]] = (
+        "scope",
+        "scope_id",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "concurrent_requests",
+        "ended_at_ms",
+    )
+
+    id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, lim_…"))
+    scope: str = Field(sa_column=Column(String(16), nullable=False, comment="tenant, project or key"))
+    scope_id: str = Field(
+        sa_column=Column(
+            String(64), nullable=False, comment="id of that; of a rotated key: the first one's of the line"
+        )
+    )
+    name: str = Field(
+        sa_column=Column(String(128), nullable=False, comment="what people called that when it was set")
+    )
+    requests_per_minute: int | None = _bound("requests in a minute; empty: any number")
+    tokens_per_minute: int | None = _bound("tokens in a minute, input and output; empty: any number")
+    concurrent_requests: int | None = _bound("requests under way at once; empty: any number")
+    created_at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="epoch ms"))
+    ended_at_ms: int | None = _instant("epoch ms; since then it does not hold any more")
 
 
 class AdminKey(Audited, table=True):

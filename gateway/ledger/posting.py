@@ -187,7 +187,7 @@ async def _book_on_budgets(
     windows = await locked_windows(session, mentioned)
     slices = await slices_of(session, owner_id, mentioned)
     postings: list[dict[str, Any]] = []
-    for bucket in mentioned:
+    for bucket in windows:
         slice_, amount = slices.get(bucket), spent.get(bucket, 0)
         if amount:
             window = windows[bucket]
@@ -198,7 +198,7 @@ async def _book_on_budgets(
         booked.slices[bucket] = 0 if slice_ is None else slice_.amount_usd_nanos
     if not postings:
         return
-    drawn = {bucket for bucket in mentioned if spent.get(bucket)}
+    drawn = {bucket for bucket in windows if spent.get(bucket)}
     await save_windows(session, {bucket: windows[bucket] for bucket in drawn})
     await save_slices(session, ((bucket, state) for bucket, state in slices.items() if bucket in drawn))
     await session.execute(insert(metadata.tables["budget_postings"]), postings)

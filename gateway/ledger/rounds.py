@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.clock import instant_text
-from gateway.errors import BudgetExceeded
+from gateway.errors import BudgetExceeded, GatewayError, Overloaded
 from gateway.ledger.buckets import Bucket, BudgetRecord, window_at
 from gateway.ledger.budgets import Holds, Lot
 from gateway.ledger.owners import take_back
@@ -73,7 +73,7 @@ class Round:
             elif state.amount_usd_nanos and not state.is_unattributed:
                 self._others[bucket].append(state)
         self._served: list[Waiter] = []
-        self.answers: list[tuple[Waiter, BudgetExceeded | None]] = []
+        self.answers: list[tuple[Waiter, GatewayError | None]] = []
         """Who is served, and who is refused, and why."""
         self.has_recalled = False
 
@@ -88,6 +88,10 @@ class Round:
     def serve(self, waiters: Sequence[Waiter]) -> None:
         """Hold what is needed, in the waiters' order, in all their buckets or in none."""
         for waiter in waiters:
+            if not waiter.needs.keys() <= self._windows.keys():
+                gone = Overloaded("A budget over this request is being changed. Try again shortly.")
+                self.answers.append((waiter, gone))
+                continue
             lacking = [bucket for bucket, need in waiter.needs.items() if need > self._reach(bucket)]
             if lacking:
                 self._call_for(waiter, lacking)

@@ -107,7 +107,7 @@ class Shipper:
         try:
             while await self._ship_batch():
                 pass
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, BookedMeanwhile) as error:
             _log.warning(
                 "%d usage records stay in the spool until the next start: %s",
                 self._spool.unshipped_count,
@@ -126,7 +126,7 @@ class Shipper:
                 while await self._ship_batch() and not self._stopping.is_set():
                     pass
                 self.failures = 0
-            except (SQLAlchemyError, OSError) as error:
+            except (SQLAlchemyError, OSError, BookedMeanwhile) as error:
                 self.failures += 1
                 _log.warning("the database did not take a batch of usage records (will try again): %s", error)
 

@@ -53,7 +53,10 @@ class SliceState:
 
 
 async def locked_windows(session: AsyncSession, buckets: Collection[Bucket]) -> dict[Bucket, WindowState]:
-    """The buckets, locked until the transaction ends; those that nobody used yet are made."""
+    """The buckets, locked until the transaction ends; those that nobody used yet are made.
+
+    A bucket of a budget that this database does not know (a spool that was moved here) is left out.
+    """
     found = await _read_windows(session, buckets)
     missing = sorted(set(buckets) - set(found))
     if missing:
@@ -112,6 +115,7 @@ async def _make_windows(session: AsyncSession, missing: Sequence[Bucket]) -> Non
             "limit_highest_usd_nanos": by_id[bucket.budget_id],
         }
         for bucket in missing
+        if bucket.budget_id in by_id
     ]
     await insert_ignoring_duplicates(session, BudgetWindow, rows)
 

@@ -14,7 +14,17 @@ from typing import Any
 import msgspec
 
 from gateway.errors import InvalidRequest
-from gateway.inference import Call, CallFacts, Endpoint, EngineMetrics, TaskType, TokenUsage
+from gateway.inference import (
+    TAG_NAME_CHARS,
+    TAG_VALUE_CHARS,
+    TAGS_MAX,
+    Call,
+    CallFacts,
+    Endpoint,
+    EngineMetrics,
+    TaskType,
+    TokenUsage,
+)
 from gateway.protocols.cache_control import read_cache_wish
 from gateway.protocols.json_body import ABSENT, decode_object, is_there, raw
 
@@ -69,9 +79,6 @@ GUIDED = {
 TOKENS_MAX = 2**31 - 1
 """No context is longer; keeps every amount of money that follows from a count within 64 bits."""
 REQUEST_ID_CHARS = 256
-TAGS_MAX = 16
-TAG_NAME_CHARS = 64
-TAG_VALUE_CHARS = 512
 SERVICE_TIERS = ("auto", "default", "flex", "priority")
 
 

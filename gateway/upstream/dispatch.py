@@ -27,6 +27,7 @@ from gateway.errors import (
 )
 from gateway.inference import AttemptTiming, Call, Completion, RouteDecision, Target
 from gateway.settings import TimeoutSettings
+from gateway.upstream import token_count
 from gateway.upstream.client import Origin, UpstreamClient, UpstreamResponse
 from gateway.upstream.outside import REPLICA, EventSource, Outside
 from gateway.upstream.stall import StallGuard
@@ -305,6 +306,17 @@ class Dispatcher:
                 _count_failure(lease, error)
                 failures.append(error)
         raise _nobody_answered(failures)
+
+    async def count_input(self, call: Call, decision: RouteDecision) -> int | None:
+        """The request's input tokens as an engine counts them; None if that cannot be known."""
+        body = token_count.question(call, decision)
+        lease = None if body is None else self._registry.lease(decision.targets[0].pool)
+        if body is None or lease is None:
+            return None
+        try:
+            return await token_count.ask(self._client, self._origin(lease.url), body)
+        finally:
+            lease.release()
 
     def _tries(self, decision: RouteDecision) -> Iterator[tuple[Target, Lease]]:
         attempts_max = self._attempts_max

@@ -1,6 +1,8 @@
 """Mock engines that live as long as a test worker, and databases that Alembic has made."""
 
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from gateway.migrate import upgrade
 from tests.support.mock_process import MockVllm
-from tests.support.servers import postgres_server, redis_server
+from tests.support.servers import free_port, postgres_server, redis_server, sentinel_server
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +80,28 @@ def redis() -> Iterator[str]:
     """A Redis server's address."""
     with redis_server() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """A cluster of one node that owns every slot."""
+    with redis_server(arguments=["--cluster-enabled", "yes", "--cluster-port", str(free_port())]) as url:
+        port = url.rpartition(":")[2].partition("/")[0]
+        _cli(port, "cluster", "addslotsrange", "0", "16383")
+        deadline_s = time.monotonic() + 30
+        while "cluster_state:ok" not in _cli(port, "cluster", "info"):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        yield f"redis+cluster://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def sentinel() -> Iterator[str]:
+    """A master that a sentinel watches."""
+    with redis_server() as master, sentinel_server(master, name="answers") as address:
+        yield f"redis+sentinel://{address}/answers/0"
+
+
+def _cli(port: str, *arguments: str) -> str:
+    command = ["/usr/bin/env", "redis-cli", "-p", port, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -219,6 +219,13 @@ def _top_logprobs(body: dict[str, Any], *, is_chat: bool) -> int | None:
     return asked
 
 
+def count_tokens(raw: bytes) -> int:
+    """What /tokenize says of a chat or a prompt."""
+    body = json.loads(raw)
+    prompts = [_chat_prompt(body)] if "messages" in body else _completion_prompts(body["prompt"])
+    return prompt_tokens(prompts)
+
+
 def prompt_tokens(prompts: Sequence[Prompt]) -> int:
     """All prompt tokens of a request."""
     return sum(prompt.tokens for prompt in prompts)

@@ -13,7 +13,13 @@ from tests.support.mock_vllm_checks import Refused, error_body
 from tests.support.mock_vllm_faults import FaultError, Faults, Hits, parse_fault
 from tests.support.mock_vllm_http import VARY, Connection, Headers, Request, StreamReply, head
 from tests.support.mock_vllm_metrics import CONTENT_TYPE, ServerMetrics
-from tests.support.mock_vllm_requests import Generation, Prompt, ServerProfile, parse_generation
+from tests.support.mock_vllm_requests import (
+    Generation,
+    Prompt,
+    ServerProfile,
+    count_tokens,
+    parse_generation,
+)
 from tests.support.mock_vllm_text import Manner, Script, script, script_of_text
 from tests.support.mock_vllm_wire import DONE, Answer, Timing, compact, error_event, models_body
 
@@ -116,6 +122,10 @@ class MockServer:
             connection.reply(200, compact({"version": VERSION}).encode())
         elif path == "/metrics":
             connection.reply(200, self.metrics.page(), CONTENT_TYPE)
+        elif path == "/tokenize" and request.method == "POST":
+            count = count_tokens(request.body)
+            limit = self.profile.max_model_len
+            connection.reply(200, compact({"count": count, "max_model_len": limit}).encode())
         elif path == "/v1/models":
             connection.reply(200, compact(models_body(self.profile, self._created)).encode())
         else:

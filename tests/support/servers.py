@@ -233,11 +233,12 @@ def redis_answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def redis_server(*, arguments: list[str] | None = None) -> Iterator[str]:
+def redis_server(*, arguments: list[str] | None = None, port: int | None = None) -> Iterator[str]:
     """A Redis of its own, without persistence; yields `redis://127.0.0.1:PORT/0`.
 
     Args:
         arguments: options beside ours, such as ["--maxmemory", "10mb"].
+        port: where; None: on a free one.
 
     Raises:
         ServerMissing: Redis is not installed.
@@ -247,7 +248,7 @@ def redis_server(*, arguments: list[str] | None = None) -> Iterator[str]:
     if program is None:
         raise ServerMissing("redis-server is missing: apt-get install redis-server")
     with folder_for("redis", None) as folder:
-        port = free_port()
+        port = port or free_port()
         ours = [
             "--port",
             str(port),

@@ -5,6 +5,7 @@ the wire format fails here, by name of the exchange, and the new recording (test
 shows the change.
 """
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -44,6 +45,26 @@ def test_metrics_have_the_recorded_names_and_types(request: pytest.FixtureReques
     golden = load(GOLDEN / variant / "metrics.json")[1]
     assert page.header("content-type") == golden.header("content-type")
     assert metric_names(page.body) == metric_names(golden.body)
+
+
+@pytest.mark.parametrize("endpoint", ["chat/completions", "completions"])
+def test_tokens_are_counted_as_they_are_charged(plain_url: str, endpoint: str) -> None:
+    """What a tight budget relies on: /tokenize says what the answer's usage says later."""
+    model = "tollgate-reference"
+    asked = {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Tell é a story"},
+        ]
+    }
+    fields = asked if endpoint == "chat/completions" else {"prompt": "Once upon a time"}
+    told = []
+    for path in ("/tokenize", f"/v1/{endpoint}"):
+        body = {"model": model, **fields} | ({} if path == "/tokenize" else {"max_tokens": 1})
+        reply = exchange(plain_url, Ask("POST", path, body=json.dumps(body)), TIMEOUT_S)
+        assert reply.status == 200, reply.body
+        told.append(json.loads(reply.body))
+    assert told[0]["count"] == told[1]["usage"]["prompt_tokens"] > 0
 
 
 def test_every_recorded_exchange_is_still_asked(plain_url: str) -> None:

@@ -49,6 +49,7 @@ class Terminal:
         """A tenant with all that belongs to one, and an administrator's key."""
         self.json("tenants", "create", name)
         key = self.json("keys", "create", "--tenant", name)
+        self.json("limits", "set", "key", key["id"], "--requests-per-minute", "60")
         admin = self.json("admins", "create", name, "--role", "operator")
         return {"TENANT": name, "PROJECT": key["project_id"], "KEY": key["id"], "ADMIN": admin["id"]}
 

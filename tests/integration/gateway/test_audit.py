@@ -60,6 +60,8 @@ CHANGES: dict[tuple[str, str], Change] = {
     ("PATCH", "/keys/{key}"): ("key", "key.update", {"allowed_models": ["auto"]}),
     ("POST", "/keys/{key}/rotate"): ("key", "key.rotate", {}),
     ("POST", "/keys/{key}/revoke"): ("key", "key.revoke", {}),
+    ("PUT", "/limits/{scope}/{owner}"): ("project", "limit.create", {"requests_per_minute": 5}),
+    ("DELETE", "/limits/{scope}/{owner}"): ("tenant", "limit.end", {}),
     ("POST", "/admin-keys"): ("", "admin_key.create", {"name": "new", "role": "finance"}),
     ("POST", "/admin-keys/{key}/rotate"): ("admin_key", "admin_key.rotate", {}),
     ("POST", "/admin-keys/{key}/revoke"): ("admin_key", "admin_key.revoke", {}),
@@ -77,6 +79,8 @@ async def _objects(desk: Desk, name: str) -> dict[str, str]:
     """A tenant with all that belongs to one, and an administrator's key; their ids."""
     key = await desk.post("/keys", {"tenant": (await desk.post("/tenants", {"name": name}))["id"]})
     admin_key = await desk.post("/admin-keys", {"name": name, "role": "viewer"})
+    set_ = await desk.ask("PUT", f"/limits/tenant/{key['tenant_id']}", json={"concurrent_requests": 9})
+    assert set_.status_code == 200, set_.text
     return {
         "tenant": key["tenant_id"],
         "project": key["project_id"],
@@ -89,7 +93,8 @@ async def _objects(desk: Desk, name: str) -> dict[str, str]:
 async def test_every_change_over_http_leaves_one_entry(desk: Desk) -> None:
     for number, ((method, template), (kind, action, body)) in enumerate(CHANGES.items()):
         object_id = (await _objects(desk, f"tenant {number}")).get(kind, "")
-        path = template.format(tenant=object_id, project=object_id, key=object_id, target=object_id)
+        ids = dict.fromkeys(("tenant", "project", "key", "owner", "target"), object_id)
+        path = template.format(scope=kind, **ids)
         known = {one["id"] for one in await entries(desk)}
         answer = await desk.ask(method, path, json=body)
         assert answer.status_code in {200, 201}, (template, answer.text)
@@ -149,6 +154,8 @@ COMMANDS: dict[tuple[str, str], tuple[list[str], str]] = {
     ("keys", "update"): (["KEY", "--model", "auto"], "key.update"),
     ("keys", "rotate"): (["KEY", "--overlap", "1h"], "key.rotate"),
     ("keys", "revoke"): (["KEY"], "key.revoke"),
+    ("limits", "set"): (["tenant", "TENANT", "--concurrent", "5"], "limit.create"),
+    ("limits", "clear"): (["key", "KEY"], "limit.end"),
     ("admins", "create"): (["new", "--role", "viewer"], "admin_key.create"),
     ("admins", "rotate"): (["ADMIN"], "admin_key.rotate"),
     ("admins", "revoke"): (["ADMIN"], "admin_key.revoke"),
@@ -168,7 +175,7 @@ def test_every_command_that_changes_something_is_tried() -> None:
     reading = {"list", "show", "diff"}
     changing = {
         (group, name)
-        for group in ("tenants", "projects", "keys", "admins", "prices")
+        for group in ("tenants", "projects", "keys", "limits", "prices", "admins")
         for name in groups.commands[group].commands
         if name not in reading
     }

@@ -111,6 +111,7 @@ async def test_a_project_from_the_first_to_the_last(desk: Desk) -> None:
         "name": "search",
         "tenant_id": desk.gateway.tenant_id,
         "tenant": "acme",
+        "tags": {},
         "created_at": "2026-11-20T12:00:00Z",
         "retired_at": None,
     }

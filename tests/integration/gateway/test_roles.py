@@ -76,7 +76,7 @@ def test_viewers_change_nothing_finance_no_routing_and_operators_no_money() -> N
     for (method, path), rule in RULES.items():
         if path.startswith("/admin/") and method != "GET":
             assert Role.VIEWER not in rule.roles, path
-            is_money = path.startswith("/admin/v1/prices")
+            is_money = path.startswith(("/admin/v1/prices", "/admin/v1/limits", "/admin/v1/budgets"))
             assert (Role.FINANCE in rule.roles) == is_money, path
             assert not (is_money and Role.OPERATOR in rule.roles), path
         if path.startswith("/admin/v1/admin-keys"):
@@ -111,7 +111,7 @@ class Office:
 
     async def ask(self, method: str, template: str, headers: dict[str, str]) -> httpx.Response:
         path = re.sub(r"\{[^}]+\}", "nothing", template)
-        body: dict[str, Any] = {"json": {}} if method in {"POST", "PATCH"} else {}
+        body: dict[str, Any] = {"json": {}} if method in {"POST", "PATCH", "PUT"} else {}
         return await self.client.request(method, path, headers=headers, **body)
 
 

@@ -28,6 +28,7 @@ TABLES = {
     "changes",
     "journal_entries",
     "journal_transactions",
+    "limits",
     "policy_versions",
     "price_entries",
     "price_versions",
