@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Final
 
 from sqlalchemy import text
@@ -35,8 +36,8 @@ QUESTIONS: Final[dict[str, str]] = {
           (SELECT transaction_id, account, amount_usd_nanos FROM journal_entries
            WHERE account LIKE 'tenant:%' OR account = 'platform') e
         FULL JOIN
-          (SELECT journal_id, CASE payer WHEN 'tenant' THEN 'tenant:' || tenant_id ELSE 'platform' END AS owner,
-             sum(coalesce(charge_usd_nanos, 0)) AS charged FROM attempts GROUP BY 1, 2) a
+          (SELECT journal_id,
+             CASE payer WHEN 'tenant' THEN 'tenant:' || tenant_id ELSE 'platform' END AS owner, sum(coalesce(charge_usd_nanos, 0)) AS charged FROM attempts GROUP BY 1, 2) a
         ON a.journal_id = e.transaction_id AND a.owner = e.account
         WHERE coalesce(e.amount_usd_nanos, 0) <> coalesce(a.charged, 0)""",
     "an attempt that is booked twice": """
@@ -50,8 +51,8 @@ QUESTIONS: Final[dict[str, str]] = {
         SELECT request_id FROM attempts WHERE payer = 'tenant' GROUP BY request_id HAVING count(*) > 1""",
     "a bucket that its postings do not add up to": """
         SELECT w.*, p.posted, p.overage FROM budget_windows w LEFT JOIN
-          (SELECT budget_id, window_start_ms, sum(amount_usd_nanos) AS posted, sum(overage_usd_nanos) AS overage
-           FROM budget_postings GROUP BY 1, 2) p USING (budget_id, window_start_ms)
+          (SELECT budget_id, window_start_ms, sum(amount_usd_nanos) AS posted,
+             sum(overage_usd_nanos) AS overage FROM budget_postings GROUP BY 1, 2) p USING (budget_id, window_start_ms)
         WHERE w.posted_usd_nanos <> coalesce(p.posted, 0) OR w.overage_usd_nanos <> coalesce(p.overage, 0)""",
     "a bucket that its slices do not add up to": """
         SELECT w.*, s.leased, s.lost FROM budget_windows w LEFT JOIN
@@ -118,18 +119,9 @@ def assert_books_are_right(settings: Mapping[str, str]) -> None:
     url = settings["TOLLGATE_DATABASE_URL"]
     found = {name: rows[:5] for name, statement in QUESTIONS.items() if (rows := query(url, statement))}
     assert not found, found
-    if _has_audit():
+    if find_spec("gateway.ledger.invariants") is not None:  # being built
         outcome = CliRunner().invoke(program, ["audit"], env=dict(settings))
         assert outcome.exit_code == 0, (outcome.output, outcome.exception)
-
-
-def _has_audit() -> bool:
-    """`tollgate audit` alone is a command, not only the name of a group."""
-    return any(
-        group.name == "audit" and group.typer_instance is not None
-        and getattr(group.typer_instance.info, "invoke_without_command", False) is True
-        for group in program.registered_groups
-    )
 
 
 def tokens_served(engines: Iterable[MockVllm]) -> int:
@@ -140,7 +132,13 @@ def tokens_served(engines: Iterable[MockVllm]) -> int:
 
 def tokens_booked(rows: Sequence[Row]) -> int:
     """The same by the books."""
-    meters = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+    meters = (
+        "input_tokens",
+        "cached_input_tokens",
+        "cache_write_tokens",
+        "output_tokens",
+        "reasoning_tokens",
+    )
     return sum(row[name] for row in rows for name in meters)
 
 

@@ -43,9 +43,7 @@ class BreakablePostgres:
     @property
     def log(self) -> str:
         """All that it has logged, over all starts."""
-        return "".join(
-            path.read_text(errors="replace") for path in sorted(self._folder.glob("server-*.log"))
-        )
+        return "".join(path.read_text(errors="replace") for path in sorted(self._folder.glob("server-*.log")))
 
     def start(self) -> None:
         """Start it again; it recovers by itself."""

@@ -1,6 +1,7 @@
-"""A `tollgate` that is killed at a named point of its own code, as by the out-of-memory killer.
+r"""A `tollgate` that is killed at a named point of its own code, as by the out-of-memory killer.
 
-    python -m tests.support.killed_gateway --at gateway.ledger.spool:Spool.start --on return --armed-by FILE serve
+    python -m tests.support.killed_gateway --at gateway.ledger.spool:Spool.start --on return \
+        --armed-by FILE serve
 
 Nothing of the product is changed for it: the interpreter's profiling hook (sys.setprofile) is told of every
 call and return, and sends SIGKILL at the first one of the function that is named, once FILE exists. Name only
@@ -35,6 +36,7 @@ class Trap:
 
     def __call__(self, frame: FrameType, event: str, value: object) -> None:
         """What sys.setprofile calls."""
+        del value
         if frame.f_code is self._code and event == self._event and self._armed_by.exists():
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -43,7 +45,7 @@ def code_of(point: str) -> CodeType:
     """The code of `module:qualified.name`.
 
     Raises:
-        ValueError: there is no such function; a point that was renamed must not pass unnoticed.
+        LookupError: there is no such function; a point that was renamed must not pass unnoticed.
     """
     module_name, _, path = point.partition(":")
     found: object = importlib.import_module(module_name)
@@ -51,7 +53,7 @@ def code_of(point: str) -> CodeType:
         found = getattr(found, name, None)
     code = getattr(found, "__code__", None)
     if not isinstance(code, CodeType):
-        raise ValueError(f"{point} is no function")
+        raise LookupError(f"{point} is no function")  # noqa: TRY004 - a name is wrong, not a type
     return code
 
 
@@ -64,7 +66,7 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     try:
         trap: Callable[[FrameType, str, object], None] = Trap(code_of(args.at), args.on, args.armed_by)
-    except ValueError as error:
+    except LookupError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(_NO_SUCH)
     sys.argv = ["tollgate", *rest]

@@ -1,7 +1,7 @@
-"""How does a test cut a connection at an exact point of what is said on it?
+r"""How does a test cut a connection at an exact point of what is said on it?
 
     with TcpProxy(server_port) as proxy:
-        proxy.cut(Cut(reply=b"COMMIT\\x00", asked=b"COPY "))
+        proxy.cut(Cut(reply=b"COMMIT\x00", asked=b"COPY "))
         ...  # the client is connected to 127.0.0.1:proxy.port
         assert proxy.cuts_made == 1
 
@@ -42,7 +42,7 @@ class Cut:
     """Where a connection ends."""
 
     reply: bytes = b""
-    """In what the server says; it is withheld. Empty: as soon as the client said `asked`, which is withheld."""
+    """In what the server says; it is withheld. Empty: as soon as the client said `asked`, withheld too."""
     asked: bytes = b""
     """Only if the client has said this since the last `reply`."""
     unless: bytes = b""
@@ -89,7 +89,9 @@ class TcpProxy:
         self._stopping = asyncio.Event()
         self._listens = threading.Event()
         self.port = 0
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),), daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=(self._run(),), daemon=True
+        )
         self._thread.start()
         if not self._listens.wait(10):
             raise RuntimeError("the proxy does not listen")

@@ -17,6 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -180,7 +181,7 @@ class Plant:
         for _ in range(2):
             key = self.customer("canary/key").keys["key"]
             for gateway in gateways or self.pair:
-                eventually(lambda gateway=gateway: _knows(gateway, key))  # type: ignore[misc]  # bound at once
+                eventually(partial(_knows, gateway, key))
 
     # ---------------------------------------------------------------------------------- what is to see
     def rows(self, customer: Customer, condition: str = "true", **values: object) -> list[Row]:
@@ -194,18 +195,16 @@ class Plant:
     def until_booked(self, *gateways: GatewayProcess) -> None:
         """Wait until nothing is under way or on its way to the database."""
         for gateway in gateways or self.pair:
-            eventually(lambda gateway=gateway: _is_quiet(gateway), within_s=2 * PATIENCE_S)  # type: ignore[misc]
+            eventually(partial(_is_quiet, gateway), within_s=2 * PATIENCE_S)
 
     def until_up(self) -> None:
         """Wait until every engine takes requests, by both gateways' account."""
         for gateway in self.pair:
-            eventually(lambda gateway=gateway: _is_up(gateway))  # type: ignore[misc]
+            eventually(partial(_is_up, gateway))
 
     def window(self, budget_id: str) -> Row:
         """A budget's only bucket."""
-        (row,) = query(
-            self.database_url, "SELECT * FROM budget_windows WHERE budget_id = :id", id=budget_id
-        )
+        (row,) = query(self.database_url, "SELECT * FROM budget_windows WHERE budget_id = :id", id=budget_id)
         return row
 
     def assert_right(self) -> None:
@@ -235,7 +234,9 @@ def write_policy(path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------ as a client
-def chat(gateway: GatewayProcess, key: str, body: dict[str, Any] = STORY, *, name: str = "") -> httpx.Response:
+def chat(
+    gateway: GatewayProcess, key: str, body: dict[str, Any] = STORY, *, name: str = ""
+) -> httpx.Response:
     """One whole answer; the same bytes as `Asked` sends, for a body's length decides what is held for it."""
     headers = {"authorization": f"Bearer {key}", "x-request-id": name or mark(), "content-type": JSON}
     content = json.dumps(body).encode()
@@ -307,7 +308,7 @@ class Load:
         keys: Sequence[str],
         *,
         clients: int = 4,
-        body_of: Callable[[int], dict[str, Any]] = lambda number: STORY,
+        body_of: Callable[[int], dict[str, Any]] = lambda _: STORY,
     ) -> None:
         self.statuses: Counter[tuple[str, int]] = Counter()
         """How often each key got each status; 0: the connection failed."""

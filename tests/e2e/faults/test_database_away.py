@@ -1,4 +1,4 @@
-"""Is nothing lost and nothing doubled while the database is away, slow, full, or silent at the worst moment?"""
+"""Is nothing lost or doubled while the database is away, slow, full, or silent at the worst moment?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.e2e.site import eventually
 from tests.support.books import query, tokens_booked, tokens_served
 from tests.support.tcp_proxy import Cut
 
-OUTAGE_S: Final = float(os.environ.get("TOLLGATE_TEST_OUTAGE_S", "8"))  # noqa: TID251 - a test's own setting
+OUTAGE_S: Final = float(os.environ.get("OUTAGE_S", "8"))  # noqa: TID251 - a test's own setting
 """How long PostgreSQL is away; `make proof` makes it longer."""
 LIMIT_NANOS: Final = 10**10
 BURN_AVERAGE_S: Final = 60
@@ -36,7 +36,7 @@ def customer(plant: Plant) -> Customer:
     plant.budget(Scope.KEY, made.key_ids["a"], LIMIT_NANOS)
     plant.until_known()
     for engine in plant.engines.values():
-        engine.control(ttft_ms=50)
+        engine.control(ttft_ms=150)  # their pace, not the machine's
     return made
 
 
@@ -47,7 +47,7 @@ def _load(plant: Plant, customer: Customer) -> Load:
 def _warm_up(load: Load) -> None:
     """Until the slices are large enough for an outage: a share of the pace that grows with the minute."""
     load.until_more(8)
-    load.pause(2 + BURN_AVERAGE_S * -math.log(1 - OUTAGE_S / RESERVE_S) * 1.5)
+    load.pause(2 + BURN_AVERAGE_S * -math.log(1 - OUTAGE_S / RESERVE_S) * 2)
 
 
 def _assert_nothing_is_lost(plant: Plant, customer: Customer, load: Load) -> None:
@@ -72,7 +72,7 @@ def test_requests_go_on_while_the_database_is_away(
         plant.postgres.start()
         load.until_more(8)
     record_property("answered_during_outage", during)
-    assert during >= 4 * OUTAGE_S, "they stood still"
+    assert during >= 2 * OUTAGE_S, "they stood still"
     _assert_nothing_is_lost(plant, customer, load)
 
 
@@ -184,9 +184,8 @@ def test_a_full_disk_delays_the_books_and_loses_nothing(
     plant: Plant, customer: Customer, small_disk: Path
 ) -> None:
     filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-        while True:
-            file.write(b"\0" * 4096)
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(b"\0" * 2**24)
     with _load(plant, customer) as load:
         eventually(lambda: any("No space left on device" in gateway.said() for gateway in plant.pair))
         assert max(metric(gateway, "tollgate_spool_unshipped") for gateway in plant.pair) > 0

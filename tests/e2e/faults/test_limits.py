@@ -1,8 +1,9 @@
-"""Is a limit kept to the nano-dollar when two gateways are stormed at once, and is none refused for nothing?"""
+"""Is a limit kept to the nano-dollar when two gateways are stormed at once, and none refused for nothing?"""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any, Final
 
 import httpx
@@ -16,15 +17,23 @@ from tests.support.books import highest_use, query
 from tests.support.factories import make_act
 
 CLIENTS: Final = 200
+FIT: Final = 77
 SIZES: Final = (1, 40, 150, 600)
 """max_tokens."""
-OUTPUT_NANOS: Final = 600
-"""What one more token of output may come to, at the dearest pool's rate."""
+INPUT_NANOS, OUTPUT_NANOS = 150, 600
+"""What one more token may come to, at the dearest pool's rates."""
+PROMPT_TOKENS: Final = 8
+"""Of the story, as the engine counts them."""
 
 
 def story(max_tokens: int) -> dict[str, Any]:
     """Three digits always: a body of another length has another hold."""
     return {**STORY, "max_tokens": max_tokens, "user": "x" * (8 - len(str(max_tokens)))}
+
+
+def least_hold(max_tokens: int) -> int:
+    """What is held where the limit is too tight for the body's bytes: its tokens are counted then."""
+    return PROMPT_TOKENS * INPUT_NANOS + max_tokens * OUTPUT_NANOS
 
 
 def hold_of(plant: Plant, customer: Customer, body: dict[str, Any]) -> int:
@@ -41,7 +50,7 @@ def hold_of(plant: Plant, customer: Customer, body: dict[str, Any]) -> int:
 def _storm(
     plant: Plant, customer: Customer, bodies: list[dict[str, Any]], *, budget_id: str, limit: int
 ) -> tuple[list[Asked], list[Asked]]:
-    """All at once on both gateways, the engines keeping what they get; who is under way, and who is refused."""
+    """All at once on both gateways, and the engines keep them; who is under way, and who is refused."""
     for engine in plant.engines.values():
         engine.reset()
         engine.control(ttft_ms=LONG_MS)
@@ -71,28 +80,31 @@ def _storm(
     return admitted, refused
 
 
-def _finish(plant: Plant, customer: Customer, admitted: list[Asked], *, limit: int) -> None:
-    """Everybody left; each is booked once, and nothing was above the limit at any moment."""
+def _finish(plant: Plant, customer: Customer, admitted: list[Asked], *, limit: int) -> list[int]:
+    """Everybody left; each is booked once, and nothing was above the limit at any moment. What was held."""
     plant.assert_right()
     rows = [row for row in plant.rows(customer) if row["key_id"] == customer.key_ids["spender"]]
     assert sorted(row["client_request_id"] for row in rows) == sorted(each.name for each in admitted)
     assert {(row["state"], row["payer"]) for row in rows} == {("cancelled", "tenant")}
     assert highest_use(rows) <= limit
+    return [row["hold_usd_nanos"] for row in rows]
 
 
 def test_two_hundred_equal_requests_fill_a_limit_exactly(plant: Plant) -> None:
     customer = plant.customer("free/probe", "bound/spender")
     plant.until_known()
-    body = story(100)
-    hold = hold_of(plant, customer, body)
-    fit = 77
-    limit = fit * hold + hold // 2
+    body = story(40)
+    hold, least = hold_of(plant, customer, body), least_hold(40)
+    rest = 2 * least + least // 2
+    assert rest < hold
+    limit = FIT * hold + rest
     budget_id = plant.budget(Scope.PROJECT, customer.projects["bound"], limit)
     plant.until_known()
     admitted, refused = _storm(plant, customer, [body] * CLIENTS, budget_id=budget_id, limit=limit)
-    assert len(admitted) == limit // hold == fit
-    assert len(refused) == CLIENTS - fit
-    _finish(plant, customer, admitted, limit=limit)
+    assert len(admitted) == limit // hold + rest // least == FIT + 2
+    assert len(refused) == CLIENTS - len(admitted)
+    holds = _finish(plant, customer, admitted, limit=limit)
+    assert Counter(holds) == {hold: FIT, least: 2}
 
 
 @pytest.mark.parametrize("seed", [11])
@@ -109,19 +121,17 @@ def test_of_mixed_sizes_none_is_refused_that_would_have_fitted(plant: Plant, see
     admitted, refused = _storm(
         plant, customer, [story(size) for size in sizes], budget_id=budget_id, limit=limit
     )
-    free = limit - sum(holds[each.body["max_tokens"]] for each in admitted)
-    assert free >= 0
     assert refused
+    free = limit - sum(_finish(plant, customer, admitted, limit=limit))
+    assert free >= 0
     # Nothing ended meanwhile: what is free now is the least that was free when any of them was refused.
-    assert min(holds[each.body["max_tokens"]] for each in refused) > free, f"seed {seed}"
-    _finish(plant, customer, admitted, limit=limit)
+    assert min(least_hold(each.body["max_tokens"]) for each in refused) > free, f"seed {seed}"
 
 
 def test_budgets_over_each_other_are_held_together_and_nobody_waits_in_a_circle(plant: Plant) -> None:
     customer = plant.customer("free/probe", "p1/a", "p1/b", "p2/c", "p2/d")
     plant.until_known()
-    low, high = hold_of(plant, customer, story(1)), hold_of(plant, customer, story(101))
-    assert high - low == 100 * OUTPUT_NANOS
+    high = hold_of(plant, customer, story(101))
     tenant = plant.budget(Scope.TENANT, customer.tenant_id, 9 * high, name="tenant")
     plant.budget(Scope.PROJECT, customer.projects["p1"], 5 * high, name="project")
     for key in ("a", "c"):
@@ -142,7 +152,7 @@ def test_budgets_over_each_other_are_held_together_and_nobody_waits_in_a_circle(
     assert "deadlock detected" not in plant.postgres.log
     # Nothing is left held by those that a narrower budget refused: the tenant's rest can be had whole, and no
     # more than that.
-    rest = low + 300 * OUTPUT_NANOS
+    rest = least_hold(301)
     limit = plant.window(tenant)["posted_usd_nanos"] + rest
     plant.change(lambda session: update_budget(session, tenant, limit_usd_nanos=limit, act=make_act()))
     plant.until_known()

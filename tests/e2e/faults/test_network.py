@@ -14,7 +14,10 @@ from tests.support.books import Row
 from tests.support.tcp_proxy import Cut, Manner
 
 STREAM: Final[dict[str, Any]] = {**STORY, "stream": True}
-POST: Final = b"POST /v1/chat/completions"
+PATH: Final = "/v1/chat/completions"
+POST: Final = f"POST {PATH}".encode()
+PACE_MS: Final = 100
+"""Between two tokens where something breaks between them: what was said before has been read by then."""
 HEAD: Final = b"HTTP/1.1 200"
 CONTENT: Final = b'"delta":{"content"'
 LIMIT_NANOS: Final = 10**9
@@ -61,9 +64,7 @@ class Break:
 BREAKS: Final = {
     "reset when asked": Break(Cut(asked=POST), True, False),
     "reset instead of the head": Break(Cut(reply=HEAD, asked=POST), True, False),
-    "closed before the first content": Break(
-        Cut(reply=CONTENT, asked=POST, manner=Manner.CLOSE), True, True
-    ),
+    "closed before the first content": Break(Cut(reply=CONTENT, asked=POST, manner=Manner.CLOSE), True, True),
     "stalled before the first content": Break(
         Cut(reply=CONTENT, asked=POST, manner=Manner.STALL), True, True
     ),
@@ -97,6 +98,7 @@ def test_what_breaks_before_the_first_content_is_tried_elsewhere_and_the_platfor
 def test_what_breaks_after_the_first_content_is_told_in_the_stream_and_the_platform_pays(
     plant: Plant, customer: Customer, manner: Manner
 ) -> None:
+    plant.engines["plain"].control(tpot_ms=PACE_MS)
     plant.engine_proxies["plain"].cut(Cut(reply=CONTENT, asked=POST, nth=6, manner=manner))
     with Asked(plant.one, customer.keys["key"], STREAM) as asked:
         reply = asked.reply()
@@ -117,6 +119,7 @@ def test_two_pools_fail_before_the_first_content_and_a_third_one_after_it(
 ) -> None:
     plant.engines["plain"].fault("error_before_first_content", times=1)
     plant.engines["third"].fault("die_before_first_chunk", times=1)
+    plant.engines["speculative"].control(tpot_ms=PACE_MS)
     plant.engines["speculative"].fault("error_mid_stream", 2, times=1)
     with Asked(plant.one, customer.keys["key"], STREAM) as asked:
         reply = asked.reply()
@@ -133,7 +136,7 @@ def test_two_pools_fail_before_the_first_content_and_a_third_one_after_it(
     assert {row["payer"] for row in rows} == {"platform"}
     assert all(row["charge_usd_nanos"] > 0 for row in rows), "each of them read the prompt"
     assert sum(row["output_tokens"] for row in rows) == rows[2]["output_tokens"] >= 2
-    tried = {name: engine.stats()["requests"] for name, engine in plant.engines.items()}
+    tried = {name: engine.stats()["paths"][PATH] for name, engine in plant.engines.items()}
     assert tried == dict.fromkeys(POOLS, 1), "it was tried again"
 
 
