@@ -37,7 +37,8 @@ QUESTIONS: Final[dict[str, str]] = {
            WHERE account LIKE 'tenant:%' OR account = 'platform') e
         FULL JOIN
           (SELECT journal_id,
-             CASE payer WHEN 'tenant' THEN 'tenant:' || tenant_id ELSE 'platform' END AS owner, sum(coalesce(charge_usd_nanos, 0)) AS charged FROM attempts GROUP BY 1, 2) a
+             CASE payer WHEN 'tenant' THEN 'tenant:' || tenant_id ELSE 'platform' END AS owner,
+             sum(coalesce(charge_usd_nanos, 0)) AS charged FROM attempts GROUP BY 1, 2) a
         ON a.journal_id = e.transaction_id AND a.owner = e.account
         WHERE coalesce(e.amount_usd_nanos, 0) <> coalesce(a.charged, 0)""",
     "an attempt that is booked twice": """
@@ -52,7 +53,8 @@ QUESTIONS: Final[dict[str, str]] = {
     "a bucket that its postings do not add up to": """
         SELECT w.*, p.posted, p.overage FROM budget_windows w LEFT JOIN
           (SELECT budget_id, window_start_ms, sum(amount_usd_nanos) AS posted,
-             sum(overage_usd_nanos) AS overage FROM budget_postings GROUP BY 1, 2) p USING (budget_id, window_start_ms)
+             sum(overage_usd_nanos) AS overage
+           FROM budget_postings GROUP BY 1, 2) p USING (budget_id, window_start_ms)
         WHERE w.posted_usd_nanos <> coalesce(p.posted, 0) OR w.overage_usd_nanos <> coalesce(p.overage, 0)""",
     "a bucket that its slices do not add up to": """
         SELECT w.*, s.leased, s.lost FROM budget_windows w LEFT JOIN
@@ -65,8 +67,8 @@ QUESTIONS: Final[dict[str, str]] = {
     "a slice below nothing": "SELECT * FROM budget_slices WHERE amount_usd_nanos < 0",
     "a hard limit that is passed": """
         SELECT w.* FROM budget_windows w JOIN budgets b ON b.id = w.budget_id
-        WHERE b.is_hard AND (w.overage_usd_nanos <> 0
-          OR w.posted_usd_nanos + w.leased_usd_nanos + w.unattributed_usd_nanos > w.limit_highest_usd_nanos)""",
+        WHERE b.is_hard AND (w.overage_usd_nanos <> 0 OR w.limit_highest_usd_nanos
+          < w.posted_usd_nanos + w.leased_usd_nanos + w.unattributed_usd_nanos)""",
     "a budget for good that its owner's attempts do not add up to": """
         SELECT w.budget_id, b.scope, w.posted_usd_nanos, sum(a.charge_usd_nanos) AS charged
         FROM budget_windows w JOIN budgets b ON b.id = w.budget_id

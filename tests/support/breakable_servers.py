@@ -58,7 +58,14 @@ class BreakablePostgres:
         self._server = servers.start(
             [self._programs / "postgres", "-D", self._data, *options], log, self._user
         )
-        probe = [self._programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        probe: list[str | Path] = [
+            self._programs / "pg_isready",
+            "-q",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+        ]
         servers.wait_until(
             lambda: subprocess.run(probe, check=False).returncode == 0, self._server, "PostgreSQL"
         )

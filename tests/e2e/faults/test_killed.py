@@ -119,7 +119,7 @@ def _live_and_die(case: Case, point: Point) -> None:
             name = f"{point.name}, before {number}"
             assert chat(gateway, case.key, name=name).status_code == 200
             case.expected[name] = ANSWERED
-        asked = []
+        asked: list[Asked] = []
         with leaving(asked):
             if point.has_open_stream:
                 asked.append(Asked(gateway, case.key, HELD))

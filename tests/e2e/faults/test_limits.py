@@ -67,7 +67,7 @@ def _storm(
                 id=budget_id,
             )
             assert all(row["used"] <= limit for row in lent), lent
-            under_way = sum(engine.stats()["in_flight"] for engine in plant.engines.values())
+            under_way: int = sum(engine.stats()["in_flight"] for engine in plant.engines.values())
             return under_way + sum(each.is_answered for each in asked) == len(asked)
 
         eventually(is_decided, within_s=60)
