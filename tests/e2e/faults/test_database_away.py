@@ -23,6 +23,9 @@ from tests.support.tcp_proxy import Cut
 OUTAGE_S: Final = float(os.environ.get("OUTAGE_S", "8"))  # noqa: TID251 - a test's own setting
 """How long PostgreSQL is away; `make proof` makes it longer."""
 LIMIT_NANOS: Final = 10**10
+RESTART_S: Final = 6
+MEASURE_S: Final = 3
+"""Until the pace is measured for the first time, and lent for."""
 BURN_AVERAGE_S: Final = 60
 RESERVE_S: Final = 300
 """What the gateway has in reserve: so many seconds of its burn, as a moving average over a minute."""
@@ -47,7 +50,9 @@ def _load(plant: Plant, customer: Customer) -> Load:
 def _warm_up(load: Load) -> None:
     """Until the slices are large enough for an outage: a share of the pace that grows with the minute."""
     load.until_more(8)
-    load.pause(2 + BURN_AVERAGE_S * -math.log(1 - OUTAGE_S / RESERVE_S) * 2)
+    # A reserve is filled up again at its half; a stop and a start take a while too.
+    needed_s = 2 * (OUTAGE_S + RESTART_S)
+    load.pause(MEASURE_S - BURN_AVERAGE_S * math.log(1 - needed_s / RESERVE_S))
 
 
 def _assert_nothing_is_lost(plant: Plant, customer: Customer, load: Load) -> None:
