@@ -134,7 +134,9 @@ def start_of(
     # Not refused here: what may not be used without a price was dropped when it was decided, and refused when
     # it was held for. What an answer from the cache once cost does not matter.
     price = plan.prices.find(target.pool) or UNPRICED
-    input_tokens = estimated_input_tokens(call.body_bytes)
+    # Never above what was held: a long body may be an image, or a prompt that the engine has counted.
+    estimate = min(estimated_input_tokens(call.body_bytes), target.max_model_len * call.prompts)
+    input_tokens = estimate if plan.counted_input is None else min(estimate, plan.counted_input)
     start = AttemptStart(
         attempt_id=new_id("att_", now_ms),
         request_id=plan.request_id,

@@ -190,6 +190,7 @@ class Pipeline:
                 raise
             bound = hold_for(plan.call, plan.decision, plan.prices, input_tokens=counted)
             reservation = await self._budgets.reserve(account, bound)
+            plan = replace(plan, counted_input=counted)
         return AttemptLog(
             plan, reservation, settlement=self._settlement, clock=self._clock, telemetry=self._telemetry
         )

@@ -58,6 +58,8 @@ class Plan:
     """Where its answer is kept; None if it is not."""
     permit: Permit = UNLIMITED
     """Ends with the request."""
+    counted_input: int | None = None
+    """Input tokens as an engine counts them, where only those are held for; None: nobody was asked."""
 
     @property
     def baseline(self) -> tuple[str, str] | None:

@@ -42,6 +42,7 @@ class GatewayProcess:
         settings: Mapping[str, str] | None = None,
         is_up: bool = True,
         start_timeout_s: float = PATIENCE_S,
+        program: Sequence[str] | None = None,
     ) -> None:
         """Start it and wait until it serves.
 
@@ -52,6 +53,7 @@ class GatewayProcess:
             settings: further `TOLLGATE_…` variables, or others of these names.
             is_up: wait until /readyz says yes; else only until it listens.
             start_timeout_s: how long it may take to listen.
+            program: what stands for `tollgate`; None: itself.
 
         Raises:
             RuntimeError: it ended or did not serve in time; its log is in the message.
@@ -64,7 +66,7 @@ class GatewayProcess:
         with self.log.open("ab") as log:
             self._log_starts_at = log.tell()
             self.process = subprocess.Popen(
-                [*PROGRAM, "serve"],
+                [*(program or PROGRAM), "serve"],
                 cwd=folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
