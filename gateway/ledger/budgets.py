@@ -57,7 +57,8 @@ class Lot:
             return
         if self.measured_s:
             rate = (self.used_usd_nanos - self.measured_usd_nanos) / passed_s
-            weight = min(1.0, passed_s / BURN_AVERAGE_S)
+            # The first rate that is seen is the best guess there is.
+            weight = min(1.0, passed_s / BURN_AVERAGE_S) if self.burn_usd_nanos_per_s else 1.0
             self.burn_usd_nanos_per_s += weight * (rate - self.burn_usd_nanos_per_s)
         self.measured_s, self.measured_usd_nanos = now_s, self.used_usd_nanos
 

@@ -42,10 +42,13 @@ class Waiter:
 
 
 def reserve_of(lot: Lot, reserve_s: float) -> int:
-    """What should be free in a lot where there is plenty, nano-USD."""
+    """What should be free in a lot where there is plenty, nano-USD.
+
+    Twice what `reserve_s` burns, for a lot is filled up when it is half empty.
+    """
     if not lot.used_usd_nanos:
         return 0
-    return int(lot.burn_usd_nanos_per_s * reserve_s) + HOLDS_IN_RESERVE * lot.largest_hold_usd_nanos
+    return int(2 * lot.burn_usd_nanos_per_s * reserve_s) + HOLDS_IN_RESERVE * lot.largest_hold_usd_nanos
 
 
 class Round:
