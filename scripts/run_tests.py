@@ -30,8 +30,10 @@ CHECKS = {
     "import contracts": ["lint-imports"],
 }
 TOP_LEVEL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py"))
-PARALLEL = ["tests/unit", "tests/integration", "tests/e2e", *TOP_LEVEL]
-SERIAL = ["tests/load", "tests/gpu", "tests/vllm"]
+FAULTS = "tests/e2e/faults"
+"""Each of its tests keeps the whole machine busy, on one PostgreSQL, Redis and fleet for all of them."""
+PARALLEL = ["tests/unit", "tests/integration", "tests/e2e", f"--ignore={FAULTS}", *TOP_LEVEL]
+SERIAL = [FAULTS, "tests/load", "tests/gpu", "tests/vllm"]
 CLOSING = re.compile(r"^=+ (?P<counts>.*?) in (?P<seconds>[\d.]+)s(?: \([\d:]+\))? =+$")
 COUNT = re.compile(r"(\d+) ([a-z]+)")
 NO_TESTS = 5
@@ -89,7 +91,11 @@ def combined(closings: list[str]) -> str:
 
 def existing(paths: list[str]) -> list[str]:
     """The paths that have tests: pytest treats a missing one as a wrong call."""
-    return [path for path in paths if (ROOT / path).is_file() or any((ROOT / path).rglob("test_*.py"))]
+    return [
+        path
+        for path in paths
+        if path.startswith("-") or (ROOT / path).is_file() or any((ROOT / path).rglob("test_*.py"))
+    ]
 
 
 def phase(outcome: Outcome, name: str, paths: list[str], *, options: tuple[str, ...] = ()) -> None:

@@ -13,6 +13,7 @@ class MovableClock(Clock):
     """Stands at `START`; all three of its faces move together."""
 
     def __init__(self, moment: datetime = START) -> None:
+        super().__init__()
         self._moment = moment
         self._monotonic_s = 1_000.0
 

@@ -25,6 +25,8 @@ from tests.support.pool_files import DEFAULT_POLICY, ROOT, write_pools
 from tests.support.servers import die_with_parent
 
 PATIENCE_S: Final = 40.0
+COVERAGE: Final = "COVERAGE_PROCESS_CONFIG"
+"""What coverage.py (7.x, `patch = subprocess`) leaves for child processes."""
 """For a start or a stop on a busy machine."""
 _SERVES: Final = re.compile(r"Tollgate serves on (http://127\.0\.0\.1:\d+)")
 # The gateway must be reached directly, whatever proxy the environment names.
@@ -43,6 +45,7 @@ class GatewayProcess:
         is_up: bool = True,
         start_timeout_s: float = PATIENCE_S,
         program: Sequence[str] | None = None,
+        is_measured: bool = True,
     ) -> None:
         """Start it and wait until it serves.
 
@@ -54,6 +57,7 @@ class GatewayProcess:
             is_up: wait until /readyz says yes; else only until it listens.
             start_timeout_s: how long it may take to listen.
             program: what stands for `tollgate`; None: itself.
+            is_measured: its coverage counts where its parent's does; it is twice as slow then.
 
         Raises:
             RuntimeError: it ended or did not serve in time; its log is in the message.
@@ -63,6 +67,8 @@ class GatewayProcess:
         self.log = folder / "gateway.log"
         write_pools(folder / "pools", urls)
         self.environment = environment(folder, settings)
+        if not is_measured:
+            self.environment.pop(COVERAGE, None)
         with self.log.open("ab") as log:
             self._log_starts_at = log.tell()
             self.process = subprocess.Popen(
