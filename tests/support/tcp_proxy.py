@@ -16,7 +16,7 @@ import contextlib
 import socket
 import struct
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import TracebackType
 from typing import Final, Self
@@ -50,6 +50,8 @@ class Cut:
     nth: int = 1
     """At which `reply` of the connection that was asked for so."""
     manner: Manner = Manner.RESET
+    times: int = 1
+    """How many connections: a client may try an idle connection that breaks at once a second time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -196,7 +198,7 @@ class TcpProxy:
         return None
 
     def _make(self, cut: Cut, connection: _Connection) -> None:
-        self._cut = None
+        self._cut = replace(cut, times=cut.times - 1) if cut.times > 1 else None
         self.cuts_made += 1
         if cut.manner is not Manner.STALL:
             connection.end(cut.manner)

@@ -62,8 +62,8 @@ class Break:
 
 
 BREAKS: Final = {
-    "reset when asked": Break(Cut(asked=POST), True, False),
-    "reset instead of the head": Break(Cut(reply=HEAD, asked=POST), True, False),
+    "reset when asked": Break(Cut(asked=POST, times=2), True, False),
+    "reset instead of the head": Break(Cut(reply=HEAD, asked=POST, times=2), True, False),
     "closed before the first content": Break(Cut(reply=CONTENT, asked=POST, manner=Manner.CLOSE), True, True),
     "stalled before the first content": Break(
         Cut(reply=CONTENT, asked=POST, manner=Manner.STALL), True, True
