@@ -174,7 +174,9 @@ def prices_import(
     """Take over prices of models outside from litellm's map, as it is installed here; shows them first."""
     files, from_ms, found = _files(), _from_ms(effective_from), load_map()
     if from_ms is not None and from_ms < Clock().epoch_ms():
-        raise InvalidRequest("--from lies in the past: what was charged never changes. Leave it out for now.")
+        raise InvalidRequest(
+            "--from lies in the past: what was charged never changes. Leave it out to begin now."
+        )
     if as_machine and not is_sure:
         raise InvalidRequest("--json cannot ask whether the prices are right: say --yes, too")
     rates = _imported(files, found, targets or [], model)

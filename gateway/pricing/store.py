@@ -106,7 +106,7 @@ async def change_price(
     _check_note(change.note)
     if change.effective_from_ms is not None and change.effective_from_ms < act.at_ms:
         raise InvalidRequest(
-            "`effective_from` lies in the past: what was charged never changes. Leave it out for now.",
+            "`effective_from` lies in the past: what was charged never changes. Leave it out to begin now.",
             param="effective_from",
         )
     known = await list_entries(session, target)

@@ -126,7 +126,7 @@ async def test_a_price_with_a_date_comes_into_force_by_itself_and_never_backward
         "POST", "/prices/plain", {"input": "1", "output": "1", "effective_from": "2026-11-20T12:29:59Z"}
     )
     assert (status, param) == (400, "effective_from")
-    assert said.endswith("lies in the past: what was charged never changes. Leave it out for now.")
+    assert said.endswith("lies in the past: what was charged never changes. Leave it out to begin now.")
     late = {"effective_from": "2026-11-20T12:29:59Z"}
     assert (await desk.refused("POST", "/prices/plain/reset", late))[:2] == (400, "effective_from")
     # Two at the same instant: the last one counts.
