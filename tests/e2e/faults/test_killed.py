@@ -162,6 +162,13 @@ def _ask_fatally(case: Case, point: Point, gateway: GatewayProcess, armed_by: Pa
         asked.read_until(b'"delta":{"content"', times=3)
         gateway.kill9()
         return asked
+    if point.name == "before fsync":
+        # Armed once the engine has it: any record that waits to be synced would be the fatal one otherwise.
+        plain.control(ttft_ms=300)
+        asked = Asked(gateway, case.key)
+        plain.wait_for(in_flight=1)
+        armed_by.touch()
+        return asked
     body = BIG if point.name == "slice granted" else STORY
     return Asked(gateway, case.key, body, just_before=armed_by.touch)
 

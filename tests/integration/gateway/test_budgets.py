@@ -70,7 +70,7 @@ async def test_a_budget_from_the_first_to_the_last(desk: Desk) -> None:
     error = refused["body"]["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "budget_exceeded")
     assert error["resets_at"] == "2026-12-01T00:00:00Z"
-    assert "The budget 'all' (month, 0.000000001 USD) has 0.000000001 USD left" in error["message"]
+    assert "The budget 'all' (month, 0.000000001 USD) has at most 0.000000001 USD left for new" in error["message"]
     assert refused["headers"]["x-should-retry"] == "false"
     changed = await desk.patch(
         "/budgets/all", {"limit_usd": "0.00001", "is_hard": False, "name": "everything"}
