@@ -113,9 +113,7 @@ class Plant:
         if found is None:
             folder = self.folder / name
             write_fleet(folder, urls)
-            found = self._running[name] = GatewayProcess(
-                folder, {}, settings={**self.settings, **more}, is_measured=False
-            )
+            found = self._running[name] = GatewayProcess(folder, {}, settings={**self.settings, **more})
         assert found.process.poll() is None, f"the gateway ended by itself:\n{found.said()[-4000:]}"
         return found
 

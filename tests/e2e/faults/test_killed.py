@@ -106,7 +106,6 @@ def _dying(case: Case, point: Point, armed_by: Path) -> Iterator[GatewayProcess]
         settings=case.settings,
         program=program,
         start_timeout_s=START_S,
-        is_measured=False,
     )
     case.recovery_s.append(time.monotonic() - began_s)
     try:
@@ -225,7 +224,7 @@ def test_a_kill_at_any_point_loses_nothing_and_doubles_nothing(
     for point in POINTS:
         _live_and_die(case, point)
     began_s = time.monotonic()
-    with GatewayProcess(case.folder, {}, settings=case.settings, is_measured=False) as gateway:
+    with GatewayProcess(case.folder, {}, settings=case.settings) as gateway:
         case.recovery_s.append(time.monotonic() - began_s)
         _look_back(case, gateway)
         assert chat(gateway, case.key, name="at last").status_code == 200
