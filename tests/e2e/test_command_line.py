@@ -265,7 +265,8 @@ def test_pools_that_are_right(home: Home) -> None:
 # --------------------------------------------------------------------------------- with a running gateway
 @pytest.fixture
 def gateway(tmp_path: Path, mocks: dict[str, MockVllm]) -> Iterator[GatewayProcess]:
-    with GatewayProcess(tmp_path, {name: [mock.url] for name, mock in mocks.items()}) as started:
+    urls = {name: [mock.url] for name, mock in mocks.items()}
+    with GatewayProcess(tmp_path, urls, is_measured=True) as started:
         yield started
 
 

@@ -60,7 +60,7 @@ def start(tmp_path: Path, urls: dict[str, list[str]], shared: dict[str, str]) ->
         folder = tmp_path / f"gateway-{len(running)}"
         folder.mkdir()
         settings = {**shared, **more}
-        # Several workers run nowhere else.
+        # Several workers run in no other test: their coverage counts.
         running.append(
             GatewayProcess(folder, urls, settings=settings, is_measured="TOLLGATE_WORKERS" in more)
         )
