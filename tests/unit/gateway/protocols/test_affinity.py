@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -35,7 +36,7 @@ def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-WRITERS = {
+WRITERS: dict[str, Callable[[Any], str]] = {
     "compact": lambda value: json.dumps(value, separators=(",", ":")),
     "spaced": json.dumps,
     "indented": lambda value: json.dumps(value, indent=2),
@@ -75,7 +76,7 @@ def test_every_turn_of_a_conversation_has_the_key_of_the_first(
 def test_conversations_that_open_differently_have_different_keys(writer: str, system: str) -> None:
     def opening(text: str) -> bytes:
         text = text + LONG
-        return str(WRITERS[writer]([{"role": "system", "content": system}, user(text)])).encode()
+        return WRITERS[writer]([{"role": "system", "content": system}, user(text)]).encode()
 
     assert len({key(opening(f"Question {number}.")) for number in range(50)}) == 50
 
