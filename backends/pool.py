@@ -231,7 +231,7 @@ class ReplicaChoiceSpec(_Strict):
         default=None, description="left out: affinity where the pool caches prefixes, two_choices elsewhere"
     )
     load_factor: float = Field(
-        default=1.5,
+        default=1.25,
         ge=1,
         le=100,
         description="affinity: a replica that would have more than this times the mean load passes it on",

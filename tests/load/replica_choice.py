@@ -19,8 +19,10 @@ The result is tests/load/results/replica_choice.json.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
 import heapq
+import itertools
 import json
 import math
 import random
@@ -46,6 +48,10 @@ SCRAPE_INTERVAL_S: Final = 1.0
 GATEWAYS: Final = (1, 4)
 UNBOUNDED: Final = 1e9
 INDEX_ENTRIES: Final = 32_768
+BOUNDS: Final = ReplicaChoiceSpec()
+TOLLGATE: Final = f"affinity, {BOUNDS.load_factor} x mean or {AT_EASE_MAX} (Tollgate)"
+ORACLE: Final = "one cache for all"
+BALANCING: Final = ("round robin", "least loaded", "two choices")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +195,8 @@ class PrefixIndex:
     """
 
     def __init__(self, draw: random.Random) -> None:
-        bounds = ReplicaChoiceSpec()
         self._two = Chooser(Rule.TWO_CHOICES, load_factor=1, at_ease=1, draw=draw.random)
-        self._bounds = Chooser(
-            Rule.AFFINITY, load_factor=bounds.load_factor, at_ease=AT_EASE_MAX, draw=draw.random
-        )
+        self._bounds = Chooser(Rule.AFFINITY, load_factor=BOUNDS.load_factor, at_ease=AT_EASE_MAX)
         self._replicas: OrderedDict[int, set[int]] = OrderedDict()
 
     def __call__(self, replicas: Sequence[Seen], request: Request) -> Seen:
@@ -237,13 +240,10 @@ RULES: Final[dict[str, MakeRule]] = {
     "affinity, 1.25 x mean": ours(Rule.AFFINITY, 1.25),
     "affinity, 1.5 x mean": ours(Rule.AFFINITY, 1.5),
     "affinity, 2 x mean": ours(Rule.AFFINITY, 2.0),
-    "affinity, 1.25 x mean or 8": ours(Rule.AFFINITY, 1.25, at_ease=AT_EASE_MAX),
-    "affinity, 1.5 x mean or 8 (Tollgate)": ours(
-        Rule.AFFINITY, ReplicaChoiceSpec().load_factor, at_ease=AT_EASE_MAX
-    ),
+    TOLLGATE: ours(Rule.AFFINITY, BOUNDS.load_factor, at_ease=AT_EASE_MAX),
+    "affinity, 1.5 x mean or 8": ours(Rule.AFFINITY, 1.5, at_ease=AT_EASE_MAX),
     "index of prefixes": PrefixIndex,
 }
-ORACLE: Final = "one cache for all"
 
 
 def replay(
@@ -309,14 +309,25 @@ def replay(
     }
 
 
-def compare(trace: Sequence[Request], *, replicas: int, blocks: int) -> dict[str, Any]:
-    """Every rule at one size of the pool; a line of progress for each."""
+def nothing_shared(trace: Sequence[Request]) -> list[Request]:
+    """The same trace, were there no two requests with a common prefix."""
+    numbers = itertools.count()
+    return [
+        dataclasses.replace(each, blocks=tuple(itertools.islice(numbers, len(each.blocks)))) for each in trace
+    ]
+
+
+def compare(
+    trace: Sequence[Request], *, replicas: int, blocks: int, names: Sequence[str] = tuple(RULES)
+) -> dict[str, Any]:
+    """Rules at one size of the pool; a line of progress for each."""
     print(f"\n{replicas} replicas, {blocks} blocks each{'':22}1 gateway{'':20}4 gateways", flush=True)
     print(f"{'':38}  hits  load  first token s{'':9}hits  load  first token s", flush=True)
     oracle = replay(trace, least_loaded, replicas=replicas, blocks=blocks, is_shared=True)
     _print(ORACLE, [oracle])
     figures: dict[str, Any] = {ORACLE: {"gateways_1": oracle}}
-    for name, make_rule in RULES.items():
+    for name in names:
+        make_rule = RULES[name]
         runs = [replay(trace, make_rule, replicas=replicas, blocks=blocks, gateways=n) for n in GATEWAYS]
         _print(name, runs)
         figures[name] = {f"gateways_{n}": run for n, run in zip(GATEWAYS, runs, strict=True)}
@@ -348,6 +359,10 @@ def main() -> None:
     }
     for replicas in map(int, options.replicas.split(",")):
         figures[f"replicas_{replicas}"] = compare(trace, replicas=replicas, blocks=options.blocks)
+        print("  were nothing shared:")
+        figures[f"replicas_{replicas}_nothing_shared"] = compare(
+            nothing_shared(trace), replicas=replicas, blocks=options.blocks, names=(*BALANCING, TOLLGATE)
+        )
     write_result("replica_choice", figures)
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.load.replica_choice import ORACLE, RULES, TRACE, Request, compare, read_trace, replay
-
-OURS = "affinity, 1.5 x mean or 8 (Tollgate)"
+from tests.load.replica_choice import ORACLE, RULES, TOLLGATE, TRACE, Request, compare, read_trace, replay
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +25,13 @@ def test_affinity_finds_most_of_what_can_be_found_and_twice_what_other_rules_fin
 ) -> None:
     found = compare(trace, replicas=8, blocks=2_000)
     ratios = {name: runs["gateways_1"]["hit_ratio"] for name, runs in found.items()}
-    assert ratios[OURS] > 0.85 * ratios[ORACLE]
+    assert ratios[TOLLGATE] > 0.85 * ratios[ORACLE]
     for other in ("round robin", "random", "least loaded", "two choices"):
-        assert ratios[OURS] > 2 * ratios[other]
+        assert ratios[TOLLGATE] > 2 * ratios[other]
 
 
 def test_gateways_agree_without_telling_each_other_anything(trace: list[Request]) -> None:
-    assert hits(trace, OURS, gateways=4) > 0.9 * hits(trace, OURS)
+    assert hits(trace, TOLLGATE, gateways=4) > 0.9 * hits(trace, TOLLGATE)
     assert hits(trace, "index of prefixes", gateways=4) < 0.7 * hits(trace, "index of prefixes")
 
 
