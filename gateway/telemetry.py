@@ -92,7 +92,7 @@ class Telemetry:
         read: Callable[[], Mapping[tuple[str, ...], float]],
     ) -> None:
         """A counter per combination of label values that somebody else counts, asked for likewise."""
-        self.registry.register(_Counted(name, text, read, labels))
+        self.registry.register(_Counted(name, text, read, labels=labels))
 
     def watch_by_label(
         self, name: str, text: str, *, label: str, read: dict[str, Callable[[], float]]
@@ -124,6 +124,7 @@ class _Counted(Collector):
         name: str,
         text: str,
         read: Callable[[], Mapping[tuple[str, ...], float]],
+        *,
         labels: Sequence[str] = (),
     ) -> None:
         self._name = name
