@@ -406,7 +406,7 @@ class _Parts:
         )
         self._telemetry.count_by_labels(
             "tollgate_replica_choices",
-            "Attempts at a pool, by why their replica was chosen",
+            "Requests to replicas of a pool, by why that one was chosen",
             labels=("pool", "why"),
             read=lambda: _choices(self._registry),
         )
