@@ -27,6 +27,8 @@ _MASK = 2 ** (8 * KEY_BYTES) - 1
 _ROUNDING = 1e-9
 """1.1 * 10 / 11 is a hair above 1 in floating point, and no replica more than 1."""
 
+_NEWS_WEIGHT = 0.3
+
 Key = Callable[[], int | None]
 """Makes a request's key, 0 to 2**64 - 1, when somebody wants it; None: the request has none."""
 
@@ -69,8 +71,24 @@ def key_of(data: bytes) -> int:
 
 
 def multiplier_of(identity: str) -> int:
-    """What ranks a replica: odd, so that no two keys share a rank at it."""
+    """What ranks a replica: an odd number of its own."""
     return key_of(identity.encode()) | 1
+
+
+def others_now(before: float | None, seen: float) -> float:
+    """What others have at a replica, by the latest look at it and those before.
+
+    Averaged over some looks: every gateway sees the same replica idle at the same time, and would send it all
+    that comes until the next look. Measured (tests/load/replica_choice.py, four gateways, two replicas): with
+    the latest look alone, two choices are worse than taking turns.
+
+    Args:
+        before: what this said last; None: nothing was known.
+        seen: requests there less our own.
+    """
+    if before is None:
+        return max(0.0, seen)
+    return max(0.0, before + _NEWS_WEIGHT * (seen - before))
 
 
 class Chooser:
@@ -120,6 +138,7 @@ class Chooser:
         return max(self.at_ease, math.ceil(self.load_factor * total / len(candidates) - _ROUNDING))
 
     def _by_affinity(self, candidates: Sequence[_C], key: int) -> tuple[_C, Why]:
+        key |= 1  # times an odd number, no two replicas have the same rank
         first, most = candidates[0], -1
         for each in candidates:
             # The upper bits of a product depend on all bits of both factors; the key is a hash already.

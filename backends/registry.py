@@ -6,9 +6,9 @@ it went. It does not decide which pool is best, only which replica of a given po
 `choice.py`.
 
 A replica's load is what we have under way there and what others have: what its /metrics said less what was
-ours at that moment. Our own part moves with every lease; only the others' is as old as the last scrape. Of a
-replica that does not say, the others' part is taken to be what it is at its siblings: to be silent must not
-attract requests.
+ours at that moment, averaged over some scrapes. Our own part moves with every lease, so that only the others'
+is old. Of a replica that does not say, the others' part is taken to be what it is at its siblings: to be
+silent must not attract requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from backends.choice import Chooser, Key, Why, multiplier_of
+from backends.choice import Chooser, Key, Why, multiplier_of, others_now
 from backends.pool import PoolSnapshot, PoolSpec, ReplicaLoad, ReplicaSnapshot, ReplicaState
 
 FAILURES_TO_EJECT = 3
@@ -50,8 +50,8 @@ class _Replica:
         self.multiplier = multiplier_of(url if pool.spec.driver == "external" else name)
         self.state = ReplicaState.STARTING
         self.in_flight = 0
-        self.of_others = 0
-        """Requests there that are not ours, as far as is known."""
+        self.of_others: float | None = None
+        """Requests there that are not ours; None: not known."""
         self.requests = 0
         """Both together."""
         self.load: ReplicaLoad | None = None
@@ -108,10 +108,10 @@ class _Pool:
 
     def reckon(self) -> None:
         """Take what is known of others' requests into each replica's load."""
-        known = [one.of_others for one in self.ready if one.load is not None]
-        typical = round(sum(known) / len(known)) if known else 0
+        known = [one.of_others for one in self.ready if one.of_others is not None]
+        typical = sum(known) / len(known) if known else 0.0
         for one in self.replicas.values():
-            one.requests = one.in_flight + (typical if one.load is None else one.of_others)
+            one.requests = one.in_flight + round(typical if one.of_others is None else one.of_others)
 
 
 class ReplicaLease:
@@ -254,6 +254,9 @@ class PoolRegistry:
         one = self._replicas[replica]
         one.load = load
         one.picture = None
-        if load is not None:
-            one.of_others = max(0, load.requests_running + load.requests_waiting - one.in_flight)
+        if load is None:
+            one.of_others = None
+        else:
+            seen = load.requests_running + load.requests_waiting - one.in_flight
+            one.of_others = others_now(one.of_others, seen)
         one.pool.reckon()

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from backends.choice import Chooser, Rule, Why, key_of, multiplier_of
+from backends.choice import Chooser, Rule, Why, key_of, multiplier_of, others_now
 from backends.pool import AT_EASE_MAX, ReplicaChoiceSpec
 from tests.load.measured import ROOT, write_result
 
@@ -134,12 +134,12 @@ class Seen:
     number: int
     multiplier: int
     own: int = 0
-    others: int = 0
+    others: float | None = None
 
     @property
     def requests(self) -> int:
         """Under way there."""
-        return self.own + self.others
+        return self.own + round(self.others or 0)
 
     @requests.setter
     def requests(self, value: int) -> None:
@@ -289,7 +289,7 @@ def replay(
             scrape_at_s = now_s + SCRAPE_INTERVAL_S
             for known in seen:
                 for one in known:
-                    one.others = engines[one.number].requests - one.own
+                    one.others = others_now(one.others, engines[one.number].requests - one.own)
         gateway = draw.randrange(gateways)
         taken = rules[gateway](seen[gateway], request)
         taken.own += 1

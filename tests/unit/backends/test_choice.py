@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.choice import Chooser, Key, Rule, Why, key_of, multiplier_of
+from backends.choice import Chooser, Key, Rule, Why, key_of, multiplier_of, others_now
 
 
 @dataclass
@@ -169,6 +169,19 @@ def test_round_robin_takes_turns_whatever_the_loads_and_keys_are() -> None:
     names = [rule.choose(replicas, lambda: 5)[0].name for _ in range(6)]
     assert names[:3] == names[3:]
     assert set(names[:3]) == {"a", "b", "c"}
+
+
+@given(st.one_of(st.none(), st.floats(0, 1000)), st.floats(-50, 1000))
+def test_what_others_have_follows_what_is_seen_of_them_slowly(before: float | None, seen: float) -> None:
+    now = others_now(before, seen)
+    assert now >= 0
+    if before is None:
+        assert now == max(0, seen)
+        return
+    assert min(before, max(seen, 0)) <= now <= max(before, seen)
+    for _ in range(40):
+        now = others_now(now, seen)
+    assert abs(now - max(seen, 0)) <= 0.01
 
 
 def test_keys_are_the_same_in_every_process() -> None:
