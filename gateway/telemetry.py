@@ -7,7 +7,7 @@ looked up once and kept, because a labels() call costs more than the increment.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -81,7 +81,18 @@ class Telemetry:
 
     def count(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A counter that somebody else counts, asked for when somebody looks."""
-        self.registry.register(_Counted(name, text, read))
+        self.registry.register(_Counted(name, text, lambda: {(): read()}))
+
+    def count_by_labels(
+        self,
+        name: str,
+        text: str,
+        *,
+        labels: Sequence[str],
+        read: Callable[[], Mapping[tuple[str, ...], float]],
+    ) -> None:
+        """A counter per combination of label values that somebody else counts, asked for likewise."""
+        self.registry.register(_Counted(name, text, read, labels=labels))
 
     def watch_by_label(
         self, name: str, text: str, *, label: str, read: dict[str, Callable[[], float]]
@@ -106,12 +117,23 @@ def _labelled(sample: re.Match[bytes], label: bytes) -> bytes:
 
 
 class _Counted(Collector):
-    """One counter whose value is kept elsewhere."""
+    """A counter whose values are kept elsewhere, by the values of its labels."""
 
-    def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        read: Callable[[], Mapping[tuple[str, ...], float]],
+        *,
+        labels: Sequence[str] = (),
+    ) -> None:
         self._name = name
         self._text = text
         self._read = read
+        self._labels = labels
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(self._name, self._text, value=self._read())
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for values, count in self._read().items():
+            family.add_metric(values, count)
+        yield family

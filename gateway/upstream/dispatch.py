@@ -11,11 +11,13 @@ answer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from backends.choice import Key
 from backends.registry import PoolRegistry
 from gateway.errors import (
     AllAttemptsFailed,
@@ -26,6 +28,7 @@ from gateway.errors import (
     UpstreamUnavailable,
 )
 from gateway.inference import AttemptTiming, Call, Completion, RouteDecision, Target
+from gateway.protocols.affinity import affinity_key
 from gateway.settings import TimeoutSettings
 from gateway.upstream import token_count
 from gateway.upstream.client import Origin, UpstreamClient, UpstreamResponse
@@ -247,7 +250,7 @@ class Dispatcher:
             NoEligibleTarget: no replica was left to try.
         """
         failures: list[UpstreamError] = []
-        for target, lease in self._tries(decision):
+        for target, lease in self._tries(decision, functools.partial(affinity_key, call, cache_salt)):
             started_s = time.monotonic()
             try:
                 observer.started(target, lease.replica, len(failures) + 1)
@@ -285,7 +288,7 @@ class Dispatcher:
             NoEligibleTarget: no replica was left to try.
         """
         failures: list[UpstreamError] = []
-        for target, lease in self._tries(decision):
+        for target, lease in self._tries(decision, functools.partial(affinity_key, call, cache_salt)):
             started_s = time.monotonic()
             relay = StreamRelay(
                 upstream_model=target.upstream_model,
@@ -318,7 +321,7 @@ class Dispatcher:
         finally:
             lease.release()
 
-    def _tries(self, decision: RouteDecision) -> Iterator[tuple[Target, Lease]]:
+    def _tries(self, decision: RouteDecision, key: Key) -> Iterator[tuple[Target, Lease]]:
         attempts_max = self._attempts_max
         # Pools must not use up every attempt: the overflow exists for when they fail.
         pools_max = max(1, attempts_max - 1) if decision.targets[-1].is_external else attempts_max
@@ -331,7 +334,7 @@ class Dispatcher:
                     yield target, _OUTSIDE
                 continue
             while len(tried) < pools_max:
-                lease = self._registry.lease(target.pool, excluding=frozenset(tried))
+                lease = self._registry.lease(target.pool, excluding=frozenset(tried), key=key)
                 if lease is None:
                     break
                 tried.add(lease.replica)
