@@ -3,7 +3,10 @@
 A part that fails does not keep the others from running. Figures are worth what the machine is: each result
 names it, and how busy it was.
 
-Usage: python scripts/proof.py [--only soak|ledger|scale]
+A missed gate is a failure too: `peers` compares Tollgate with nginx, and with the gateways that
+tests/load/peers.sh has installed.
+
+Usage: python scripts/proof.py [--only peers|ledger|scale|soak]
 """
 # ruff: noqa: INP001, T201, S603
 # INP001: scripts are not a package. T201: reporting is their job. S603: the commands are the ones below.
@@ -18,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
+    "peers": ["tests.load.peer_table"],
     "ledger": ["tests.load.bench_ledger"],
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
     "soak": ["tests.load.soak", "--seconds", "600"],

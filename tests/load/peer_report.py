@@ -123,7 +123,7 @@ def gates(records: Iterable[Record]) -> list[Gate]:
 
 
 def problems(records: Iterable[Record]) -> list[str]:
-    """What is wrong beside the gate: answers that failed, books that do not hold, a Tollgate that did not run."""
+    """What is wrong beside the gate: failed answers, books that do not hold, a gateway that did not run."""
     found = []
     for one in records:
         if one["kind"] != "round":
@@ -289,7 +289,7 @@ def report(records: Sequence[Record]) -> str:
 
 
 def _legend(rounds: Sequence[Record]) -> str:
-    text = "“at n cores” by the most requests/s: the load core was the limit, not the gateway."
+    text = "“at n cores” by the most requests/s: the load's core or others on the machine were the limit."
     if any(is_off(one, rounds) for one in rounds):
         text += " Rounds marked *off* (calibration more than a tenth from the median) do not count."
     return text + "\n"

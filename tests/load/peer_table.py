@@ -149,7 +149,7 @@ def run(options: Options, write: Callable[[Record], None]) -> None:
     find_program("cc")
     for program in ("upstream", "load"):
         build(program)
-    cores = choose_cores()
+    cores, machine = choose_cores(), hardware()
     if not cores.are_apart:
         print("only one core: gateway and load share it, so that latencies and most requests/s mean little")
     # Servers and programs that are started from here stay on the load's core; the gateway moves to its own.
@@ -157,7 +157,7 @@ def run(options: Options, write: Callable[[Record], None]) -> None:
     with tempfile.TemporaryDirectory(prefix="tollgate-lab-") as name, Upstream(Path(name)) as upstream:
         lab = Lab(options, Path(name), cores, upstream)
         names, described, missing = lab.targets()
-        write(_about(cores, missing))
+        write(_about(cores, machine, missing))
         for peer, command in missing.items():
             print(f"{peer}: not installed; to have it measured: {command}", flush=True)
         for number in range(1, options.rounds + 1):
@@ -165,15 +165,15 @@ def run(options: Options, write: Callable[[Record], None]) -> None:
                 write(lab.measure(target, described.get(target), number))
 
 
-def _about(cores: Cores, missing: dict[str, str]) -> Record:
+def _about(cores: Cores, machine: Record, missing: dict[str, str]) -> Record:
     return {
         "kind": "run",
         "command": command_line(),
         "commit": commit(),
         "date": Clock().now().isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "hardware": hardware(),
-        "setting": f"gateway on core {cores.gateway}, load, upstream, PostgreSQL and Redis on core {cores.load}",
+        "hardware": machine,
+        "setting": f"gateway on core {cores.gateway}; load, upstream, PostgreSQL, Redis on core {cores.load}",
         "missing": missing,
     }
 

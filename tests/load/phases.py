@@ -117,6 +117,7 @@ class Round:
             Asked(port=self._upstream.ports[0]), replace(load, seconds=plan.single / 2), self._bodies(load)
         )
         found = self._phase("1 connection", load)
+        found["direct_sent"] = direct["sent"]
         found["direct_p50_us"] = direct["latency_us"]["p50"] if direct["latency_us"] else None
         return found
 

@@ -113,7 +113,10 @@ class Running:
                 if target.port_file is not None:
                     target = replace(target, port=int(target.port_file.read_text()))
                 return target, _ask(target, body)
-            except (OSError, ValueError) as error:  # not there yet, or not ready and says so
+            except urllib.error.HTTPError as error:  # there, and says that it is not ready
+                problem = error
+                error.close()
+            except (OSError, ValueError) as error:  # not there yet
                 problem = error
             time.sleep(_LOOK_S)
         raise TargetFailed(f"{target.title} does not answer ({problem}): {self.tail()}")

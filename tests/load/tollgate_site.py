@@ -18,10 +18,17 @@ from typing import Any, Final
 
 import asyncpg
 
+from gateway.db import create_engine, session_factory
+from gateway.identity import key_store, store
+from gateway.ledger.buckets import Scope, Window
+from gateway.ledger.budget_store import Owner, create_budget
+from gateway.migrate import upgrade
+from gateway.money import usd_nanos_from_decimal
 from tests.load.processor import child_named
 from tests.load.targets import OURS, Place, Target
 from tests.load.traffic import MODEL, PORTS
-from tests.support.gateway_process import COVERAGE, PROGRAM, environment, json_of, run_cli
+from tests.support.factories import make_act
+from tests.support.gateway_process import COVERAGE, PROGRAM, environment, run_cli
 from tests.support.pool_files import RATES
 from tests.support.servers import free_port, postgres_server, redis_server
 
@@ -160,7 +167,8 @@ def tollgate_site(place: Place) -> Iterator[Site]:
         half = PORTS // 2
         for name, urls in (("speculative", place.upstreams[:half]), ("plain", place.upstreams[half:])):
             (pools / f"{name}.yaml").write_text(pool_text(name, urls))
-        key = _prepare(folder, mine)
+        upgrade(database)
+        key = asyncio.run(_make_tenant(database))
         target = Target(
             OURS,
             "Tollgate",
@@ -180,22 +188,28 @@ def tollgate_site(place: Place) -> Iterator[Site]:
         yield Site(target, folder, mine, books, apart)
 
 
-def _prepare(folder: Path, settings: Mapping[str, str]) -> str:
-    """Tables, a tenant, a key and the three budgets; returns the key."""
-
-    def command(*arguments: str) -> Any:
-        return json_of(run_cli(settings, folder, *arguments, "--json"))
-
-    outcome = run_cli(settings, folder, "migrate")
-    if outcome.returncode != 0:
-        raise RuntimeError(f"tollgate migrate: {outcome.stdout}{outcome.stderr}")
-    command("tenants", "create", TENANT)
-    issued = command("keys", "create", "--tenant", TENANT, "--project", PROJECT)
-    owners = {
-        "tenant": ("--tenant", TENANT),
-        "project": ("--project", PROJECT, "--tenant", TENANT),
-        "key": ("--key", str(issued["id"])),
-    }
-    for name, owner in owners.items():
-        command("budgets", "create", f"bench-{name}", *owner, "--window", "month", "--limit", LIMIT_USD)
-    return str(issued["key"])
+async def _make_tenant(url: str) -> str:
+    """A tenant, its key, and a hard budget on each of tenant, project and key; returns the key."""
+    act, limit = make_act(), usd_nanos_from_decimal(LIMIT_USD, what="the limit")
+    engine = create_engine(url)
+    async with session_factory(engine)() as session:
+        tenant = await store.create_tenant(session, TENANT, act=act)
+        project = await store.ensure_project(session, tenant, PROJECT, act=act)
+        issued = await key_store.create_key(session, project, "bench", act=act)
+        for scope, scope_id in (
+            (Scope.TENANT, tenant.id),
+            (Scope.PROJECT, project.id),
+            (Scope.KEY, issued.id),
+        ):
+            await create_budget(
+                session,
+                f"bench-{scope}",
+                owner=Owner(scope, scope_id, tenant.id),
+                window=Window.MONTH,
+                limit_usd_nanos=limit,
+                is_hard=True,
+                act=act,
+            )
+        await session.commit()
+    await engine.dispose()
+    return issued.secret
