@@ -33,7 +33,7 @@ from gateway.clock import Clock
 from tests.load.measured import RESULTS, ROOT, command_line, commit, hardware
 from tests.load.peer_chart import draw
 from tests.load.peer_report import gates, problems, report
-from tests.load.phases import Plan, Round, check_books
+from tests.load.phases import QUICK, Plan, Round, check_books
 from tests.load.processor import calibrate
 from tests.load.programs import BuildFailed, ProgramMissing, build, find_program
 from tests.load.running import Cores, Running, TargetFailed, choose_cores
@@ -43,7 +43,6 @@ from tests.load.traffic import Traffic, Upstream, write_bodies
 from tests.support.servers import ServerFailed, ServerMissing
 
 Record = dict[str, Any]
-QUICK: Final = 0.5
 ROUNDS: Final = 3
 PEERS: Final = "LAB_PEERS"
 NOT_MEASURED: Final = 2
@@ -200,7 +199,7 @@ def _options(given: argparse.Namespace) -> Options:
     only = tuple(filter(None, (given.only or "").split(",")))
     if unknown := [name for name in only if name not in NAMES]:
         raise SystemExit(f"unknown: {', '.join(unknown)}; known: {', '.join(NAMES)}")
-    plan = Plan().times(QUICK) if given.quick else Plan()
+    plan = QUICK if given.quick else Plan()
     return Options(only, given.rounds or (1 if given.quick else ROUNDS), plan, given.peers)
 
 
@@ -214,7 +213,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     folder = os.environ.get(PEERS, str(ROOT / ".tollgate" / "peers"))  # noqa: TID251 - named by peers.sh
-    parser.add_argument("--quick", action="store_true", help="one round of half the length")
+    parser.add_argument("--quick", action="store_true", help="one round of about half the length")
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}, with --quick 1")
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(NAMES)}")
     parser.add_argument("--peers", type=Path, default=Path(folder), help=f"default: ${PEERS} or {folder}")

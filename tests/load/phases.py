@@ -43,9 +43,10 @@ class Plan:
     streams: float = 4
     many_streams: float = 3
 
-    def times(self, factor: float) -> Plan:
-        """The same, shorter or longer."""
-        return Plan(*(factor * getattr(self, name) for name in self.__dataclass_fields__))
+
+QUICK: Final = Plan(idle=0.5, warm_up=1, plain=2, most=2, single=1, paced=2.5, many_streams=2)
+"""Streams take as long as ever: a kernel acknowledges at once what comes first on a connection, so that a
+gateway without TCP_NODELAY shows its 40 ms only from a connection's second stream on."""
 
 
 class Round:
