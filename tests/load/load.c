@@ -159,6 +159,7 @@ static int send_request(connection *one, uint64_t started_us) { /* -1: it counts
   one->step = HEAD;
   one->head_length = one->text_length = one->size_length = 0;
   one->next_chunk = 1;
+  one->status = 0;
   one->is_wrong = one->has_usage = one->is_done = one->events = 0;
   one->last_chunk_us = one->cost_nanos = 0;
   one->started_us = started_us;
@@ -267,7 +268,7 @@ static int is_right(connection *one) {
 static void finish(connection *one, int is_proper, uint64_t now) {
   char what[160];
   one->step = IDLE;
-  if (one->status != 200) bad_status++;
+  if (one->status && one->status != 200) bad_status++;
   else if (is_proper && is_right(one)) {
     ok++;
     cost_nanos += one->cost_nanos;

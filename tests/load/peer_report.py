@@ -17,6 +17,8 @@ from tests.load.phases import FULL_UTILISATION
 from tests.load.targets import FLOOR, OURS
 
 Record = Mapping[str, Any]
+BUSY_CORES: Final = 0.3
+"""More than this used by others is said at the top."""
 OFF: Final = 0.10
 """Calibration further than this from the run's median marks a round."""
 REQUEST_GATE: Final = 7.0
@@ -39,7 +41,7 @@ class Figure:
 
 
 def _cpu(phase: str) -> Callable[[Record], float | None]:
-    return lambda one: one[phase]["cpu_us"]
+    return lambda one: None if one[phase] is None else one[phase]["cpu_us"]
 
 
 def _added(one: Record) -> float | None:
@@ -230,11 +232,19 @@ def ours_table(rounds: Sequence[Record]) -> str:
     return table([*head, "answers/s", "spool empty after s", "cache"], rows)
 
 
+def _phases(one: Record) -> list[Record]:
+    return [phase for phase in one.values() if isinstance(phase, Mapping) and "foreign_cores" in phase]
+
+
+def _foreign(one: Record) -> float:
+    return max(float(phase["foreign_cores"]) for phase in _phases(one))
+
+
 def conditions_table(rounds: Sequence[Record]) -> str:
     """What the machine did meanwhile, and what was counted."""
     rows = []
     for one in rounds:
-        phases = [phase for phase in one.values() if isinstance(phase, Mapping) and "foreign_cores" in phase]
+        phases = _phases(one)
         books = one.get("books")
         counted = "none kept"
         if books is not None:
@@ -244,7 +254,7 @@ def conditions_table(rounds: Sequence[Record]) -> str:
                 f"{one['round']}{' *off*' if is_off(one, rounds) else ''}",
                 one["title"],
                 f"{one['calibration_ms']:.1f}",
-                f"{max(phase['foreign_cores'] for phase in phases):.2f}",
+                f"{_foreign(one):.2f}",
                 f"{max(phase['stolen_cores'] for phase in phases):.2f}",
                 f"{one['idle_cores'] * 100:.1f}",
                 f"{one['answered']:,}",
@@ -266,6 +276,9 @@ def report(records: Sequence[Record]) -> str:
     parts = ["# Tollgate, its peers and the floor, measured in one run\n"]
     parts.append(f"`{run['command']}`  \ncommit {run['commit']}, {run['date']}, Python {run['python']}  ")
     parts.append(f"{where}, {busy}; {run['setting']}\n")
+    if rounds and (others := max(map(_foreign, rounds))) > BUSY_CORES:
+        warning = "latencies and most requests/s mean little, and CPU is dearer than on a quiet machine"
+        parts.append(f"**Others used up to {others:.2f} cores meanwhile: {warning}.**\n")
     if rounds:
         titles = {one["title"]: one["note"] for one in rounds}
         parts += [
@@ -290,6 +303,8 @@ def report(records: Sequence[Record]) -> str:
 
 def _legend(rounds: Sequence[Record]) -> str:
     text = "“at n cores” by the most requests/s: the load's core or others on the machine were the limit."
+    if not all(one["cpu_is_exact"] for one in rounds):
+        text += " CPU is counted in ticks of 10 ms: no control group could be made."
     if any(is_off(one, rounds) for one in rounds):
         text += " Rounds marked *off* (calibration more than a tenth from the median) do not count."
     return text + "\n"

@@ -211,6 +211,7 @@ def measured_round(target: str, number: int, request_us: float, chunk_us: float)
         "note": "",
         "round": number,
         "calibration_ms": 60.0,
+        "cpu_is_exact": True,
         "idle_cores": 0.01,
         "memory_mb": 100.0,
         "start_s": 1.0,
@@ -273,6 +274,17 @@ def test_the_report_has_ratios_gate_and_what_is_missing() -> None:
     assert "Gate, CPU per request: 7.00 times nginx, at most 7: **met**" in text
     assert "litellm: not installed; `tests/load/peers.sh litellm`" in text
     assert "Wrong" not in text
+
+
+def test_a_busy_machine_and_a_peer_that_cannot_keep_up_are_told() -> None:
+    found = records(70.0, 40.0)
+    assert "Others used" not in report(found)
+    slow = measured_round("litellm", 1, 6000.0, 700.0)
+    slow["plain"]["foreign_cores"] = 1.25
+    slow["streams200"] = None
+    text = report([*found, slow])
+    assert "Others used up to 1.25 cores meanwhile" in text
+    assert "| litellm | 6,000.0 | - | 700.0 |" in text
 
 
 def test_what_failed_is_told() -> None:
