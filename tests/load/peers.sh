@@ -2,7 +2,7 @@
 # Installs the gateways that `python -m tests.load.peer_table` compares Tollgate with, from PyPI and npm, each into an
 # environment of its own under $LAB_PEERS (default: .tollgate/peers).
 #
-#   tests/load/peers.sh                              all of them; about 3 GB, most of it LiteLLM's and node's
+#   tests/load/peers.sh                              all of them; 1.3 GB, most of it LiteLLM's
 #   tests/load/peers.sh vllm-router sglang-router    some of them
 #   LAB_PEERS=/tmp/peers tests/load/peers.sh         elsewhere; name the same folder when measuring
 #

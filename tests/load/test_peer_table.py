@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from tests.load import programs
 from tests.load.peer_chart import draw
 from tests.load.peer_report import gates, problems, report, rounds_of
 from tests.load.phases import Plan, Round, check_books
+from tests.load.processor import CpuGroup, tree_cpu_s
 from tests.load.programs import BuildFailed, ProgramMissing, build, find_program
 from tests.load.running import Running, TargetFailed, choose_cores
 from tests.load.targets import FLOOR, OURS, Place, Target, peers
@@ -125,6 +129,24 @@ def test_latency_counts_from_the_scheduled_instant(traffic: Traffic, upstream: U
     assert result["ok"] == 50
     # One connection needs a second for them: the last ones, due after a quarter of it, waited for the others.
     assert result["latency_us"]["max"] > 700_000
+
+
+def test_cpu_is_counted_as_the_process_itself_counts_it() -> None:
+    burn = (
+        "import subprocess, sys, time\n"
+        "if sys.argv[1:]: subprocess.run([sys.executable, '-c', sys.argv[1]])\n"
+        "while time.process_time() < 0.4: pass\n"
+    )
+    group, before_s = CpuGroup("test"), tree_cpu_s(os.getpid())
+    command = [sys.executable, "-c", burn, burn]
+    with subprocess.Popen(command, preexec_fn=group.enter) as process:  # noqa: PLW1509 - takes no lock
+        process.wait()
+    by_ticks = tree_cpu_s(os.getpid()) - before_s
+    # The child of the child counts, though it has ended; the start of both interpreters is some of it.
+    assert 0.8 <= by_ticks < 1.2
+    if group.is_exact:
+        assert group.cpu_s(process.pid) == pytest.approx(by_ticks, abs=0.1)
+    group.close()
 
 
 def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
