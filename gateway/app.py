@@ -75,6 +75,7 @@ from gateway.telemetry import Telemetry
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
 from gateway.upstream.outside import Endpoint, load_outside
+from gateway.upstream.retry_budget import RetryBudget
 
 SPOOL_FOLDER = "spool"
 BODY_BYTES_MAX = 1_000_000
@@ -196,8 +197,10 @@ class _Parts:
             client,
             settings.timeouts,
             attempts_max=settings.limits.attempts_max,
+            retries=RetryBudget(ratio=settings.retries.ratio, floor_per_s=settings.retries.floor_per_s),
             outside=outside,
         )
+        self._watch_engines(dispatcher)
         try:
             watcher = ChangeWatcher(
                 engine,
@@ -404,6 +407,11 @@ class _Parts:
             label="pool",
             read={name: _ready(self._registry, name) for name in self._registry.specs},
         )
+
+    def _watch_engines(self, dispatcher: Dispatcher) -> None:
+        count, retries = self._telemetry.count, dispatcher.retries
+        count("tollgate_retries", "Attempts beyond a request's first", lambda: retries.made)
+        count("tollgate_retries_refused", "Attempts that the retry budget forbade", lambda: retries.refused)
 
     def _watch_cache(self, cache: AnswerCache) -> None:
         count = self._telemetry.count

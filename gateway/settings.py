@@ -42,6 +42,17 @@ class TimeoutSettings(BaseModel):
     total_s: float = Field(default=600.0, gt=0, description="for a whole answer")
 
 
+class RetrySettings(BaseModel):
+    """How often failed attempts are tried again, so that an outage does not multiply load."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ratio: float = Field(default=0.2, ge=0, le=10, description="retries per request of the last 10 to 20 s")
+    floor_per_s: float = Field(
+        default=10.0, ge=0, description="retries per second beside that, however few requests there are"
+    )
+
+
 class LimitSettings(BaseModel):
     """Bounds on what one request or one process may hold."""
 
@@ -153,6 +164,7 @@ class Settings(BaseSettings):
         description="API keys of external targets, by the names that the policy uses",
     )
     timeouts: TimeoutSettings = Field(default_factory=TimeoutSettings)
+    retries: RetrySettings = Field(default_factory=RetrySettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     freshness: FreshnessSettings = Field(default_factory=FreshnessSettings)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)

@@ -3,9 +3,9 @@
 Walks the decision's targets. A failed attempt moves on to another replica of the same pool, then to the
 next pool, then to external targets where the decision has any, as long as nothing of the answer has reached
 the client: for a stream, until its first content. Pools never use up every attempt: one is left for the
-first external target. A request that an engine refuses (4xx) is not tried elsewhere. Every attempt is told
-to an observer before it is sent and when it fails; the attempt that answers is ended by whoever owns the
-answer.
+first external target. A request that an engine refuses (4xx) is not tried elsewhere, and while too many
+requests are tried again none is (`retry_budget.py`). Every attempt is told to an observer before it is sent
+and when it fails; the attempt that answers is ended by whoever owns the answer.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from gateway.settings import TimeoutSettings
 from gateway.upstream import token_count
 from gateway.upstream.client import Origin, UpstreamClient, UpstreamResponse
 from gateway.upstream.outside import REPLICA, EventSource, Outside
+from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.stall import StallGuard
 from gateway.upstream.stream import CostText, StreamRelay
 from gateway.upstream.vllm import (
@@ -227,8 +228,10 @@ class Dispatcher:
         timeouts: TimeoutSettings,
         *,
         attempts_max: int,
+        retries: RetryBudget,
         outside: Outside | None = None,
     ) -> None:
+        self.retries = retries
         self._registry = registry
         self._client = client
         self._timeouts = timeouts
@@ -247,7 +250,7 @@ class Dispatcher:
             NoEligibleTarget: no replica was left to try.
         """
         failures: list[UpstreamError] = []
-        for target, lease in self._tries(decision):
+        for target, lease in self._tries(decision, failures):
             started_s = time.monotonic()
             try:
                 observer.started(target, lease.replica, len(failures) + 1)
@@ -285,7 +288,7 @@ class Dispatcher:
             NoEligibleTarget: no replica was left to try.
         """
         failures: list[UpstreamError] = []
-        for target, lease in self._tries(decision):
+        for target, lease in self._tries(decision, failures):
             started_s = time.monotonic()
             relay = StreamRelay(
                 upstream_model=target.upstream_model,
@@ -318,7 +321,19 @@ class Dispatcher:
         finally:
             lease.release()
 
-    def _tries(self, decision: RouteDecision) -> Iterator[tuple[Target, Lease]]:
+    def _tries(
+        self, decision: RouteDecision, failures: list[UpstreamError]
+    ) -> Iterator[tuple[Target, Lease]]:
+        """Who is tried next, as long as trying again is allowed; `failures` grows meanwhile."""
+        self.retries.began(time.monotonic())
+        for target, lease in self._candidates(decision):
+            # What was refused at the door was no work for anybody: it may always be tried elsewhere.
+            if failures and not _is_refused(failures[-1]) and not self.retries.allows(time.monotonic()):
+                lease.release()
+                return
+            yield target, lease
+
+    def _candidates(self, decision: RouteDecision) -> Iterator[tuple[Target, Lease]]:
         attempts_max = self._attempts_max
         # Pools must not use up every attempt: the overflow exists for when they fail.
         pools_max = max(1, attempts_max - 1) if decision.targets[-1].is_external else attempts_max
@@ -420,8 +435,12 @@ def _released_on_failure(lease: Lease) -> Iterator[None]:
 def _count_failure(lease: Lease, error: UpstreamError) -> None:
     if isinstance(error, UpstreamOverloaded):
         return  # busy is not ill: ejecting it would only push its load onto the others
-    is_gone = isinstance(error, UpstreamUnavailable) and error.upstream_status is None
-    lease.failed(error.operator_detail, fatal=is_gone and isinstance(error.__cause__, ConnectionRefusedError))
+    lease.failed(error.operator_detail, fatal=_is_refused(error))
+
+
+def _is_refused(error: UpstreamError) -> bool:
+    """Nothing listens there."""
+    return isinstance(error, UpstreamUnavailable) and isinstance(error.__cause__, ConnectionRefusedError)
 
 
 def _nobody_answered(failures: list[UpstreamError]) -> AllAttemptsFailed | NoEligibleTarget:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from gateway.settings import TimeoutSettings
+from gateway.settings import RetrySettings, TimeoutSettings
 from tests.integration.gateway.rig import Events, Gateway, eventually, running, settings_for
 from tests.support.mock_process import MockVllm
 
@@ -311,3 +311,20 @@ async def test_a_replica_that_keeps_failing_is_left_alone_until_it_serves_again(
     registry = gateway.services.registry
     await eventually(lambda: registry.snapshot("speculative").ready_count)
     assert (await gateway.chat(EXTRACT)).headers["x-tollgate-pool"] == "speculative"
+
+
+async def test_an_outage_is_not_multiplied_by_retries(
+    home: Path, urls: dict[str, list[str]], speculative: MockVllm, plain: MockVllm
+) -> None:
+    retries = RetrySettings(ratio=0.25, floor_per_s=0)
+    async with running(settings_for(home, urls, retries=retries)) as gateway:
+        for engine in (speculative, plain):
+            engine.fault("status", 503)  # busy, and so never ejected
+        for _ in range(12):
+            answer = await gateway.chat(EXTRACT)
+            assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "true")
+        rows = await gateway.rows(12 + 3)
+        assert [row.attempt_number for row in rows].count(2) == 3, "a quarter of the requests so far"
+        page = (await gateway.client.get("/metrics", headers=gateway.admin)).text
+        assert "tollgate_retries_total 3.0" in page
+        assert "tollgate_retries_refused_total 9.0" in page
