@@ -44,6 +44,7 @@ from gateway.identity.key_store import list_keys
 from gateway.identity.limit_sharing import LimitSharing
 from gateway.identity.limit_store import list_limits
 from gateway.identity.root_key import load_admin_key, load_root_key
+from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
 from gateway.jobs.scheduler import Scheduler, jobs_of
@@ -301,11 +302,11 @@ class _Parts:
         admission = Budgets(lessor.holds, lessor, clock)
         pipeline = Pipeline(
             routing=self._routing(),
-            registry=self._registry,
             dispatcher=dispatcher,
             budgets=admission,
             settlement=Settlement(spool, clock),
             cache=cache,
+            shedder=self._shedder(),
             telemetry=self._telemetry,
             clock=clock,
         )
@@ -407,6 +408,24 @@ class _Parts:
             label="pool",
             read={name: _ready(self._registry, name) for name in self._registry.specs},
         )
+
+    def _shedder(self) -> Shedder:
+        asked = self._settings.overload
+        shares = Shares(asked.flex_share, asked.default_share, reserved=asked.reserved_share)
+        shedder = Shedder(self._in_flight_max, shares=shares, weights=asked.tenant_weights)
+        watch, count = self._telemetry.watch, self._telemetry.count_each
+        watch("tollgate_in_flight", "Calls that models are asked for now", lambda: shedder.under_way)
+        watch("tollgate_in_flight_max", "Calls that may be under way", lambda: shedder.in_flight_max)
+        count("tollgate_shed", "Calls refused for want of room", label="tier", read=lambda: shedder.shed)
+        return shedder
+
+    def _in_flight_max(self) -> int:
+        """How many calls this process may have under way now, by what the ready replicas take."""
+        asked = self._settings.overload
+        if asked.in_flight_max is not None:
+            return asked.in_flight_max
+        slots = sum(pool.spec.batching.max_num_seqs * pool.ready_count for pool in self._registry.snapshots())
+        return max(asked.in_flight_min, int(slots * asked.per_slot / self._settings.workers))
 
     def _watch_engines(self, dispatcher: Dispatcher) -> None:
         count, retries = self._telemetry.count, dispatcher.retries

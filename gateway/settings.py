@@ -11,9 +11,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -51,6 +59,48 @@ class RetrySettings(BaseModel):
     floor_per_s: float = Field(
         default=10.0, ge=0, description="retries per second beside that, however few requests there are"
     )
+
+
+class OverloadSettings(BaseModel):
+    """How much may be under way in one process, and who is refused first beyond that."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    in_flight_max: int | None = Field(
+        default=None, gt=0, description="calls under way; unset: per_slot times what the ready replicas batch"
+    )
+    per_slot: float = Field(
+        default=4.0, gt=0, description="calls under way per sequence that the ready replicas decode together"
+    )
+    in_flight_min: int = Field(
+        default=256, gt=0, description="calls that may be under way however small the pools are"
+    )
+    flex_share: float = Field(default=0.7, gt=0, le=1, description="of all that, until `flex` is refused")
+    default_share: float = Field(default=0.9, gt=0, le=1, description="until `default` is refused")
+    reserved_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="of each class's part, for tenants below their share",
+    )
+    tenant_weights: dict[str, float] = Field(
+        default_factory=dict, description="by tenant's name, for their shares; 1 for all others"
+    )
+
+    @field_validator("tenant_weights")
+    @classmethod
+    def _above_nothing(cls, weights: dict[str, float]) -> dict[str, float]:
+        if any(weight <= 0 for weight in weights.values()):
+            message = "a weight must be above 0: revoke a key or set a limit to keep somebody out"
+            raise ValueError(message)
+        return weights
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.flex_share > self.default_share:
+            message = "flex_share must not be above default_share: flex is refused first"
+            raise ValueError(message)
+        return self
 
 
 class LimitSettings(BaseModel):
@@ -165,6 +215,7 @@ class Settings(BaseSettings):
     )
     timeouts: TimeoutSettings = Field(default_factory=TimeoutSettings)
     retries: RetrySettings = Field(default_factory=RetrySettings)
+    overload: OverloadSettings = Field(default_factory=OverloadSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     freshness: FreshnessSettings = Field(default_factory=FreshnessSettings)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)

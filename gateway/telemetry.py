@@ -7,10 +7,10 @@ looked up once and kept, because a labels() call costs more than the increment.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _SAMPLE = re.compile(rb"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ", re.MULTILINE)
@@ -91,6 +91,18 @@ class Telemetry:
         for value, function in read.items():
             gauge.labels(value).set_function(function)
 
+    def watch_each(
+        self, name: str, text: str, *, label: str, read: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """One gauge per label value that there is when somebody looks."""
+        self.registry.register(_Labelled(GaugeMetricFamily, name, text, label=label, read=read))
+
+    def count_each(
+        self, name: str, text: str, *, label: str, read: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """One counter per label value that there is when somebody looks."""
+        self.registry.register(_Labelled(CounterMetricFamily, name, text, label=label, read=read))
+
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""
         text = generate_latest(self.registry)
@@ -115,3 +127,28 @@ class _Counted(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(self._name, self._text, value=self._read())
+
+
+class _Labelled(Collector):
+    """Values kept elsewhere, by one label."""
+
+    def __init__(
+        self,
+        family: type[CounterMetricFamily | GaugeMetricFamily],
+        name: str,
+        text: str,
+        *,
+        label: str,
+        read: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._family = family
+        self._name = name
+        self._text = text
+        self._label = label
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        family = self._family(self._name, self._text, labels=(self._label,))
+        for value, number in self._read().items():
+            family.add_metric((value,), number)
+        yield family

@@ -232,7 +232,7 @@ class Dispatcher:
         outside: Outside | None = None,
     ) -> None:
         self.retries = retries
-        self._registry = registry
+        self.registry = registry
         self._client = client
         self._timeouts = timeouts
         self._outside = outside
@@ -313,7 +313,7 @@ class Dispatcher:
     async def count_input(self, call: Call, decision: RouteDecision) -> int | None:
         """The request's input tokens as an engine counts them; None if that cannot be known."""
         body = token_count.question(call, decision)
-        lease = None if body is None else self._registry.lease(decision.targets[0].pool)
+        lease = None if body is None else self.registry.lease(decision.targets[0].pool)
         if body is None or lease is None:
             return None
         try:
@@ -346,7 +346,7 @@ class Dispatcher:
                     yield target, _OUTSIDE
                 continue
             while len(tried) < pools_max:
-                lease = self._registry.lease(target.pool, excluding=frozenset(tried))
+                lease = self.registry.lease(target.pool, excluding=frozenset(tried))
                 if lease is None:
                     break
                 tried.add(lease.replica)
