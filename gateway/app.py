@@ -19,11 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.types import Receive, Scope, Send
 
+from backends.breaker import BreakerRule, BreakerState, Standing
 from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
+from backends.liveness import HealthRule
 from backends.monitor import FleetMonitor
 from backends.registry import PoolRegistry
-from gateway.admin import admin_keys, audit, budgets, keys, limits, prices, projects, tenants, usage
+from gateway.admin import admin_keys, audit, budgets, keys, limits, pools, prices, projects, tenants, usage
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -71,7 +73,7 @@ from gateway.routing.policy import Policy, load_policy
 from gateway.routing.receipts import insert_receipts
 from gateway.routing.versions import remember_version
 from gateway.schema import require_current
-from gateway.settings import Settings
+from gateway.settings import HealthSettings, Settings
 from gateway.telemetry import Telemetry
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
@@ -86,6 +88,8 @@ STOP_S = 15.0
 
 CACHE_FLUSH_S = 2.0
 """For the last answers to be kept at a stop."""
+
+_OPENNESS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 _Read = Callable[[], float]
 
@@ -131,7 +135,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, prices, audit):
+    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, prices, audit):
         app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
@@ -162,14 +166,14 @@ class _Parts:
         self._settings = settings
         self._clock = clock
         try:
-            pools = load_pools(settings.pools)
+            specs = load_pools(settings.pools)
         except PoolFileError as error:
             raise ConfigurationError(str(error)) from None
-        self._policy = load_policy(settings.policy, pools=pools)
-        cards = cards_of(pools, {name: target.rates for name, target in self._policy.external.items()})
+        self._policy = load_policy(settings.policy, pools=specs)
+        cards = cards_of(specs, {name: target.rates for name, target in self._policy.external.items()})
         self._prices = PriceBook(cards, allows_unpriced=self._policy.allow_unpriced)
         self._endpoints = _endpoints(self._policy, settings)
-        self._registry = PoolRegistry(pools)
+        self._registry = PoolRegistry(specs, breaker_rule=_breaker_rule(settings.health))
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
@@ -387,7 +391,18 @@ class _Parts:
 
     def _monitor(self) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME
-        return FleetMonitor(self._registry, fleet_file=fleet_file)
+        asked = self._settings.health
+        rule = HealthRule(
+            poll_interval_s=asked.poll_interval_s,
+            stall_s=asked.stall_s,
+            idle_probe_s=asked.idle_probe_s,
+            probe_timeout_s=asked.probe_timeout_s,
+        )
+        monitor = FleetMonitor(self._registry, fleet_file=fleet_file, rule=rule)
+        count = self._telemetry.count
+        count("tollgate_replica_probes", "Tokens generated to see whether one is", lambda: monitor.probes)
+        count("tollgate_replica_hangs", "Replicas taken out for hanging", lambda: monitor.hangs)
+        return monitor
 
     def _watch_gauges(self, services: Services, holds: Holds) -> None:
         watch = self._telemetry.watch
@@ -431,6 +446,27 @@ class _Parts:
         count, retries = self._telemetry.count, dispatcher.retries
         count("tollgate_retries", "Attempts beyond a request's first", lambda: retries.made)
         count("tollgate_retries_refused", "Attempts that the retry budget forbade", lambda: retries.refused)
+        self._telemetry.watch_each(
+            "tollgate_replica_breaker",
+            "Whether a replica is left alone for failing: 0 closed, 1 half open, 2 open",
+            label="replica",
+            read=lambda: {name: _OPENNESS[one.state] for name, one in self._standings().items()},
+        )
+        self._telemetry.count_each(
+            "tollgate_replica_ejections",
+            "Times that a replica's breaker opened",
+            label="replica",
+            read=lambda: {name: one.opened for name, one in self._standings().items()},
+        )
+        self._telemetry.count_each(
+            "tollgate_replica_spared",
+            "Times that a replica was kept though slow, being its pool's last",
+            label="replica",
+            read=lambda: {name: one.spared for name, one in self._standings().items()},
+        )
+
+    def _standings(self) -> dict[str, Standing]:
+        return {one.replica: one.breaker for pool in self._registry.snapshots() for one in pool.replicas}
 
     def _watch_cache(self, cache: AnswerCache) -> None:
         count = self._telemetry.count
@@ -511,6 +547,15 @@ def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
         name: Endpoint(target.api_base, None if target.key_name is None else keys[target.key_name])
         for name, target in policy.external.items()
     }
+
+
+def _breaker_rule(asked: HealthSettings) -> BreakerRule:
+    return BreakerRule(
+        failures_in_a_row=asked.failures_in_a_row,
+        failure_ratio=asked.failure_ratio,
+        backoff_s=asked.backoff_s,
+        backoff_s_max=asked.backoff_s_max,
+    )
 
 
 def _reload_budgets(admission: Budgets) -> Reload:

@@ -54,7 +54,7 @@ class Pipeline:
         self._dispatcher = dispatcher
         self._budgets = budgets
         self._settlement = settlement
-        self._shedder = shedder
+        self.shedder = shedder
         self._telemetry = telemetry
         self._clock = clock
 
@@ -80,7 +80,7 @@ class Pipeline:
         kept = None if plan.slot is None else await self.cache.find(plan.slot)
         if kept is not None:
             return Served(self._settled(plan, kept), kept.replayed(), charge_usd_nanos=UsdNanos(0))
-        with self._shedder.admit(latency_class(plan.caller, plan.call), plan.caller.tenant_name):
+        with self.shedder.admit(latency_class(plan.caller, plan.call), plan.caller.tenant_name):
             return await self._answer(plan)
 
     async def _answer(self, plan: Plan) -> Served:
@@ -122,7 +122,7 @@ class Pipeline:
         kept = None if plan.slot is None else await self.cache.find(plan.slot)
         if kept is not None:
             return ReplayedStream(self._settled(plan, kept), kept.replayed())
-        seat = self._shedder.admit(latency_class(plan.caller, plan.call), plan.caller.tenant_name)
+        seat = self.shedder.admit(latency_class(plan.caller, plan.call), plan.caller.tenant_name)
         try:
             return await self._opened(plan, seat)
         except BaseException:

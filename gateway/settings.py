@@ -50,6 +50,29 @@ class TimeoutSettings(BaseModel):
     total_s: float = Field(default=600.0, gt=0, description="for a whole answer")
 
 
+class HealthSettings(BaseModel):
+    """When a replica is taken out, and when it is tried again; seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    poll_interval_s: float = Field(default=1.0, gt=0, le=60, description="between two looks at a replica")
+    stall_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="a busy engine that does not move for so long must generate a token",
+    )
+    idle_probe_s: float = Field(
+        default=60.0, gt=0, description="an idle engine generates a token after so long, to see that it does"
+    )
+    probe_timeout_s: float = Field(default=30.0, gt=0, description="for that token")
+    failures_in_a_row: int = Field(default=3, gt=0, description="failed requests that open a breaker")
+    failure_ratio: float = Field(
+        default=0.5, gt=0, le=1, description="share of the last 20 requests that does so too"
+    )
+    backoff_s: float = Field(default=1.0, gt=0, description="until an open breaker is tried; doubles")
+    backoff_s_max: float = Field(default=30.0, gt=0, description="and no longer than this")
+
+
 class RetrySettings(BaseModel):
     """How often failed attempts are tried again, so that an outage does not multiply load."""
 
@@ -214,6 +237,7 @@ class Settings(BaseSettings):
         description="API keys of external targets, by the names that the policy uses",
     )
     timeouts: TimeoutSettings = Field(default_factory=TimeoutSettings)
+    health: HealthSettings = Field(default_factory=HealthSettings)
     retries: RetrySettings = Field(default_factory=RetrySettings)
     overload: OverloadSettings = Field(default_factory=OverloadSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)

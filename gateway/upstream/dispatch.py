@@ -23,6 +23,7 @@ from gateway.errors import (
     UpstreamError,
     UpstreamOverloaded,
     UpstreamRejected,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from gateway.inference import AttemptTiming, Call, Completion, RouteDecision, Target
@@ -71,7 +72,7 @@ class Lease(Protocol):
     def succeeded(self) -> None:
         """It answered as it should."""
 
-    def failed(self, detail: str, *, fatal: bool = False) -> None:
+    def failed(self, detail: str, *, fatal: bool = False, slow: bool = False) -> None:
         """It was at fault."""
 
     def release(self) -> None:
@@ -87,7 +88,7 @@ class _OutsideLease:
     def succeeded(self) -> None:
         """Not counted."""
 
-    def failed(self, detail: str, *, fatal: bool = False) -> None:
+    def failed(self, detail: str, *, fatal: bool = False, slow: bool = False) -> None:
         """Not counted: the attempt's row says it."""
 
     def release(self) -> None:
@@ -212,7 +213,7 @@ class AnswerStream:
         self._guard.stop()
         self._response.close()
         if failure is not None:
-            self._lease.failed(failure.operator_detail)
+            _count_failure(self._lease, failure)
         elif self.relay.is_done:
             self._lease.succeeded()
         self._lease.release()
@@ -435,7 +436,8 @@ def _released_on_failure(lease: Lease) -> Iterator[None]:
 def _count_failure(lease: Lease, error: UpstreamError) -> None:
     if isinstance(error, UpstreamOverloaded):
         return  # busy is not ill: ejecting it would only push its load onto the others
-    lease.failed(error.operator_detail, fatal=_is_refused(error))
+    is_slow = isinstance(error, UpstreamTimeout)
+    lease.failed(error.operator_detail, fatal=_is_refused(error), slow=is_slow)
 
 
 def _is_refused(error: UpstreamError) -> bool:

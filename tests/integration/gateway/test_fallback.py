@@ -328,3 +328,30 @@ async def test_an_outage_is_not_multiplied_by_retries(
         page = (await gateway.client.get("/metrics", headers=gateway.admin)).text
         assert "tollgate_retries_total 3.0" in page
         assert "tollgate_retries_refused_total 9.0" in page
+
+
+async def test_operators_see_whose_breaker_is_open_and_why(gateway: Gateway, speculative: MockVllm) -> None:
+    speculative.fault("status", 500)
+    for _ in range(3):
+        assert (await gateway.chat(EXTRACT)).status_code == 200
+    answer = await gateway.client.get("/admin/v1/pools", headers=gateway.admin)
+    by_name = {pool["name"]: pool for pool in answer.json()["data"]}
+    assert (by_name["speculative"]["ready"], by_name["plain"]["ready"]) == (0, 1)
+    (ailing,) = by_name["speculative"]["replicas"]
+    assert (ailing["state"], ailing["breaker"]["state"], ailing["breaker"]["opened"]) == (
+        "unhealthy",
+        "open",
+        1,
+    )
+    assert "500" in ailing["detail"]
+    assert by_name["plain"]["replicas"][0]["breaker"]["state"] == "closed"
+    page = (await gateway.client.get("/metrics", headers=gateway.admin)).text
+    assert 'tollgate_replica_breaker{replica="speculative-0"} 2.0' in page
+    assert 'tollgate_replica_breaker{replica="plain-0"} 0.0' in page
+    assert 'tollgate_replica_ejections_total{replica="speculative-0"} 1.0' in page
+    speculative.clear()
+    registry = gateway.services.registry
+    await eventually(lambda: registry.snapshot("speculative").ready_count)
+    assert (await gateway.chat(EXTRACT)).headers["x-tollgate-pool"] == "speculative"
+    page = (await gateway.client.get("/metrics", headers=gateway.admin)).text
+    assert 'tollgate_replica_breaker{replica="speculative-0"} 0.0' in page
