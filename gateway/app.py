@@ -107,8 +107,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     Raises:
         ConfigurationError: a pool file, the policy or a key is wrong.
     """
-    runtime = Runtime()
-    parts = _Parts(settings, clock or Clock(), Telemetry(worker=worker))
+    runtime = Runtime(Telemetry(worker=worker))
+    parts = _Parts(settings, clock or Clock(), runtime.telemetry)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 from collections.abc import Iterator
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
+from gateway.client_connection import ClientConnection, ClientRule
 from gateway.settings import Settings
-
-DRAIN_S = 30
-"""How long answers under way may take to end after a stop was asked for."""
 
 
 class Server(uvicorn.Server):
@@ -31,12 +32,23 @@ class Server(uvicorn.Server):
 
 def make_server(app: FastAPI, settings: Settings) -> Server:
     """A server for the app, not started."""
+    _take_all_descriptors()
+    asked = settings.clients
+    rule = ClientRule(asked.head_bytes_max, asked.headers_max, asked.request_timeout_s)
+    app.state.runtime.telemetry.count_each(
+        "tollgate_connections_refused",
+        "Connections closed for the size of a request's head, or for the time that a request took",
+        label="reason",
+        read=lambda: rule.refused,
+    )
+    # uvicorn calls what it is given, and is typed for classes.
+    protocol = cast("Any", partial(ClientConnection, rule=rule))
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=protocol,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -44,6 +56,14 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         date_header=False,
         proxy_headers=False,
         log_config=None,
-        timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=asked.keep_alive_s,
+        timeout_graceful_shutdown=settings.timeouts.drain_s,
     )
     return Server(config)
+
+
+def _take_all_descriptors() -> None:
+    """A call under way is two connections, and many systems begin with 1,024 though they allow far more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

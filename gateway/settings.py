@@ -40,7 +40,7 @@ EXTERNAL_KEY = "EXTERNAL_KEYS__"
 
 
 class TimeoutSettings(BaseModel):
-    """The four limits on an engine's answer, seconds."""
+    """The limits on an engine's answer, seconds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,6 +48,25 @@ class TimeoutSettings(BaseModel):
     first_token_s: float = Field(default=60.0, gt=0, description="until the first content of a stream")
     between_tokens_s: float = Field(default=30.0, gt=0, description="between two pieces of a stream")
     total_s: float = Field(default=600.0, gt=0, description="for a whole answer")
+    stream_total_s: float = Field(default=3600.0, gt=0, description="for a whole stream")
+    drain_s: int = Field(
+        default=30, ge=0, description="how long answers under way may take to end after a stop is asked for"
+    )
+
+
+class ClientSettings(BaseModel):
+    """What a client's connection may hold, and for how long."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    head_bytes_max: int = Field(default=65_536, gt=0, description="a request's line and headers together")
+    headers_max: int = Field(default=256, gt=0, description="headers of a request")
+    request_timeout_s: float = Field(
+        default=60.0, gt=0, description="from a request's first byte, or the connection, to its last byte"
+    )
+    keep_alive_s: int = Field(
+        default=75, gt=0, description="idle connections; longer than clients keep theirs, or they lose races"
+    )
 
 
 class HealthSettings(BaseModel):
@@ -237,6 +256,7 @@ class Settings(BaseSettings):
         description="API keys of external targets, by the names that the policy uses",
     )
     timeouts: TimeoutSettings = Field(default_factory=TimeoutSettings)
+    clients: ClientSettings = Field(default_factory=ClientSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)
     retries: RetrySettings = Field(default_factory=RetrySettings)
     overload: OverloadSettings = Field(default_factory=OverloadSettings)

@@ -10,6 +10,7 @@ and when it fails; the attempt that answers is ended by whoever owns the answer.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
@@ -143,7 +144,7 @@ class AnswerStream:
         response: EventSource,
         relay: StreamRelay,
         started_s: float,
-        between_tokens_s: float,
+        timeouts: TimeoutSettings,
     ) -> None:
         self.target = target
         self.replica = lease.replica
@@ -154,7 +155,8 @@ class AnswerStream:
         self._ttft_ms: int | None = None
         self._head = b""
         self._is_closed = False
-        self._guard = StallGuard(between_tokens_s, "further token")
+        until_s = asyncio.get_running_loop().time() + timeouts.stream_total_s
+        self._guard = StallGuard(timeouts.between_tokens_s, "further token", until_s=until_s)
 
     @property
     def timing(self) -> AttemptTiming:
@@ -368,7 +370,7 @@ class Dispatcher:
                     response=response,
                     relay=relay,
                     started_s=started_s,
-                    between_tokens_s=self._timeouts.between_tokens_s,
+                    timeouts=self._timeouts,
                 )
                 await stream.read_until_content()
             except UpstreamError as error:

@@ -355,3 +355,19 @@ async def test_operators_see_whose_breaker_is_open_and_why(gateway: Gateway, spe
     assert (await gateway.chat(EXTRACT)).headers["x-tollgate-pool"] == "speculative"
     page = (await gateway.client.get("/metrics", headers=gateway.admin)).text
     assert 'tollgate_replica_breaker{replica="speculative-0"} 0.0' in page
+
+
+async def test_a_stream_that_goes_on_for_too_long_is_ended(
+    home: Path, urls: dict[str, list[str]], plain: MockVllm
+) -> None:
+    timeouts = TimeoutSettings(first_token_s=20, between_tokens_s=20, stream_total_s=1)
+    async with running(settings_for(home, urls, timeouts=timeouts)) as gateway:
+        plain.control(tpot_ms=50, answer_tokens=400)
+        answer = await gateway.chat("Tell me a story", stream=True, max_tokens=400)
+        *_, last, done = Events(answer.content).data
+        assert done == "[DONE]"
+        assert json.loads(last)["error"]["code"] == "upstream_timeout"
+        await asyncio.to_thread(plain.wait_for, aborted=1, in_flight=0)
+        (row,) = await gateway.rows(1)
+        assert (row.state, row.payer) == ("interrupted", "platform")
+        assert 0 < row.output_tokens < 400
