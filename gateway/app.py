@@ -444,7 +444,11 @@ class _Parts:
 
     def _watch_engines(self, dispatcher: Dispatcher) -> None:
         count, retries = self._telemetry.count, dispatcher.retries
-        count("tollgate_retries", "Attempts beyond a request's first", lambda: retries.made)
+        count(
+            "tollgate_retries",
+            "Attempts again, but for those after a refused connection",
+            lambda: retries.made,
+        )
         count("tollgate_retries_refused", "Attempts that the retry budget forbade", lambda: retries.refused)
         self._telemetry.watch_each(
             "tollgate_replica_breaker",

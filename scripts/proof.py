@@ -3,7 +3,7 @@
 A part that fails does not keep the others from running. Figures are worth what the machine is: each result
 names it, and how busy it was.
 
-Usage: python scripts/proof.py [--only soak|ledger|scale]
+Usage: python scripts/proof.py [--only PART]
 """
 # ruff: noqa: INP001, T201, S603
 # INP001: scripts are not a package. T201: reporting is their job. S603: the commands are the ones below.
@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
     "ledger": ["tests.load.bench_ledger"],
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
+    "killed": ["tests.load.killed_replicas", "--seconds", "70", "--every", "10"],
+    "streams": ["tests.load.streams_soak", "--streams", "1000", "--seconds", "60"],
     "soak": ["tests.load.soak", "--seconds", "600"],
 }
 
