@@ -58,6 +58,10 @@ class Pipeline:
         self._telemetry = telemetry
         self._clock = clock
 
+    def stop(self) -> None:
+        """The program ends: what it cuts from now on is its own account."""
+        self._settlement.is_stopping = True
+
     async def serve(self, call: Call, caller: Caller, request_id: str) -> Served:
         """A whole answer to `call`.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -12,11 +13,21 @@ import uvicorn
 from fastapi import FastAPI
 
 from gateway.client_connection import ClientConnection, ClientRule
+from gateway.dependencies import Runtime
 from gateway.settings import Settings
 
 
 class Server(uvicorn.Server):
     """uvicorn without signal handlers of its own: the command line owns the signals."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let no new connection in, wait for answers under way, and cut them when their time is over."""
+        self._on_stop()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -35,7 +46,8 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
     _take_all_descriptors()
     asked = settings.clients
     rule = ClientRule(asked.head_bytes_max, asked.headers_max, asked.request_timeout_s)
-    app.state.runtime.telemetry.count_each(
+    runtime: Runtime = app.state.runtime
+    runtime.telemetry.count_each(
         "tollgate_connections_refused",
         "Connections closed for the size of a request's head, or for the time that a request took",
         label="reason",
@@ -59,7 +71,12 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         timeout_keep_alive=asked.keep_alive_s,
         timeout_graceful_shutdown=settings.timeouts.drain_s,
     )
-    return Server(config)
+
+    def stop() -> None:
+        if runtime.services is not None:
+            runtime.services.pipeline.stop()
+
+    return Server(config, stop)
 
 
 def _take_all_descriptors() -> None:

@@ -12,13 +12,15 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from tests.e2e.faults.plant import LONG_MS, STORY, Asked, Customer, Plant, chat, metric
+from gateway.ledger.buckets import Scope
+from tests.e2e.faults.plant import LONG_MS, STORY, Asked, Customer, Load, Plant, chat, leaving, metric
 from tests.e2e.site import CHAT, PATIENCE_S, eventually
 from tests.load.killed_replicas import disrupt
 from tests.support.books import Row
 from tests.support.mock_process import MockVllm
 
 STREAM: Final[dict[str, Any]] = {**STORY, "stream": True, "max_tokens": 400}
+SHORT: Final[dict[str, Any]] = {**STORY, "max_tokens": 2}
 WATCHFUL: Final = {
     "TOLLGATE_HEALTH__POLL_INTERVAL_S": "0.2",
     "TOLLGATE_HEALTH__STALL_S": "2",
@@ -237,8 +239,34 @@ def test_a_hung_engine_that_answers_health_is_found_left_alone_and_taken_back(
 
     def has_served_again() -> bool:
         chat(twins.gateway, customer.keys["key"])
-        return victim.stats()["paths"].get(CHAT, 0) > 0
+        return CHAT in victim.stats()["paths"]
 
     eventually(has_served_again)
     assert metric(twins.gateway, sample) == 0
     twins.plant.assert_right(twins.gateway)
+
+
+# ------------------------------------------------------------------------------------------------ changes
+def test_changes_while_requests_run_cut_and_refuse_nothing(twins: Twins, customer: Customer) -> None:
+    """Keys, budgets, limits and prices are exchanged under streams that are on their way."""
+    plant, gateway, key = twins.plant, twins.gateway, customer.keys["key"]
+    twins.control(tpot_ms=50, answer_tokens=60)
+    streams = [Asked(gateway, key, STREAM) for _ in range(6)]
+    with leaving(streams), Load([gateway], [key], clients=2, body_of=lambda _: SHORT) as load:
+        load.until_more(2)
+        for _ in range(3):
+            made = plant.customer("project/other")
+            plant.budget(Scope.TENANT, made.tenant_id, 10**9)
+        prices = gateway.cli("prices", "set", "plain", "--input", "0.2", "--output", "0.9")
+        assert prices.returncode == 0, prices.stdout + prices.stderr
+        limit = gateway.cli("limits", "set", "key", customer.key_ids["key"], "--requests-per-minute", "90000")
+        assert limit.returncode == 0, limit.stdout + limit.stderr
+        plant.until_known(gateway)
+        load.until_more(10)
+        replies = [each.reply() for each in streams]
+    assert load.refusals == []
+    assert all(reply.is_complete and reply.events()[-1] == "[DONE]" for reply in replies)
+    assert not any(b'"error"' in reply.body for reply in replies)
+    reset = gateway.cli("prices", "reset", "plain")
+    assert reset.returncode == 0, reset.stdout + reset.stderr
+    plant.assert_right(gateway)
