@@ -77,6 +77,7 @@ from gateway.settings import HealthSettings, Settings
 from gateway.telemetry import Telemetry
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
+from gateway.upstream.hedging import Hedging
 from gateway.upstream.outside import Endpoint, load_outside
 from gateway.upstream.retry_budget import RetryBudget
 
@@ -203,6 +204,7 @@ class _Parts:
             settings.timeouts,
             attempts_max=settings.limits.attempts_max,
             retries=RetryBudget(ratio=settings.retries.ratio, floor_per_s=settings.retries.floor_per_s),
+            hedging=self._hedging(),
             outside=outside,
         )
         self._watch_engines(dispatcher)
@@ -441,6 +443,17 @@ class _Parts:
             return asked.in_flight_max
         slots = sum(pool.spec.batching.max_num_seqs * pool.ready_count for pool in self._registry.snapshots())
         return max(asked.in_flight_min, int(slots * asked.per_slot / self._settings.workers))
+
+    def _hedging(self) -> Hedging | None:
+        asked, count = self._settings.hedging, self._telemetry.count
+        if not asked.ratio:
+            return None
+        hedging = Hedging(ratio=asked.ratio, quantile=asked.quantile, delay_s_min=asked.delay_s_min)
+        made = hedging.allowance
+        count("tollgate_hedges", "Streams that were asked for a second time", lambda: made.made)
+        count("tollgate_hedges_won", "Of these, answered by the second one", lambda: hedging.won)
+        count("tollgate_hedges_refused", "Hedges that their allowance forbade", lambda: made.refused)
+        return hedging
 
     def _watch_engines(self, dispatcher: Dispatcher) -> None:
         count, retries = self._telemetry.count, dispatcher.retries

@@ -13,7 +13,7 @@ from gateway.inference import AttemptState
 from gateway.ledger.settlement import Outcome, estimated_input_tokens
 from gateway.money import UsdNanos
 from gateway.plan import ServedFacts
-from gateway.upstream.dispatch import AnswerStream
+from gateway.upstream.answer_stream import AnswerStream
 
 REPLAY_BYTES = 65_536
 

@@ -103,6 +103,21 @@ class RetrySettings(BaseModel):
     )
 
 
+class HedgeSettings(BaseModel):
+    """When a stream that is slow to begin is asked for at a second replica too."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ratio: float = Field(default=0.0, ge=0, le=0.5, description="hedges per stream at most; 0: none")
+    quantile: float = Field(
+        default=0.95,
+        ge=0.5,
+        lt=1,
+        description="of a pool's times to the first content: later is slow",
+    )
+    delay_s_min: float = Field(default=0.05, gt=0, description="no hedge is made earlier")
+
+
 class OverloadSettings(BaseModel):
     """How much may be under way in one process, and who is refused first beyond that."""
 
@@ -259,6 +274,7 @@ class Settings(BaseSettings):
     clients: ClientSettings = Field(default_factory=ClientSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)
     retries: RetrySettings = Field(default_factory=RetrySettings)
+    hedging: HedgeSettings = Field(default_factory=HedgeSettings)
     overload: OverloadSettings = Field(default_factory=OverloadSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     freshness: FreshnessSettings = Field(default_factory=FreshnessSettings)

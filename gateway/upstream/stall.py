@@ -43,6 +43,12 @@ class StallGuard:
         self._timer: asyncio.TimerHandle | None = None
         self._is_overdue = False
 
+    def watch_me(self) -> None:
+        """Watch the running task instead: another one has prepared this guard for it."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._task = task
+
     def progress(self) -> None:
         """Something arrived."""
         deadline_s = self._loop.time() + self._limit_s

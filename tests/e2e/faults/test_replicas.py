@@ -74,6 +74,14 @@ class Twins:
     def other_than(self, one: MockVllm) -> MockVllm:
         return next(replica for replica in self.replicas if replica is not one)
 
+    def upcoming(self, key: str) -> MockVllm:
+        """The one that the next request goes to.
+
+        Whether they take turns or a conversation stays where it is: the one before the last.
+        """
+        asked = [chat(self.gateway, key) for _ in range(2)]
+        return self.replicas[int(asked[0].headers["x-tollgate-replica"].removeprefix("plain-"))]
+
     def name_of(self, one: MockVllm) -> str:
         return f"plain-{self.replicas.index(one)}"
 
@@ -176,24 +184,16 @@ def test_no_request_fails_before_its_first_content_while_replicas_are_killed(
 def test_a_replica_that_gives_no_answer_is_replaced_and_the_platform_pays(
     twins: Twins, customer: Customer, *, fault: str, value: Any, code: str
 ) -> None:
-    victim, other = twins.replicas
+    victim = twins.upcoming(customer.keys["key"])
+    other = twins.other_than(victim)
     victim.fault(fault, value)
-    # Of two in a row one is sent to each; the second one's turn may be first.
-    with (
-        Asked(twins.gateway, customer.keys["key"], STREAM) as one,
-        Asked(twins.gateway, customer.keys["key"], STREAM) as two,
-    ):
-        replies = [one.reply(), two.reply()]
-    assert {(reply.status, reply.is_complete) for reply in replies} == {(200, True)}
-    assert all(reply.events()[-1] == "[DONE]" for reply in replies)
-    assert not any(b'"error"' in reply.body for reply in replies)
-    rows = [row for each in (one, two) for row in twins.rows_of(customer, each.name)]
-    failed = [row for row in rows if row["state"] == "failed"]
-    assert [(*_told(row), row["error_code"]) for row in failed] == [
-        (twins.name_of(victim), "failed", "platform", code)
-    ]
-    answered = {_told(row) for row in rows if row["state"] != "failed"}
-    assert answered == {(twins.name_of(other), "answered", "tenant")}
+    with Asked(twins.gateway, customer.keys["key"], STREAM) as asked:
+        reply = asked.reply()
+    assert (reply.status, reply.is_complete, reply.events()[-1]) == (200, True, "[DONE]")
+    assert b'"error"' not in reply.body
+    first, second = twins.rows_of(customer, asked.name)
+    assert (*_told(first), first["error_code"]) == (twins.name_of(victim), "failed", "platform", code)
+    assert _told(second) == (twins.name_of(other), "answered", "tenant")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,8 @@ def test_a_replica_that_stops_in_the_middle_ends_the_stream_with_an_error(
 def test_a_hung_engine_that_answers_health_is_found_left_alone_and_taken_back(
     twins: Twins, customer: Customer
 ) -> None:
-    victim, other = twins.replicas
+    victim = twins.upcoming(customer.keys["key"])
+    other = twins.other_than(victim)
     victim.fault("hang")
     hangs = metric(twins.gateway, "tollgate_replica_hangs_total")
     with ThreadPoolExecutor(2) as pool:
@@ -242,8 +243,34 @@ def test_a_hung_engine_that_answers_health_is_found_left_alone_and_taken_back(
         return CHAT in victim.stats()["paths"]
 
     eventually(has_served_again)
-    assert metric(twins.gateway, sample) == 0
+    eventually(lambda: metric(twins.gateway, sample) == 0)
     twins.plant.assert_right(twins.gateway)
+
+
+# ------------------------------------------------------------------------------------------------- hedging
+def test_a_slow_replica_is_outrun_by_a_fast_one(twins: Twins, customer: Customer) -> None:
+    """tests/integration/gateway/test_hedging.py has who pays in all cases."""
+    plant = twins.plant
+    urls = {"plain": [replica.url for replica in twins.replicas]}
+    urls |= {name: [plant.engines[name].url] for name in ("speculative", "third")}
+    hedging = {"RATIO": "0.5", "QUANTILE": "0.5", "DELAY_S_MIN": "0.3"}
+    gateway = plant.gateway(
+        "hedging", urls, **{f"TOLLGATE_HEDGING__{name}": hedging[name] for name in hedging}
+    )
+    plant.until_known(gateway)
+    key = customer.keys["key"]
+    seen = [chat(gateway, key, STREAM).headers["x-tollgate-replica"] for _ in range(22)]
+    slow = twins.replicas[int(seen[-2].removeprefix("plain-"))]
+    slow.control(ttft_ms=LONG_MS)
+    with Asked(gateway, key, STREAM) as asked:
+        reply = asked.reply()
+    assert (reply.status, reply.is_complete, reply.events()[-1]) == (200, True, "[DONE]")
+    slow.wait_for(timeout_s=PATIENCE_S, in_flight=0)
+    plant.assert_right(gateway)
+    loser, winner = plant.rows(customer, "client_request_id = :name", name=asked.name)
+    assert (*_told(loser), loser["error_code"]) == (twins.name_of(slow), "failed", "platform", "hedge_lost")
+    assert _told(winner)[1:] == ("answered", "tenant")
+    assert metric(gateway, "tollgate_hedges_won_total") == 1
 
 
 # ------------------------------------------------------------------------------------------------ changes
