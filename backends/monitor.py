@@ -2,7 +2,8 @@
 
 One loop per replica, so that a hanging one delays nobody; one more follows which replicas there are. Writes
 into the registry, decides nothing else. Health is asked every interval; a replica that is not READY has to
-generate a token before it becomes so, the first time and after each ejection.
+generate a token before it becomes so, the first time and after each ejection (once its breaker's backoff is
+over). One that is READY has to when its engine does not seem to move (`liveness.py`): looks go on meanwhile.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ from pathlib import Path
 import httpx
 
 from backends.fleet_file import Fleet, read_fleet
+from backends.liveness import HealthRule, Liveness
 from backends.pool import PoolSpec, ReplicaSnapshot, ReplicaState
-from backends.probe import health_problem, serving_problem
+from backends.probe import Problem, health_problem, serving_problem
 from backends.registry import PoolRegistry
 from backends.scrape import NotVllmMetrics, parse_metrics
 
 _LOG = logging.getLogger(__name__)
 
 _TIMEOUT_S = 2.0
-_FIRST_TOKEN_TIMEOUT_S = 30.0
-"""A loaded replica may queue the probe; only the replica's own loop waits for it."""
 _MISSES_TO_EJECT = 3
 """One slow /health is the hiccup of a busy server; a refused connection ejects at once."""
 _LOAD_AGE_S_MAX = 10.0
@@ -39,7 +39,7 @@ class FleetMonitor:
         registry: PoolRegistry,
         *,
         fleet_file: Path | None,
-        poll_interval_s: float = 1.0,
+        rule: HealthRule | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Only remembers.
@@ -47,12 +47,16 @@ class FleetMonitor:
         Args:
             registry: what the request path reads.
             fleet_file: `<state>/fleet.json` of the process driver; None where no pool has that driver.
-            poll_interval_s: pause between two looks at the same replica.
+            rule: how closely it looks; None: as `HealthRule` says.
             transport: in place of the network, for tests.
         """
-        self._registry = registry
+        self.registry = registry
         self._fleet_file = fleet_file
-        self._poll_interval_s = poll_interval_s
+        self.rule = rule or HealthRule()
+        self.probes = 0
+        """Tokens that replicas were made to generate, to see whether they do."""
+        self.hangs = 0
+        """Replicas that were taken out because their engine did not move."""
         self._transport = transport
         self._fleet: Fleet | None = None
         self._file_state: tuple[int, int, int] | None = None
@@ -71,9 +75,9 @@ class FleetMonitor:
             ) as client,
             asyncio.TaskGroup() as group,
         ):
-            for pool, spec in self._registry.specs.items():
+            for pool, spec in self.registry.specs.items():
                 if spec.driver == "external":
-                    self._registry.set_replicas(
+                    self.registry.set_replicas(
                         pool, {f"{pool}-{index}": url for index, url in enumerate(spec.urls)}
                     )
             watched: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -81,23 +85,16 @@ class FleetMonitor:
                 self._follow_fleet_file()
                 present = {
                     (replica.replica, replica.url): snapshot.spec
-                    for snapshot in self._registry.snapshots()
+                    for snapshot in self.registry.snapshots()
                     for replica in snapshot.replicas
                 }
                 for key in [key for key in watched if key not in present]:
                     watched.pop(key).cancel()
                 for key, spec in present.items():
                     if key not in watched:
-                        watch = _Watch(
-                            self._registry,
-                            client,
-                            spec,
-                            name=key[0],
-                            url=key[1],
-                            interval_s=self._poll_interval_s,
-                        )
+                        watch = _Watch(self, client, spec, name=key[0], url=key[1])
                         watched[key] = group.create_task(watch.run())
-                await asyncio.sleep(self._poll_interval_s)
+                await asyncio.sleep(self.rule.poll_interval_s)
 
     def _follow_fleet_file(self) -> None:
         """Make the living fleet's replicas those of the registry; without one there are none."""
@@ -128,12 +125,12 @@ class FleetMonitor:
 
     def _adopt(self, fleet: Fleet | None) -> None:
         replicas = () if fleet is None else fleet.replicas
-        for pool, spec in self._registry.specs.items():
+        for pool, spec in self.registry.specs.items():
             if spec.driver != "process":
                 continue
             ours = {one.replica: one for one in replicas if one.pool == pool}
             try:
-                self._registry.set_replicas(pool, {name: one.url for name, one in ours.items()})
+                self.registry.set_replicas(pool, {name: one.url for name, one in ours.items()})
             except ValueError as error:
                 _LOG.warning("replicas of the fleet file ignored: %s", error)
                 continue
@@ -141,7 +138,7 @@ class FleetMonitor:
                 # The driver knows before anyone can see it that a replica ends. That one starts is our own
                 # business: we may have seen it serve already.
                 if one.state in {ReplicaState.UNHEALTHY, ReplicaState.STOPPED}:
-                    self._registry.set_state(name, one.state, f"the process driver says {one.state}")
+                    self.registry.set_state(name, one.state, f"the process driver says {one.state}")
 
 
 class _Watch:
@@ -149,33 +146,35 @@ class _Watch:
 
     def __init__(
         self,
-        registry: PoolRegistry,
+        monitor: FleetMonitor,
         client: httpx.AsyncClient,  # noqa: TID251 - control plane
         spec: PoolSpec,
         *,
         name: str,
         url: str,
-        interval_s: float,
     ) -> None:
-        self._registry = registry
+        self._monitor = monitor
+        self._registry = monitor.registry
         self._client = client
         self._spec = spec
         self._name = name
         self._url = url
-        self._interval_s = interval_s
         self._misses = 0
+        self._liveness = Liveness(monitor.rule, time.monotonic())
+        self._doubt: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        while True:
-            try:
-                await self._look()
-            except Exception:  # noqa: BLE001 - the boundary of a loop that must go on
-                # A replica that answers in a way nobody foresaw must not end the watch over it, nor (they
-                # share a task group) that over all others.
-                _LOG.exception("watching replica %s failed; trying again", self._name)
-            await asyncio.sleep(self._interval_s)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    await self._look(group)
+                except Exception:  # noqa: BLE001 - the boundary of a loop that must go on
+                    # A replica that answers in a way nobody foresaw must not end the watch over it, nor (they
+                    # share a task group) that over all others.
+                    _LOG.exception("watching replica %s failed; trying again", self._name)
+                await asyncio.sleep(self._monitor.rule.poll_interval_s)
 
-    async def _look(self) -> None:
+    async def _look(self, group: asyncio.TaskGroup) -> None:
         problem, _ = await asyncio.gather(
             health_problem(self._client, self._url, timeout_s=_TIMEOUT_S), self._scrape()
         )
@@ -185,7 +184,9 @@ class _Watch:
         is_ready = replica.state is ReplicaState.READY
         if problem is None:
             self._misses = 0
-            if not is_ready:
+            if is_ready:
+                self._doubt_if_still(replica, group)
+            elif time.monotonic() >= replica.breaker.retry_at_s:
                 await self._prove()
             return
         self._misses += 1
@@ -196,15 +197,50 @@ class _Watch:
 
     async def _prove(self) -> None:
         """Make it READY if it generates a token."""
-        problem = await serving_problem(
-            self._client, self._url, self._spec.model.served_name, timeout_s=_FIRST_TOKEN_TIMEOUT_S
-        )
+        problem = await self._probe()
         if self._replica() is None:
             return
         if problem is None:
+            self._liveness.alive(time.monotonic())
             self._registry.set_state(self._name, ReplicaState.READY)
         else:
-            self._registry.set_state(self._name, ReplicaState.UNHEALTHY, str(problem))
+            self._registry.take_out(self._name, str(problem))
+
+    def _doubt_if_still(self, replica: ReplicaSnapshot, group: asyncio.TaskGroup) -> None:
+        """Begin to look closely at a replica that seems to hang, or that was spared for being the last."""
+        load = replica.load
+        is_busy = replica.in_flight > 0 or (load is not None and load.requests_running > 0)
+        is_doubtful = self._liveness.is_doubtful(time.monotonic(), is_busy=is_busy)
+        if self._doubt is None and (is_doubtful or replica.breaker.is_suspected):
+            self._doubt = group.create_task(self._settle_doubt())
+
+    async def _settle_doubt(self) -> None:
+        """Take it out if it does not generate; it may go on serving until that is known."""
+        asked_at_s = time.monotonic()
+        try:
+            problem = await self._probe()
+            replica = self._replica()
+            if replica is None or replica.state is not ReplicaState.READY:
+                return
+            now_s = time.monotonic()
+            if problem is None:
+                self._liveness.alive(now_s)
+                if replica.breaker.is_suspected:
+                    self._registry.clear_of_suspicion(self._name)
+            elif self._liveness.is_dead(asked_at_s, now_s):
+                still_s = now_s - self._liveness.moved_at_s
+                self._monitor.hangs += 1
+                _LOG.warning("replica %s is taken out, still for %.0f s: %s", self._name, still_s, problem)
+                self._registry.take_out(self._name, f"hangs, nothing moved for {still_s:.0f} s: {problem}")
+            elif replica.breaker.is_suspected:
+                self._registry.clear_of_suspicion(self._name)
+        finally:
+            self._doubt = None
+
+    async def _probe(self) -> Problem | None:
+        self._monitor.probes += 1
+        name, timeout_s = self._spec.model.served_name, self._monitor.rule.probe_timeout_s
+        return await serving_problem(self._client, self._url, name, timeout_s=timeout_s)
 
     async def _scrape(self) -> None:
         try:
@@ -216,7 +252,9 @@ class _Watch:
             replica = self._replica()
             if replica and replica.load and time.monotonic() - replica.load.scraped_at_s > _LOAD_AGE_S_MAX:
                 self._registry.set_load(self._name, None)
+                self._liveness.saw(None, time.monotonic())
             return
+        self._liveness.saw(load, load.scraped_at_s)
         if self._replica() is not None:
             self._registry.set_load(self._name, load)
 

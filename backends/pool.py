@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from backends.breaker import Standing
 from backends.choice import Rule
 
 FlagValue = str | int | float | bool | list[str | int | float]
@@ -404,6 +405,8 @@ class ReplicaLoad:
     accepted_tokens_total: int | None
     scraped_at_s: float
     """time.monotonic() of the scrape."""
+    engine_steps_total: int | None = None
+    """Steps that put out tokens; None: the server does not count them."""
 
     @property
     def mean_acceptance_length(self) -> float | None:
@@ -429,6 +432,7 @@ class ReplicaSnapshot:
     consecutive_failures: int
     detail: str = ""
     """Why it is not ready, for people."""
+    breaker: Standing = field(default_factory=Standing)
 
 
 @dataclass(frozen=True, slots=True)

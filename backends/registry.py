@@ -14,20 +14,19 @@ silent must not attract requests.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from time import monotonic
 from types import MappingProxyType
 
+from backends.breaker import Breaker, BreakerRule
 from backends.choice import Chooser, Key, Why, multiplier_of, others_now
 from backends.pool import PoolSnapshot, PoolSpec, ReplicaLoad, ReplicaSnapshot, ReplicaState
-
-FAILURES_TO_EJECT = 3
-"""So many failed requests in a row take a replica out until the monitor has seen it serve again."""
 
 
 class _Replica:
     """What is known of one replica; a restart at another address is another object."""
 
     __slots__ = (
-        "consecutive_failures",
+        "breaker",
         "detail",
         "in_flight",
         "load",
@@ -55,7 +54,7 @@ class _Replica:
         self.requests = 0
         """Both together."""
         self.load: ReplicaLoad | None = None
-        self.consecutive_failures = 0
+        self.breaker = Breaker(pool.breaker_rule)
         self.detail = "not looked at yet"
         self.picture: ReplicaSnapshot | None = None
         """The last snapshot, None once anything has changed: every decision looks at every replica."""
@@ -73,8 +72,9 @@ class _Replica:
             state=self.state,
             in_flight=self.in_flight,
             load=self.load,
-            consecutive_failures=self.consecutive_failures,
+            consecutive_failures=self.breaker.in_a_row,
             detail=self.detail,
+            breaker=self.breaker.standing,
         )
 
     def enter(self, state: ReplicaState, detail: str) -> None:
@@ -82,17 +82,22 @@ class _Replica:
         self.detail = detail
         self.picture = None
         if state is ReplicaState.READY:
-            self.consecutive_failures = 0
+            self.breaker.proved()
         self.pool.refresh()
+
+    def take_out(self, detail: str, *, backs_off: bool) -> None:
+        self.breaker.open(monotonic(), backs_off=backs_off)
+        self.enter(ReplicaState.UNHEALTHY, detail)
 
 
 class _Pool:
     """One pool's replicas, with the ready ones at hand so that a lease looks at nothing else."""
 
-    __slots__ = ("choices", "chooser", "ready", "replicas", "spec")
+    __slots__ = ("breaker_rule", "choices", "chooser", "ready", "replicas", "spec")
 
-    def __init__(self, spec: PoolSpec) -> None:
+    def __init__(self, spec: PoolSpec, breaker_rule: BreakerRule) -> None:
         self.spec = spec
+        self.breaker_rule = breaker_rule
         self.replicas: dict[str, _Replica] = {}
         self.ready: tuple[_Replica, ...] = ()
         self.chooser = Chooser(
@@ -145,26 +150,28 @@ class ReplicaLease:
 
     def succeeded(self) -> None:
         """The replica answered as it should; ends its row of failures unless this lease failed before."""
-        if not self._has_failed and self._replica.consecutive_failures:
-            self._replica.consecutive_failures = 0
+        if not self._has_failed and self._replica.breaker.succeeded():
             self._replica.picture = None
 
-    def failed(self, detail: str, *, fatal: bool = False) -> None:
+    def failed(self, detail: str, *, fatal: bool = False, slow: bool = False) -> None:
         """The replica (not the request) was at fault; counts once per lease. Does not release.
 
         Args:
             detail: what happened, for people.
             fatal: nothing listens there any more (connection refused): take it out at once.
+            slow: it only took too long, which does not take out the last replica of a pool.
         """
         replica = self._replica
-        if not self._has_failed:
-            self._has_failed = True
-            replica.consecutive_failures += 1
-            replica.picture = None
-        if replica.state is ReplicaState.READY and (
-            fatal or replica.consecutive_failures >= FAILURES_TO_EJECT
-        ):
-            replica.enter(ReplicaState.UNHEALTHY, detail)
+        is_counted = self._has_failed
+        self._has_failed = True
+        replica.picture = None
+        shall_open = not is_counted and replica.breaker.failed()
+        if replica.state is not ReplicaState.READY or not (fatal or shall_open):
+            return
+        if slow and replica.pool.ready == (replica,):
+            replica.breaker.spare()
+            return
+        replica.take_out(detail, backs_off=not fatal)
 
 
 class PoolRegistry:
@@ -173,8 +180,15 @@ class PoolRegistry:
     Every method raises KeyError for a pool or replica it was never told of.
     """
 
-    def __init__(self, specs: Mapping[str, PoolSpec]) -> None:
-        self._pools = {name: _Pool(spec) for name, spec in specs.items()}
+    def __init__(self, specs: Mapping[str, PoolSpec], *, breaker_rule: BreakerRule | None = None) -> None:
+        """Begin with pools that have no replicas yet.
+
+        Args:
+            specs: the pools, by name.
+            breaker_rule: when a replica is taken out for how it answers; None: as `BreakerRule` says.
+        """
+        rule = breaker_rule or BreakerRule()
+        self._pools = {name: _Pool(spec, rule) for name, spec in specs.items()}
         self._replicas: dict[str, _Replica] = {}
         self.specs: Mapping[str, PoolSpec] = MappingProxyType(dict(specs))
         """The pools as their files describe them, by name."""
@@ -248,6 +262,16 @@ class PoolRegistry:
             # Not a change: the failures that requests have counted since stay counted.
             return
         one.enter(state, detail)
+
+    def take_out(self, replica: str, detail: str) -> None:
+        """The monitor saw that it does not generate: nothing goes there until it does, after a backoff."""
+        self._replicas[replica].take_out(detail, backs_off=True)
+
+    def clear_of_suspicion(self, replica: str) -> None:
+        """The monitor saw a replica generate that was merely slow."""
+        one = self._replicas[replica]
+        one.breaker.proved()
+        one.picture = None
 
     def set_load(self, replica: str, load: ReplicaLoad | None) -> None:
         """What the replica's /metrics said; None: not known."""

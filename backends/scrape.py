@@ -21,6 +21,8 @@ SAMPLE_NAMES: dict[str, tuple[str, ...]] = {
     "kv_cache_usage_ratio": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
     "prompt_tokens_total": ("vllm:prompt_tokens_total",),
     "generation_tokens_total": ("vllm:generation_tokens_total",),
+    # A histogram despite its name: one observation per step that put out tokens.
+    "engine_steps_total": ("vllm:iteration_tokens_total_count",),
     # In tokens since V1; V0 counted blocks under the old name, and is not supported.
     "prefix_cache_query_tokens_total": (
         "vllm:prefix_cache_queries_total",
@@ -71,7 +73,7 @@ def parse_metrics(text: str, *, scraped_at_s: float) -> ReplicaLoad:
     def total(field: str) -> int:
         return round(sum(engines.get(field, ())))
 
-    def total_if_speculating(field: str) -> int | None:
+    def total_if_there(field: str) -> int | None:
         return total(field) if field in engines else None
 
     return ReplicaLoad(
@@ -82,10 +84,11 @@ def parse_metrics(text: str, *, scraped_at_s: float) -> ReplicaLoad:
         generation_tokens_total=total("generation_tokens_total"),
         prefix_cache_query_tokens_total=total("prefix_cache_query_tokens_total"),
         prefix_cache_hit_tokens_total=total("prefix_cache_hit_tokens_total"),
-        draft_steps_total=total_if_speculating("draft_steps_total"),
-        draft_tokens_total=total_if_speculating("draft_tokens_total"),
-        accepted_tokens_total=total_if_speculating("accepted_tokens_total"),
+        draft_steps_total=total_if_there("draft_steps_total"),
+        draft_tokens_total=total_if_there("draft_tokens_total"),
+        accepted_tokens_total=total_if_there("accepted_tokens_total"),
         scraped_at_s=scraped_at_s,
+        engine_steps_total=total_if_there("engine_steps_total"),
     )
 
 

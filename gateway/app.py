@@ -19,11 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.types import Receive, Scope, Send
 
+from backends.breaker import BreakerRule, BreakerState, Standing
 from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
+from backends.liveness import HealthRule
 from backends.monitor import FleetMonitor
 from backends.registry import PoolRegistry
-from gateway.admin import admin_keys, audit, budgets, keys, limits, prices, projects, tenants, usage
+from gateway.admin import admin_keys, audit, budgets, keys, limits, pools, prices, projects, tenants, usage
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -44,6 +46,7 @@ from gateway.identity.key_store import list_keys
 from gateway.identity.limit_sharing import LimitSharing
 from gateway.identity.limit_store import list_limits
 from gateway.identity.root_key import load_admin_key, load_root_key
+from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
 from gateway.jobs.scheduler import Scheduler, jobs_of
@@ -70,11 +73,13 @@ from gateway.routing.policy import Policy, load_policy
 from gateway.routing.receipts import insert_receipts
 from gateway.routing.versions import remember_version
 from gateway.schema import require_current
-from gateway.settings import Settings
+from gateway.settings import HealthSettings, Settings
 from gateway.telemetry import Telemetry
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
+from gateway.upstream.hedging import Hedging
 from gateway.upstream.outside import Endpoint, load_outside
+from gateway.upstream.retry_budget import RetryBudget
 
 SPOOL_FOLDER = "spool"
 BODY_BYTES_MAX = 1_000_000
@@ -84,6 +89,8 @@ STOP_S = 15.0
 
 CACHE_FLUSH_S = 2.0
 """For the last answers to be kept at a stop."""
+
+_OPENNESS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 _Read = Callable[[], float]
 
@@ -101,8 +108,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     Raises:
         ConfigurationError: a pool file, the policy or a key is wrong.
     """
-    runtime = Runtime()
-    parts = _Parts(settings, clock or Clock(), Telemetry(worker=worker))
+    runtime = Runtime(Telemetry(worker=worker))
+    parts = _Parts(settings, clock or Clock(), runtime.telemetry)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -129,7 +136,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, prices, audit):
+    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, prices, audit):
         app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
@@ -160,14 +167,14 @@ class _Parts:
         self._settings = settings
         self._clock = clock
         try:
-            pools = load_pools(settings.pools)
+            specs = load_pools(settings.pools)
         except PoolFileError as error:
             raise ConfigurationError(str(error)) from None
-        self._policy = load_policy(settings.policy, pools=pools)
-        cards = cards_of(pools, {name: target.rates for name, target in self._policy.external.items()})
+        self._policy = load_policy(settings.policy, pools=specs)
+        cards = cards_of(specs, {name: target.rates for name, target in self._policy.external.items()})
         self._prices = PriceBook(cards, allows_unpriced=self._policy.allow_unpriced)
         self._endpoints = _endpoints(self._policy, settings)
-        self._registry = PoolRegistry(pools)
+        self._registry = PoolRegistry(specs, breaker_rule=_breaker_rule(settings.health))
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
@@ -196,8 +203,11 @@ class _Parts:
             client,
             settings.timeouts,
             attempts_max=settings.limits.attempts_max,
+            retries=RetryBudget(ratio=settings.retries.ratio, floor_per_s=settings.retries.floor_per_s),
+            hedging=self._hedging(),
             outside=outside,
         )
+        self._watch_engines(dispatcher)
         try:
             watcher = ChangeWatcher(
                 engine,
@@ -298,11 +308,11 @@ class _Parts:
         admission = Budgets(lessor.holds, lessor, clock)
         pipeline = Pipeline(
             routing=self._routing(),
-            registry=self._registry,
             dispatcher=dispatcher,
             budgets=admission,
             settlement=Settlement(spool, clock),
             cache=cache,
+            shedder=self._shedder(),
             telemetry=self._telemetry,
             clock=clock,
         )
@@ -383,7 +393,18 @@ class _Parts:
 
     def _monitor(self) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME
-        return FleetMonitor(self._registry, fleet_file=fleet_file)
+        asked = self._settings.health
+        rule = HealthRule(
+            poll_interval_s=asked.poll_interval_s,
+            stall_s=asked.stall_s,
+            idle_probe_s=asked.idle_probe_s,
+            probe_timeout_s=asked.probe_timeout_s,
+        )
+        monitor = FleetMonitor(self._registry, fleet_file=fleet_file, rule=rule)
+        count = self._telemetry.count
+        count("tollgate_replica_probes", "Tokens generated to see whether one is", lambda: monitor.probes)
+        count("tollgate_replica_hangs", "Replicas taken out for hanging", lambda: monitor.hangs)
+        return monitor
 
     def _watch_gauges(self, services: Services, holds: Holds) -> None:
         watch = self._telemetry.watch
@@ -410,6 +431,65 @@ class _Parts:
             labels=("pool", "why"),
             read=lambda: _choices(self._registry),
         )
+
+    def _shedder(self) -> Shedder:
+        asked = self._settings.overload
+        shares = Shares(asked.flex_share, asked.default_share, reserved=asked.reserved_share)
+        shedder = Shedder(self._in_flight_max, shares=shares, weights=asked.tenant_weights)
+        watch, count = self._telemetry.watch, self._telemetry.count_each
+        watch("tollgate_in_flight", "Calls that models are asked for now", lambda: shedder.under_way)
+        watch("tollgate_in_flight_max", "Calls that may be under way", lambda: shedder.in_flight_max)
+        count("tollgate_shed", "Calls refused for want of room", label="tier", read=lambda: shedder.shed)
+        return shedder
+
+    def _in_flight_max(self) -> int:
+        """How many calls this process may have under way now, by what the ready replicas take."""
+        asked = self._settings.overload
+        if asked.in_flight_max is not None:
+            return asked.in_flight_max
+        slots = sum(pool.spec.batching.max_num_seqs * pool.ready_count for pool in self._registry.snapshots())
+        return max(asked.in_flight_min, int(slots * asked.per_slot / self._settings.workers))
+
+    def _hedging(self) -> Hedging | None:
+        asked, count = self._settings.hedging, self._telemetry.count
+        if not asked.ratio:
+            return None
+        hedging = Hedging(ratio=asked.ratio, quantile=asked.quantile, delay_s_min=asked.delay_s_min)
+        made = hedging.allowance
+        count("tollgate_hedges", "Streams that were asked for a second time", lambda: made.made)
+        count("tollgate_hedges_won", "Of these, answered by the second one", lambda: hedging.won)
+        count("tollgate_hedges_refused", "Hedges that their allowance forbade", lambda: made.refused)
+        return hedging
+
+    def _watch_engines(self, dispatcher: Dispatcher) -> None:
+        count, retries = self._telemetry.count, dispatcher.retries
+        count(
+            "tollgate_retries",
+            "Attempts again, but for those after a refused connection",
+            lambda: retries.made,
+        )
+        count("tollgate_retries_refused", "Attempts that the retry budget forbade", lambda: retries.refused)
+        self._telemetry.watch_each(
+            "tollgate_replica_breaker",
+            "Whether a replica is left alone for failing: 0 closed, 1 half open, 2 open",
+            label="replica",
+            read=lambda: {name: _OPENNESS[one.state] for name, one in self._standings().items()},
+        )
+        self._telemetry.count_each(
+            "tollgate_replica_ejections",
+            "Times that a replica's breaker opened",
+            label="replica",
+            read=lambda: {name: one.opened for name, one in self._standings().items()},
+        )
+        self._telemetry.count_each(
+            "tollgate_replica_spared",
+            "Times that a replica was kept though slow, being its pool's last",
+            label="replica",
+            read=lambda: {name: one.spared for name, one in self._standings().items()},
+        )
+
+    def _standings(self) -> dict[str, Standing]:
+        return {one.replica: one.breaker for pool in self._registry.snapshots() for one in pool.replicas}
 
     def _watch_cache(self, cache: AnswerCache) -> None:
         count = self._telemetry.count
@@ -490,6 +570,15 @@ def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
         name: Endpoint(target.api_base, None if target.key_name is None else keys[target.key_name])
         for name, target in policy.external.items()
     }
+
+
+def _breaker_rule(asked: HealthSettings) -> BreakerRule:
+    return BreakerRule(
+        failures_in_a_row=asked.failures_in_a_row,
+        failure_ratio=asked.failure_ratio,
+        backoff_s=asked.backoff_s,
+        backoff_s_max=asked.backoff_s_max,
+    )
 
 
 def _reload_budgets(admission: Budgets) -> Reload:

@@ -85,6 +85,25 @@ class AttemptLog:
         )
         self._telemetry.attempt_failed(error.code)
 
+    def fork(self) -> AttemptLog:
+        """One for another attempt at the same request and under the same reservation."""
+        return AttemptLog(
+            self.plan,
+            self.reservation,
+            settlement=self._settlement,
+            clock=self._clock,
+            telemetry=self._telemetry,
+        )
+
+    def lost(self, timing: AttemptTiming) -> None:
+        """The attempt was given up for another one that answered first: a hedge is ours to pay."""
+        lost = Outcome(state=AttemptState.FAILED, usage=None, error_code="hedge_lost", timing=timing)
+        self.current.end(lost)
+
+    def adopt(self, other: AttemptLog) -> None:
+        """The other one's attempt is the request's from now on."""
+        self._current = other.current
+
     def cancelled(self) -> None:
         """The client left while the engine was at work."""
         if self._current is not None:

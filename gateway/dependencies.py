@@ -55,8 +55,9 @@ class Services:
 class Runtime:
     """Holds the services from start to stop; requests outside of that are refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
         self.services: Services | None = None
+        self.telemetry = telemetry
 
     def current(self) -> Services:
         """The services.

@@ -1,7 +1,7 @@
 """In what order is one inference call served?
 
-admit → classify → decide → cache → reserve → send → settle. Owns the order and nothing else: no SQL, no
-HTTP, no rates, no policy grammar. Each step takes values and returns a value; the rooms do not know each
+admit → classify → decide → cache → shed → reserve → send → settle. Owns the order and nothing else: no SQL,
+no HTTP, no rates, no policy grammar. Each step takes values and returns a value; the rooms do not know each
 other, so what one of them wants to be told of another is filled in here.
 """
 
@@ -13,13 +13,13 @@ from dataclasses import replace
 
 import msgspec
 
-from backends.registry import PoolRegistry
 from gateway.attempt_log import AttemptLog, account_of, hold_for, start_of, tokens_for
 from gateway.cache.lookup import AnswerCache, CacheStatus, KeptAnswer, slot_for
 from gateway.clock import Clock
 from gateway.errors import BudgetExceeded, GatewayError
-from gateway.identity.auth import Caller, admit
+from gateway.identity.auth import Caller, admit, latency_class
 from gateway.identity.limits import UNLIMITED, Permit
+from gateway.identity.shedding import Seat, Shedder
 from gateway.inference import AttemptState, Call, UsageSource
 from gateway.ledger.admission import Budgets
 from gateway.ledger.settlement import Outcome, Settlement
@@ -40,22 +40,27 @@ class Pipeline:
         self,
         *,
         routing: Routing,
-        registry: PoolRegistry,
         dispatcher: Dispatcher,
         budgets: Budgets,
         settlement: Settlement,
         cache: AnswerCache,
+        shedder: Shedder,
         telemetry: Telemetry,
         clock: Clock,
     ) -> None:
         self.routing = routing
         self.cache = cache
-        self._registry = registry
+        self._registry = dispatcher.registry
         self._dispatcher = dispatcher
         self._budgets = budgets
         self._settlement = settlement
+        self.shedder = shedder
         self._telemetry = telemetry
         self._clock = clock
+
+    def stop(self) -> None:
+        """The program ends: what it cuts from now on is its own account."""
+        self._settlement.is_stopping = True
 
     async def serve(self, call: Call, caller: Caller, request_id: str) -> Served:
         """A whole answer to `call`.
@@ -67,7 +72,7 @@ class Pipeline:
             NoEligibleTarget: no target may or can serve it.
             Unpriced: no target that could serve it has a price.
             BudgetExceeded: a budget over the caller cannot hold what it may come to.
-            Overloaded: usage cannot be recorded.
+            Overloaded: too much is under way already, or usage cannot be recorded.
             UpstreamRejected: the engine refused the request.
             AllAttemptsFailed: every target was tried.
         """
@@ -79,6 +84,10 @@ class Pipeline:
         kept = None if plan.slot is None else await self.cache.find(plan.slot)
         if kept is not None:
             return Served(self._settled(plan, kept), kept.replayed(), charge_usd_nanos=UsdNanos(0))
+        with self.shedder.admit(latency_class(plan.caller, plan.call), plan.caller.tenant_name):
+            return await self._answer(plan)
+
+    async def _answer(self, plan: Plan) -> Served:
         call, caller = plan.call, plan.caller
         log = await self._reserve(plan)
         try:
@@ -117,6 +126,14 @@ class Pipeline:
         kept = None if plan.slot is None else await self.cache.find(plan.slot)
         if kept is not None:
             return ReplayedStream(self._settled(plan, kept), kept.replayed())
+        seat = self.shedder.admit(latency_class(plan.caller, plan.call), plan.caller.tenant_name)
+        try:
+            return await self._opened(plan, seat)
+        except BaseException:
+            seat.leave()
+            raise
+
+    async def _opened(self, plan: Plan, seat: Seat) -> ServedStream:
         call, caller = plan.call, plan.caller
         log = await self._reserve(plan)
         try:
@@ -131,7 +148,8 @@ class Pipeline:
             log.given_up()
             log.reservation.end()
             raise
-        return ServedStream(plan.facts(stream.target, stream.replica), stream, log, cache=self.cache)
+        facts = plan.facts(stream.target, stream.replica)
+        return ServedStream(facts, stream, log, cache=self.cache, seat=seat)
 
     def _plan(self, call: Call, caller: Caller, request_id: str) -> Plan:
         admit(caller, call)

@@ -8,11 +8,12 @@ from typing import Protocol
 from gateway.attempt_log import AttemptLog
 from gateway.cache.lookup import AnswerCache, KeptAnswer, Recording
 from gateway.errors import UpstreamError
+from gateway.identity.shedding import Seat
 from gateway.inference import AttemptState
 from gateway.ledger.settlement import Outcome, estimated_input_tokens
 from gateway.money import UsdNanos
 from gateway.plan import ServedFacts
-from gateway.upstream.dispatch import AnswerStream
+from gateway.upstream.answer_stream import AnswerStream
 
 REPLAY_BYTES = 65_536
 
@@ -72,11 +73,22 @@ class ReplayedStream:
 class ServedStream:
     """A stream that an engine is writing."""
 
-    __slots__ = ("_attempt", "_cache", "_plan", "_recording", "_reservation", "_slot", "_stream", "facts")
+    __slots__ = (
+        "_attempt",
+        "_cache",
+        "_plan",
+        "_recording",
+        "_reservation",
+        "_seat",
+        "_slot",
+        "_stream",
+        "facts",
+    )
 
     def __init__(
-        self, facts: ServedFacts, stream: AnswerStream, log: AttemptLog, *, cache: AnswerCache
+        self, facts: ServedFacts, stream: AnswerStream, log: AttemptLog, *, cache: AnswerCache, seat: Seat
     ) -> None:
+        self._seat = seat
         self.facts = facts
         self._stream = stream
         self._plan = log.plan
@@ -113,6 +125,7 @@ class ServedStream:
         self._end(AttemptState.CANCELLED, None)
 
     def _end(self, state: AttemptState, error: UpstreamError | None) -> None:
+        self._seat.leave()
         timing = self._stream.timing
         self._stream.close(failure=error)
         relay = self._stream.relay

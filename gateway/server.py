@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
+from gateway.client_connection import ClientConnection, ClientRule
+from gateway.dependencies import Runtime
 from gateway.settings import Settings
-
-DRAIN_S = 30
-"""How long answers under way may take to end after a stop was asked for."""
 
 
 class Server(uvicorn.Server):
     """uvicorn without signal handlers of its own: the command line owns the signals."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let no new connection in, wait for answers under way, and cut them when their time is over."""
+        self._on_stop()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -31,12 +43,24 @@ class Server(uvicorn.Server):
 
 def make_server(app: FastAPI, settings: Settings) -> Server:
     """A server for the app, not started."""
+    _take_all_descriptors()
+    asked = settings.clients
+    rule = ClientRule(asked.head_bytes_max, asked.headers_max, asked.request_timeout_s)
+    runtime: Runtime = app.state.runtime
+    runtime.telemetry.count_each(
+        "tollgate_connections_refused",
+        "Connections closed for the size of a request's head, or for the time that a request took",
+        label="reason",
+        read=lambda: rule.refused,
+    )
+    # uvicorn calls what it is given, and is typed for classes.
+    protocol = cast("Any", partial(ClientConnection, rule=rule))
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=protocol,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -44,6 +68,19 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         date_header=False,
         proxy_headers=False,
         log_config=None,
-        timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=asked.keep_alive_s,
+        timeout_graceful_shutdown=settings.timeouts.drain_s,
     )
-    return Server(config)
+
+    def stop() -> None:
+        if runtime.services is not None:
+            runtime.services.pipeline.stop()
+
+    return Server(config, stop)
+
+
+def _take_all_descriptors() -> None:
+    """A call under way is two connections, and many systems begin with 1,024 though they allow far more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

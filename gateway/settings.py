@@ -11,9 +11,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -32,7 +40,7 @@ EXTERNAL_KEY = "EXTERNAL_KEYS__"
 
 
 class TimeoutSettings(BaseModel):
-    """The four limits on an engine's answer, seconds."""
+    """The limits on an engine's answer, seconds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,6 +48,116 @@ class TimeoutSettings(BaseModel):
     first_token_s: float = Field(default=60.0, gt=0, description="until the first content of a stream")
     between_tokens_s: float = Field(default=30.0, gt=0, description="between two pieces of a stream")
     total_s: float = Field(default=600.0, gt=0, description="for a whole answer")
+    stream_total_s: float = Field(default=3600.0, gt=0, description="for a whole stream")
+    drain_s: int = Field(
+        default=30, ge=0, description="how long answers under way may take to end after a stop is asked for"
+    )
+
+
+class ClientSettings(BaseModel):
+    """What a client's connection may hold, and for how long."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    head_bytes_max: int = Field(default=65_536, gt=0, description="a request's line and headers together")
+    headers_max: int = Field(default=256, gt=0, description="headers of a request")
+    request_timeout_s: float = Field(
+        default=60.0, gt=0, description="from a request's first byte, or the connection, to its last byte"
+    )
+    keep_alive_s: int = Field(
+        default=75, gt=0, description="idle connections; longer than clients keep theirs, or they lose races"
+    )
+
+
+class HealthSettings(BaseModel):
+    """When a replica is taken out, and when it is tried again; seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    poll_interval_s: float = Field(default=1.0, gt=0, le=60, description="between two looks at a replica")
+    stall_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="a busy engine that does not move for so long must generate a token",
+    )
+    idle_probe_s: float = Field(
+        default=60.0, gt=0, description="an idle engine generates a token after so long, to see that it does"
+    )
+    probe_timeout_s: float = Field(default=30.0, gt=0, description="for that token")
+    failures_in_a_row: int = Field(default=3, gt=0, description="failed requests that open a breaker")
+    failure_ratio: float = Field(
+        default=0.5, gt=0, le=1, description="share of the last 20 requests that does so too"
+    )
+    backoff_s: float = Field(default=1.0, gt=0, description="until an open breaker is tried; doubles")
+    backoff_s_max: float = Field(default=30.0, gt=0, description="and no longer than this")
+
+
+class RetrySettings(BaseModel):
+    """How often failed attempts are tried again, so that an outage does not multiply load."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ratio: float = Field(default=0.2, ge=0, le=10, description="retries per request of the last 10 to 20 s")
+    floor_per_s: float = Field(
+        default=10.0, ge=0, description="retries per second beside that, however few requests there are"
+    )
+
+
+class HedgeSettings(BaseModel):
+    """When a stream that is slow to begin is asked for at a second replica too."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ratio: float = Field(default=0.0, ge=0, le=0.5, description="hedges per stream at most; 0: none")
+    quantile: float = Field(
+        default=0.95,
+        ge=0.5,
+        lt=1,
+        description="of a pool's times to the first content: later is slow",
+    )
+    delay_s_min: float = Field(default=0.05, gt=0, description="no hedge is made earlier")
+
+
+class OverloadSettings(BaseModel):
+    """How much may be under way in one process, and who is refused first beyond that."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    in_flight_max: int | None = Field(
+        default=None, gt=0, description="calls under way; unset: per_slot times what the ready replicas batch"
+    )
+    per_slot: float = Field(
+        default=4.0, gt=0, description="calls under way per sequence that the ready replicas decode together"
+    )
+    in_flight_min: int = Field(
+        default=256, gt=0, description="calls that may be under way however small the pools are"
+    )
+    flex_share: float = Field(default=0.7, gt=0, le=1, description="of all that, until `flex` is refused")
+    default_share: float = Field(default=0.9, gt=0, le=1, description="until `default` is refused")
+    reserved_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="of each class's part, for tenants below their share",
+    )
+    tenant_weights: dict[str, float] = Field(
+        default_factory=dict, description="by tenant's name, for their shares; 1 for all others"
+    )
+
+    @field_validator("tenant_weights")
+    @classmethod
+    def _above_nothing(cls, weights: dict[str, float]) -> dict[str, float]:
+        if any(weight <= 0 for weight in weights.values()):
+            message = "a weight must be above 0: revoke a key or set a limit to keep somebody out"
+            raise ValueError(message)
+        return weights
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.flex_share > self.default_share:
+            message = "flex_share must not be above default_share: flex is refused first"
+            raise ValueError(message)
+        return self
 
 
 class LimitSettings(BaseModel):
@@ -153,6 +271,11 @@ class Settings(BaseSettings):
         description="API keys of external targets, by the names that the policy uses",
     )
     timeouts: TimeoutSettings = Field(default_factory=TimeoutSettings)
+    clients: ClientSettings = Field(default_factory=ClientSettings)
+    health: HealthSettings = Field(default_factory=HealthSettings)
+    retries: RetrySettings = Field(default_factory=RetrySettings)
+    hedging: HedgeSettings = Field(default_factory=HedgeSettings)
+    overload: OverloadSettings = Field(default_factory=OverloadSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     freshness: FreshnessSettings = Field(default_factory=FreshnessSettings)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)

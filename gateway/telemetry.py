@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _SAMPLE = re.compile(rb"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ", re.MULTILINE)
@@ -81,7 +81,7 @@ class Telemetry:
 
     def count(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A counter that somebody else counts, asked for when somebody looks."""
-        self.registry.register(_Counted(name, text, lambda: {(): read()}))
+        self.registry.register(_Kept(CounterMetricFamily, name, text, lambda: {(): read()}))
 
     def count_by_labels(
         self,
@@ -92,7 +92,7 @@ class Telemetry:
         read: Callable[[], Mapping[tuple[str, ...], float]],
     ) -> None:
         """A counter per combination of label values that somebody else counts, asked for likewise."""
-        self.registry.register(_Counted(name, text, read, labels=labels))
+        self.registry.register(_Kept(CounterMetricFamily, name, text, read, labels=labels))
 
     def watch_by_label(
         self, name: str, text: str, *, label: str, read: dict[str, Callable[[], float]]
@@ -101,6 +101,18 @@ class Telemetry:
         gauge = Gauge(name, text, (label,), registry=self.registry)
         for value, function in read.items():
             gauge.labels(value).set_function(function)
+
+    def watch_each(
+        self, name: str, text: str, *, label: str, read: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """One gauge per label value that there is when somebody looks."""
+        self.registry.register(_Kept(GaugeMetricFamily, name, text, _by_one(read), labels=(label,)))
+
+    def count_each(
+        self, name: str, text: str, *, label: str, read: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """One counter per label value that there is when somebody looks."""
+        self.registry.register(_Kept(CounterMetricFamily, name, text, _by_one(read), labels=(label,)))
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""
@@ -116,24 +128,30 @@ def _labelled(sample: re.Match[bytes], label: bytes) -> bytes:
     return name + b"{" + label + (b"," + labels if labels else b"") + b"} "
 
 
-class _Counted(Collector):
-    """A counter whose values are kept elsewhere, by the values of its labels."""
+def _by_one(read: Callable[[], Mapping[str, float]]) -> Callable[[], Mapping[tuple[str, ...], float]]:
+    return lambda: {(value,): number for value, number in read().items()}
+
+
+class _Kept(Collector):
+    """Values that are kept elsewhere, by the values of their labels."""
 
     def __init__(
         self,
+        family: type[CounterMetricFamily | GaugeMetricFamily],
         name: str,
         text: str,
         read: Callable[[], Mapping[tuple[str, ...], float]],
         *,
         labels: Sequence[str] = (),
     ) -> None:
+        self._family = family
         self._name = name
         self._text = text
         self._read = read
         self._labels = labels
 
     def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for values, count in self._read().items():
-            family.add_metric(values, count)
+        family = self._family(self._name, self._text, labels=self._labels)
+        for values, number in self._read().items():
+            family.add_metric(values, number)
         yield family

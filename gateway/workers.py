@@ -24,7 +24,6 @@ import uvloop
 from gateway.app import create_app
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.logs import set_up_logging
-from gateway.server import DRAIN_S
 from gateway.serving import OnServing, Worker, require_database, serve
 from gateway.settings import Settings, load_settings
 from gateway.stopping import stopped_by_signals
@@ -62,7 +61,10 @@ async def serve_by_workers(
         first: list[asyncio.Future[None]] = [loop.create_future() for _ in range(settings.workers)]
         async with asyncio.TaskGroup() as group:
             for index, ready in enumerate(first):
-                group.create_task(_keep_running(index, port, stop, ready=ready, log_folder=log_folder))
+                worker = _keep_running(
+                    index, port, stop, ready=ready, log_folder=log_folder, drain_s=settings.timeouts.drain_s
+                )
+                group.create_task(worker)
             stopping = group.create_task(stop.wait())
             starting = asyncio.gather(*first)
             either: set[asyncio.Future[Any]] = {stopping, starting}
@@ -125,13 +127,19 @@ def _refuse_foreign_listener(host: str, port: int) -> None:
 
 
 async def _keep_running(
-    index: int, port: int, stop: asyncio.Event, *, ready: asyncio.Future[None], log_folder: Path | None
+    index: int,
+    port: int,
+    stop: asyncio.Event,
+    *,
+    ready: asyncio.Future[None],
+    log_folder: Path | None,
+    drain_s: int,
 ) -> None:
     """Run one worker and its successors until `stop` is set."""
     while not stop.is_set():
         process = await _start(index, port, log_folder)
         async with asyncio.TaskGroup() as group:
-            ending = group.create_task(_end_when(stop, process))
+            ending = group.create_task(_end_when(stop, process, drain_s))
             if await _is_ready(process):
                 if not ready.done():
                     ready.set_result(None)
@@ -175,12 +183,12 @@ async def _is_ready(process: asyncio.subprocess.Process) -> bool:
         return False
 
 
-async def _end_when(stop: asyncio.Event, process: asyncio.subprocess.Process) -> None:
+async def _end_when(stop: asyncio.Event, process: asyncio.subprocess.Process, drain_s: int) -> None:
     """Ask it to stop, and end it by force only after what it has under way had its time."""
     await stop.wait()
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
-    await asyncio.sleep(DRAIN_S + STOP_S)
+    await asyncio.sleep(drain_s + STOP_S)
     process.kill()
 
 

@@ -6,7 +6,7 @@ names it, and how busy it was.
 A missed gate is a failure too: `peers` compares Tollgate with nginx, and with the gateways that
 tests/load/peers.sh has installed.
 
-Usage: python scripts/proof.py [--only peers|ledger|replicas|scale|soak|outage]
+Usage: python scripts/proof.py [--only PART]
 """
 # ruff: noqa: INP001, T201, S603
 # INP001: scripts are not a package. T201: reporting is their job. S603: the commands are the ones below.
@@ -26,6 +26,8 @@ PARTS = {
     "ledger": ["tests.load.bench_ledger"],
     "replicas": ["tests.load.replica_choice"],
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
+    "killed": ["tests.load.killed_replicas", "--seconds", "70", "--every", "10"],
+    "streams": ["tests.load.streams_soak", "--streams", "1000", "--seconds", "60"],
     "soak": ["tests.load.soak", "--seconds", "600"],
     "outage": ["pytest", "-q", "-s", f"{DATABASE_AWAY}::test_requests_go_on_while_the_database_is_away"],
 }

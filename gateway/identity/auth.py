@@ -89,6 +89,12 @@ def admit(caller: Caller, call: Call) -> str:
     return asked
 
 
+def latency_class(caller: Caller, call: Call) -> str:
+    """The latency class that a call runs in which was admitted."""
+    asked = call.service_tier
+    return caller.class_unasked if asked is None or asked == "auto" else asked
+
+
 class KeyRing:
     """All keys, by hash."""
 

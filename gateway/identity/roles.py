@@ -105,6 +105,8 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/admin/v1/admin-keys/{key}/revoke"): _ADMIN,
     ("GET", "/admin/v1/audit"): _READ,
     ("GET", "/admin/v1/audit/invariants"): _READ,
+    # Supply.
+    ("GET", "/admin/v1/pools"): _READ,
     # Money.
     ("GET", "/admin/v1/prices"): _READ,
     ("GET", "/admin/v1/prices/{target}"): _READ,

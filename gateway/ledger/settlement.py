@@ -8,7 +8,7 @@ are estimated, never above what can be shown, and the record says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway.clock import Clock
 from gateway.inference import (
@@ -25,6 +25,8 @@ from gateway.ledger.spool import Spool
 from gateway.money import UsdNanos
 from gateway.pricing.rates import UNPRICED, Price, charge
 
+STOPPED = "gateway_stopped"
+"""Error code of an attempt that ended because the program did."""
 BYTES_PER_TOKEN = 4
 """For estimates of input that no engine counted; English text has about four bytes a token."""
 
@@ -56,13 +58,12 @@ _PAYERS = {
 class OpenAttempt:
     """An attempt under way; ends once."""
 
-    __slots__ = ("_clock", "_is_open", "_price", "_reservation", "_spool", "_start", "charge_usd_nanos")
+    __slots__ = ("_is_open", "_price", "_reservation", "_settlement", "_start", "charge_usd_nanos")
 
     def __init__(
-        self, spool: Spool, clock: Clock, start: AttemptStart, *, price: Price, reservation: Reservation
+        self, settlement: Settlement, start: AttemptStart, *, price: Price, reservation: Reservation
     ) -> None:
-        self._spool = spool
-        self._clock = clock
+        self._settlement = settlement
         self._start = start
         self._price = price
         self._reservation = reservation
@@ -75,12 +76,16 @@ class OpenAttempt:
         if not self._is_open:
             return self.charge_usd_nanos
         self._is_open = False
+        settlement = self._settlement
+        if settlement.is_stopping and outcome.state is AttemptState.CANCELLED:
+            # Nobody can tell a client that left from one whose answer we cut: the doubt is ours.
+            outcome = replace(outcome, state=AttemptState.INTERRUPTED, error_code=STOPPED)
         usage, source = self._usage(outcome)
         self.charge_usd_nanos = charge(usage, self._price.rates)
         payer = _PAYERS[outcome.state]
         if payer is Payer.TENANT:
             self._reservation.spend(self.charge_usd_nanos or 0)
-        self._spool.end(
+        settlement.spool.end(
             AttemptEnd(
                 attempt_id=self._start.attempt_id,
                 state=outcome.state,
@@ -96,7 +101,7 @@ class OpenAttempt:
                 draft_steps=outcome.engine.draft_steps,
                 draft_tokens=outcome.engine.draft_tokens,
                 accepted_tokens=outcome.engine.accepted_tokens,
-                ended_at_ms=self._clock.epoch_ms(),
+                ended_at_ms=settlement.clock.epoch_ms(),
                 **usage_fields(usage),
             )
         )
@@ -119,8 +124,10 @@ class Settlement:
     """Opens attempts, so that each is written down before it is sent."""
 
     def __init__(self, spool: Spool, clock: Clock) -> None:
-        self._spool = spool
-        self._clock = clock
+        self.spool = spool
+        self.clock = clock
+        self.is_stopping = False
+        """The program ends, and soon cuts what is still under way: its tenants do not pay for that."""
 
     def begin(self, start: AttemptStart, price: Price, reservation: Reservation) -> OpenAttempt:
         """Write the attempt down and open it; what its tenant pays is taken from the reservation.
@@ -128,8 +135,8 @@ class Settlement:
         Raises:
             Overloaded: it cannot be written down, so it must not be sent.
         """
-        self._spool.start(start)
-        return OpenAttempt(self._spool, self._clock, start, price=price, reservation=reservation)
+        self.spool.start(start)
+        return OpenAttempt(self, start, price=price, reservation=reservation)
 
     def served_from_cache(self, start: AttemptStart) -> None:
         """Book a request that was answered without a model: it used nothing and costs nothing.
@@ -137,8 +144,8 @@ class Settlement:
         Raises:
             Overloaded: it cannot be written down.
         """
-        self._spool.start(start)
-        self._spool.end(
+        self.spool.start(start)
+        self.spool.end(
             AttemptEnd(
                 attempt_id=start.attempt_id,
                 state=AttemptState.ANSWERED,

@@ -3,36 +3,40 @@
 Walks the decision's targets. A failed attempt moves on to another replica of the same pool, then to the
 next pool, then to external targets where the decision has any, as long as nothing of the answer has reached
 the client: for a stream, until its first content. Pools never use up every attempt: one is left for the
-first external target. A request that an engine refuses (4xx) is not tried elsewhere. Every attempt is told
-to an observer before it is sent and when it fails; the attempt that answers is ended by whoever owns the
-answer.
+first external target. A request that an engine refuses (4xx) is not tried elsewhere, and while too many
+requests are tried again none is (`retry_budget.py`). A stream that is slow to begin may be asked for twice
+(`hedging.py`). Every attempt is told to an observer before it is sent and when it fails; the attempt that
+answers is ended by whoever owns the answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 from backends.choice import Key
 from backends.registry import PoolRegistry
 from gateway.errors import (
     AllAttemptsFailed,
+    GatewayError,
     NoEligibleTarget,
     UpstreamError,
-    UpstreamOverloaded,
     UpstreamRejected,
-    UpstreamUnavailable,
 )
 from gateway.inference import AttemptTiming, Call, Completion, RouteDecision, Target
 from gateway.protocols.affinity import affinity_key
 from gateway.settings import TimeoutSettings
 from gateway.upstream import token_count
+from gateway.upstream.answer_stream import AnswerStream, Lease, count_failure, is_refused, timing_since
 from gateway.upstream.client import Origin, UpstreamClient, UpstreamResponse
+from gateway.upstream.hedging import Hedging, first_decisive, outcome_of
 from gateway.upstream.outside import REPLICA, EventSource, Outside
+from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.stall import StallGuard
 from gateway.upstream.stream import CostText, StreamRelay
 from gateway.upstream.vllm import (
@@ -45,8 +49,6 @@ from gateway.upstream.vllm import (
 )
 
 _OK = 200
-_END_S = 1.0
-"""Between [DONE] and the end of the message nothing is left to compute."""
 
 
 class AttemptObserver(Protocol):
@@ -58,26 +60,14 @@ class AttemptObserver(Protocol):
     def failed(self, error: UpstreamError, timing: AttemptTiming) -> None:
         """The attempt that started last failed."""
 
+    def fork(self) -> Self:
+        """One for another attempt at the same time."""
 
-class Lease(Protocol):
-    """A claim on whoever is tried: a replica's lease in the registry, or what stands for one outside."""
+    def lost(self, timing: AttemptTiming) -> None:
+        """The attempt that started last is given up, because another one answered first."""
 
-    @property
-    def replica(self) -> str:
-        """Its name."""
-
-    @property
-    def url(self) -> str:
-        """Its base URL."""
-
-    def succeeded(self) -> None:
-        """It answered as it should."""
-
-    def failed(self, detail: str, *, fatal: bool = False) -> None:
-        """It was at fault."""
-
-    def release(self) -> None:
-        """The attempt is over."""
+    def adopt(self, other: Self) -> None:
+        """Go on with the other one's attempt; this one's has ended."""
 
 
 class _OutsideLease:
@@ -89,7 +79,7 @@ class _OutsideLease:
     def succeeded(self) -> None:
         """Not counted."""
 
-    def failed(self, detail: str, *, fatal: bool = False) -> None:
+    def failed(self, detail: str, *, fatal: bool = False, slow: bool = False) -> None:
         """Not counted: the attempt's row says it."""
 
     def release(self) -> None:
@@ -120,104 +110,30 @@ class _Try:
     cache_salt: str
 
 
-class AnswerStream:
-    """A stream whose first content is there; nobody else may take over from here."""
+@dataclass(slots=True)
+class _Running:
+    """A stream that is asked for: by whom now, and who was."""
 
-    __slots__ = (
-        "_guard",
-        "_head",
-        "_is_closed",
-        "_lease",
-        "_response",
-        "_started_s",
-        "_ttft_ms",
-        "relay",
-        "replica",
-        "target",
-    )
-
-    def __init__(
-        self,
-        *,
-        target: Target,
-        lease: Lease,
-        response: EventSource,
-        relay: StreamRelay,
-        started_s: float,
-        between_tokens_s: float,
-    ) -> None:
-        self.target = target
-        self.replica = lease.replica
-        self.relay = relay
-        self._lease = lease
-        self._response = response
-        self._started_s = started_s
-        self._ttft_ms: int | None = None
-        self._head = b""
-        self._is_closed = False
-        self._guard = StallGuard(between_tokens_s, "further token")
+    attempt: _Try
+    observer: AttemptObserver
+    relay_of: Callable[[Target], StreamRelay]
+    tried: set[str]
+    """Replicas, over all of the request's attempts."""
+    started_s: float
+    attempts: int
+    """Begun so far."""
 
     @property
-    def timing(self) -> AttemptTiming:
-        """How long it took so far."""
-        return AttemptTiming(ttft_ms=self._ttft_ms, total_ms=_ms_since(self._started_s))
+    def lease(self) -> Lease:
+        return self.attempt.lease
 
-    async def read_until_content(self) -> None:
-        """Read up to the first content; what came before it is kept.
+    def go_on_as(self, rival: _Running) -> None:
+        """The rival's attempt is the request's from now on; this one's has ended."""
+        self.observer.adopt(rival.observer)
+        self.attempt, self.started_s = rival.attempt, rival.started_s
 
-        Raises:
-            UpstreamError: the engine failed first.
-        """
-        while not (self.relay.has_content or self.relay.is_done):
-            chunk = await self._response.read()
-            if not chunk:
-                self.relay.end()
-            self._head += self.relay.feed(chunk)
-            if self.relay.failure is not None:  # nobody has seen anything of it yet
-                raise self.relay.failure
-        self._ttft_ms = _ms_since(self._started_s)
 
-    async def read(self) -> bytes:
-        """The next bytes for the client; nothing once the stream is complete.
-
-        Raises:
-            UpstreamError: the engine failed in the middle.
-        """
-        if self._head:
-            head, self._head = self._head, b""
-            return head
-        relay, guard = self.relay, self._guard
-        guard.progress()
-        with guard:
-            while not relay.is_done:
-                chunk = await self._response.read()
-                if not chunk:
-                    relay.end()
-                if block := relay.feed(chunk):
-                    return block
-        await self._read_end()
-        return b""
-
-    async def _read_end(self) -> None:
-        """Read the end of the HTTP message behind [DONE], so that the connection can be used again."""
-        # The answer is whole; what happens to its connection now only decides whether that is kept. The
-        # guard is inside, so that its timeout is one of the errors that do not matter any more.
-        with contextlib.suppress(UpstreamError), StallGuard(_END_S, "end of the stream"):
-            while await self._response.read():
-                pass
-
-    def close(self, *, failure: UpstreamError | None = None) -> None:
-        """Let go of the replica: the connection is reused if the answer was whole, and closed if not."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._guard.stop()
-        self._response.close()
-        if failure is not None:
-            self._lease.failed(failure.operator_detail)
-        elif self.relay.is_done:
-            self._lease.succeeded()
-        self._lease.release()
+_Opening = asyncio.Task[AnswerStream | UpstreamError]
 
 
 class Dispatcher:
@@ -230,9 +146,13 @@ class Dispatcher:
         timeouts: TimeoutSettings,
         *,
         attempts_max: int,
+        retries: RetryBudget,
+        hedging: Hedging | None = None,
         outside: Outside | None = None,
     ) -> None:
-        self._registry = registry
+        self.retries = retries
+        self.hedging = hedging
+        self.registry = registry
         self._client = client
         self._timeouts = timeouts
         self._outside = outside
@@ -250,23 +170,24 @@ class Dispatcher:
             NoEligibleTarget: no replica was left to try.
         """
         failures: list[UpstreamError] = []
-        for target, lease in self._tries(decision, functools.partial(affinity_key, call, cache_salt)):
+        key = functools.partial(affinity_key, call, cache_salt)
+        for target, lease in self._tries(decision, failures, set(), key=key):
             started_s = time.monotonic()
             try:
                 observer.started(target, lease.replica, len(failures) + 1)
                 with StallGuard(self._timeouts.total_s, "whole answer"):
                     completion = await self._complete(_Try(call, decision, target, lease, cache_salt))
             except UpstreamRejected as error:
-                observer.failed(error, _timing(started_s))
+                observer.failed(error, timing_since(started_s))
                 lease.succeeded()  # the replica is well, the request was not
                 raise
             except UpstreamError as error:
-                observer.failed(error, _timing(started_s))
-                _count_failure(lease, error)
+                observer.failed(error, timing_since(started_s))
+                count_failure(lease, error)
                 failures.append(error)
             else:
                 lease.succeeded()
-                return Answer(target, lease.replica, completion, _timing(started_s))
+                return Answer(target, lease.replica, completion, timing_since(started_s))
             finally:
                 lease.release()
         raise _nobody_answered(failures)
@@ -287,33 +208,41 @@ class Dispatcher:
             AllAttemptsFailed: nobody answered.
             NoEligibleTarget: no replica was left to try.
         """
-        failures: list[UpstreamError] = []
-        for target, lease in self._tries(decision, functools.partial(affinity_key, call, cache_salt)):
-            started_s = time.monotonic()
-            relay = StreamRelay(
+
+        def relay_of(target: Target) -> StreamRelay:
+            return StreamRelay(
                 upstream_model=target.upstream_model,
                 alias=call.model_alias,
                 wants_usage=call.wants_usage,
                 cost_text=cost_text,
             )
+
+        failures: list[UpstreamError] = []
+        tried: set[str] = set()
+        attempts = 0
+        key = functools.partial(affinity_key, call, cache_salt)
+        for target, lease in self._tries(decision, failures, tried, key=key):
+            attempt = _Try(call, decision, target, lease, cache_salt)
+            running = _Running(attempt, observer, relay_of, tried, time.monotonic(), attempts + 1)
             try:
-                with _released_on_failure(lease):
-                    observer.started(target, lease.replica, len(failures) + 1)
-                    return await self._open(_Try(call, decision, target, lease, cache_salt), relay)
+                with _released_on_failure(running):
+                    observer.started(target, lease.replica, running.attempts)
+                    return await self._first_content(running)
             except UpstreamRejected as error:
-                observer.failed(error, _timing(started_s))
-                lease.succeeded()  # the replica is well, the request was not
+                observer.failed(error, timing_since(running.started_s))
+                running.lease.succeeded()  # the replica is well, the request was not
                 raise
             except UpstreamError as error:
-                observer.failed(error, _timing(started_s))
-                _count_failure(lease, error)
+                observer.failed(error, timing_since(running.started_s))
+                count_failure(running.lease, error)
                 failures.append(error)
+                attempts = running.attempts
         raise _nobody_answered(failures)
 
     async def count_input(self, call: Call, decision: RouteDecision) -> int | None:
         """The request's input tokens as an engine counts them; None if that cannot be known."""
         body = token_count.question(call, decision)
-        lease = None if body is None else self._registry.lease(decision.targets[0].pool)
+        lease = None if body is None else self.registry.lease(decision.targets[0].pool)
         if body is None or lease is None:
             return None
         try:
@@ -321,11 +250,24 @@ class Dispatcher:
         finally:
             lease.release()
 
-    def _tries(self, decision: RouteDecision, key: Key) -> Iterator[tuple[Target, Lease]]:
+    def _tries(
+        self, decision: RouteDecision, failures: list[UpstreamError], tried: set[str], *, key: Key
+    ) -> Iterator[tuple[Target, Lease]]:
+        """Who is tried next, as long as trying again is allowed; `failures` and `tried` grow meanwhile."""
+        self.retries.began(time.monotonic())
+        for target, lease in self._candidates(decision, tried, key=key):
+            # What was refused at the door was no work for anybody: it may always be tried elsewhere.
+            if failures and not is_refused(failures[-1]) and not self.retries.allows(time.monotonic()):
+                lease.release()
+                return
+            yield target, lease
+
+    def _candidates(
+        self, decision: RouteDecision, tried: set[str], *, key: Key
+    ) -> Iterator[tuple[Target, Lease]]:
         attempts_max = self._attempts_max
         # Pools must not use up every attempt: the overflow exists for when they fail.
         pools_max = max(1, attempts_max - 1) if decision.targets[-1].is_external else attempts_max
-        tried: set[str] = set()
         count_outside = 0
         for target in decision.targets:
             if target.is_external:
@@ -334,11 +276,84 @@ class Dispatcher:
                     yield target, _OUTSIDE
                 continue
             while len(tried) < pools_max:
-                lease = self._registry.lease(target.pool, excluding=frozenset(tried), key=key)
+                lease = self.registry.lease(target.pool, excluding=frozenset(tried), key=key)
                 if lease is None:
                     break
                 tried.add(lease.replica)
                 yield target, lease
+
+    async def _first_content(self, running: _Running) -> AnswerStream:
+        """The stream once it has begun; asked for a second time where hedging allows it."""
+        hedging, target = self.hedging, running.attempt.target
+        if hedging is None or target.is_external:
+            return await self._open(running.attempt, running.relay_of(target))
+        hedging.allowance.began(running.started_s)
+        began_s, delay_s = running.started_s, hedging.delay_s(target.pool)
+        if delay_s is None:
+            stream = await self._open(running.attempt, running.relay_of(target))
+        else:
+            stream = await self._race(running, hedging, delay_s)
+        hedging.saw(target.pool, time.monotonic() - began_s)
+        return stream
+
+    async def _race(self, running: _Running, hedging: Hedging, delay_s: float) -> AnswerStream:
+        """Ask another replica too if the first content takes longer than `delay_s`; who is first answers."""
+        relay_of, target = running.relay_of, running.attempt.target
+        tries: list[_Opening] = []
+        rival: _Running | None = None
+        winner: _Opening | None = None
+        is_settled = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                opening = outcome_of(self._open(running.attempt, relay_of(target)))
+                tries.append(group.create_task(opening))
+                await asyncio.wait(tries, timeout=delay_s)
+                if not tries[0].done():
+                    rival = self._rival(running, hedging)
+                if rival is not None:
+                    opening = outcome_of(self._open(rival.attempt, relay_of(target)))
+                    tries.append(group.create_task(opening))
+                winner = await first_decisive(tries)
+            is_settled = True
+        finally:
+            if rival is None:
+                if not is_settled:
+                    _close_begun(tries[0])
+            elif is_settled and winner is not tries[0]:
+                _end_loser(running, tries[0])
+                running.go_on_as(rival)
+            else:
+                _end_loser(rival, tries[1])
+                if not is_settled:
+                    _close_begun(tries[0])
+        outcome = (winner or tries[-1]).result()
+        if isinstance(outcome, UpstreamError):
+            raise outcome
+        hedging.won += len(tries) > 1 and winner is tries[1]
+        outcome.belongs_here()
+        return outcome
+
+    def _rival(self, running: _Running, hedging: Hedging) -> _Running | None:
+        """Another attempt for the same stream at another replica of the pool, if there may be one."""
+        first, now_s = running.attempt, time.monotonic()
+        if len(running.tried) >= self._attempts_max:
+            return None
+        lease = self.registry.lease(first.target.pool, excluding=frozenset(running.tried))
+        if lease is None:
+            return None
+        observer = running.observer.fork()
+        try:
+            if not hedging.allowance.allows(now_s):
+                lease.release()
+                return None
+            observer.started(first.target, lease.replica, running.attempts + 1)
+        except GatewayError:  # it cannot be written down: then the first one has to do
+            lease.release()
+            return None
+        running.attempts += 1
+        running.tried.add(lease.replica)
+        attempt = replace(first, lease=lease)
+        return replace(running, attempt=attempt, observer=observer, started_s=now_s)
 
     async def _open(self, attempt: _Try, relay: StreamRelay) -> AnswerStream:
         started_s = time.monotonic()
@@ -355,7 +370,7 @@ class Dispatcher:
                     response=response,
                     relay=relay,
                     started_s=started_s,
-                    between_tokens_s=self._timeouts.between_tokens_s,
+                    timeouts=self._timeouts,
                 )
                 await stream.read_until_content()
             except UpstreamError as error:
@@ -411,20 +426,36 @@ class Dispatcher:
 
 
 @contextlib.contextmanager
-def _released_on_failure(lease: Lease) -> Iterator[None]:
+def _released_on_failure(running: _Running) -> Iterator[None]:
     """Release the lease unless what is inside succeeds: then the stream owns it."""
     try:
         yield
     except BaseException:
-        lease.release()
+        running.lease.release()
         raise
 
 
-def _count_failure(lease: Lease, error: UpstreamError) -> None:
-    if isinstance(error, UpstreamOverloaded):
-        return  # busy is not ill: ejecting it would only push its load onto the others
-    is_gone = isinstance(error, UpstreamUnavailable) and error.upstream_status is None
-    lease.failed(error.operator_detail, fatal=is_gone and isinstance(error.__cause__, ConnectionRefusedError))
+def _end_loser(loser: _Running, opening: _Opening) -> None:
+    """End an attempt that another one was faster than, or that failed while the other one went on."""
+    timing = timing_since(loser.started_s)
+    error = _close_begun(opening)
+    if error is None:
+        loser.observer.lost(timing)
+    else:
+        loser.observer.failed(error, timing)
+        count_failure(loser.lease, error)
+    loser.lease.release()
+
+
+def _close_begun(opening: _Opening) -> UpstreamError | None:
+    """Close the stream of a try that came too late to be read; the error of one that failed instead."""
+    if not opening.done() or opening.cancelled() or opening.exception() is not None:
+        return None
+    outcome = opening.result()
+    if isinstance(outcome, UpstreamError):
+        return outcome
+    outcome.close()
+    return None
 
 
 def _nobody_answered(failures: list[UpstreamError]) -> AllAttemptsFailed | NoEligibleTarget:
@@ -433,11 +464,3 @@ def _nobody_answered(failures: list[UpstreamError]) -> AllAttemptsFailed | NoEli
     return NoEligibleTarget(
         "No replica is up at the moment. Try again in a few seconds.", removed_by_rules=False
     )
-
-
-def _ms_since(started_s: float) -> int:
-    return round((time.monotonic() - started_s) * 1000)
-
-
-def _timing(started_s: float) -> AttemptTiming:
-    return AttemptTiming(total_ms=_ms_since(started_s))

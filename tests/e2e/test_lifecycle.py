@@ -95,6 +95,33 @@ def test_a_stop_lets_a_stream_end_properly(
         assert "Traceback" not in gateway.said()
 
 
+def test_a_stop_waits_no_longer_than_it_may_and_what_it_cuts_is_not_the_tenants(
+    tmp_path: Path, urls: dict[str, list[str]], mocks: dict[str, MockVllm]
+) -> None:
+    names = {"stream": mark(), "whole": mark()}
+    settings = {"TOLLGATE_TIMEOUTS__DRAIN_S": "1"}
+    with (
+        GatewayProcess(tmp_path, urls, settings=settings) as gateway,
+        RawClient(gateway) as client,
+        RawClient(gateway) as other,
+    ):
+        mocks["plain"].control(tpot_ms=100, answer_tokens=400)
+        mocks["speculative"].fault("hang")
+        client.ask({**STORY, "max_tokens": 400}, f"x-request-id: {names['stream']}")
+        client.read_until(b'"delta":{"content"', times=2)
+        whole = {**STORY, "model": "tollgate-reference-speculative", "stream": False}
+        other.ask(whole, f"x-request-id: {names['whole']}")
+        mocks["speculative"].wait_for(in_flight=1)
+        gateway.terminate()
+        assert gateway.wait() == 0
+        mocks["plain"].wait_for(in_flight=0, aborted=1)
+        for name in names.values():
+            (row,) = attempts(gateway, client_request_id=name)
+            assert (row["state"], row["payer"]) == ("interrupted", "platform")
+            assert row["error_code"] == "gateway_stopped"
+        assert not _spools(gateway)
+
+
 def _refuses(port: int) -> bool:
     with closing(socket.socket()) as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0

@@ -96,24 +96,40 @@ class Plant:
         port = self.database_proxy.port
         database = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{port}", self.database_url)
         urls = {name: [f"http://127.0.0.1:{proxy.port}"] for name, proxy in self.engine_proxies.items()}
-        return self._gateway("one", urls, TOLLGATE_DATABASE_URL=database)
+        return self.gateway("one", urls, TOLLGATE_DATABASE_URL=database)
 
     @property
     def other(self) -> GatewayProcess:
         """The gateway that nothing is between."""
-        return self._gateway("other", {name: [mock.url] for name, mock in self.engines.items()})
+        return self.gateway("other", {name: [mock.url] for name, mock in self.engines.items()})
 
     @property
     def pair(self) -> tuple[GatewayProcess, GatewayProcess]:
         """Both."""
         return self.one, self.other
 
-    def _gateway(self, name: str, urls: Mapping[str, Sequence[str]], **more: str) -> GatewayProcess:
+    def gateway(
+        self,
+        name: str,
+        urls: Mapping[str, Sequence[str]],
+        *,
+        program: Sequence[str] | None = None,
+        **more: str,
+    ) -> GatewayProcess:
+        """The gateway of this name, started when it is first asked for.
+
+        Args:
+            name: its folder's.
+            urls: base URLs of the engines, by pool.
+            program: what stands for `tollgate`; None: itself.
+            more: further settings.
+        """
         found = self._running.get(name)
         if found is None:
             folder = self.folder / name
             write_fleet(folder, urls)
-            found = self._running[name] = GatewayProcess(folder, {}, settings={**self.settings, **more})
+            settings = {**self.settings, **more}
+            found = self._running[name] = GatewayProcess(folder, {}, settings=settings, program=program)
         assert found.process.poll() is None, f"the gateway ended by itself:\n{found.said()[-4000:]}"
         return found
 
@@ -207,10 +223,10 @@ class Plant:
         (row,) = query(self.database_url, "SELECT * FROM budget_windows WHERE budget_id = :id", id=budget_id)
         return row
 
-    def assert_right(self) -> None:
-        """The books are right, and nobody holds anything."""
-        self.until_booked()
-        for gateway in self.pair:
+    def assert_right(self, *others: GatewayProcess) -> None:
+        """The books are right, and nobody holds anything; `others` beside the pair."""
+        self.until_booked(*self.pair, *others)
+        for gateway in (*self.pair, *others):
             assert metric(gateway, "tollgate_held_usd") == 0
         assert_books_are_right(self.settings)
 
@@ -230,6 +246,8 @@ def write_policy(path: Path) -> None:
     text = DEFAULT_POLICY.read_text()
     for before in ("pools: [speculative, plain]", "predictable: [speculative, plain]"):
         text = text.replace(before, f"{before[:-1]}, third]")
+    alone = "models:\n  third:\n    pools: [third]\n    description: The third pool, always\n"
+    text = text.replace("models:\n", alone, 1)
     path.write_text(text.replace("creative: [plain, speculative]", "creative: [plain, third, speculative]"))
 
 

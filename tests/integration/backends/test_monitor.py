@@ -7,14 +7,16 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 
+from backends.breaker import BreakerRule, BreakerState
 from backends.fleet_file import Fleet, FleetOwner, FleetReplica, read_fleet, write_fleet
+from backends.liveness import HealthRule
 from backends.monitor import FleetMonitor
 from backends.pool import PoolSpec, ReplicaSnapshot, ReplicaState
 from backends.registry import PoolRegistry
@@ -22,6 +24,7 @@ from tests.integration.backends.conftest import pool_named
 from tests.support.tiny_replica import METRICS
 
 INTERVAL_S = 0.02
+RULE = HealthRule(poll_interval_s=INTERVAL_S)
 
 
 @dataclass
@@ -67,20 +70,24 @@ def external(*hosts: str) -> PoolSpec:
 
 @contextlib.asynccontextmanager
 async def monitored(
-    registry: PoolRegistry, servers: dict[str, Server], *, fleet_file: Path | None = None
-) -> AsyncIterator[None]:
+    registry: PoolRegistry,
+    servers: dict[str, Server],
+    *,
+    fleet_file: Path | None = None,
+    rule: HealthRule = RULE,
+) -> AsyncIterator[FleetMonitor]:
     async def route(request: httpx.Request) -> httpx.Response:
         return await servers[request.url.host].answer(request)
 
     monitor = FleetMonitor(
         registry,
         fleet_file=fleet_file,
-        poll_interval_s=INTERVAL_S,
+        rule=rule,
         transport=httpx.MockTransport(route),
     )
     async with asyncio.TaskGroup() as group:
         task = group.create_task(monitor.run())
-        yield
+        yield monitor
         task.cancel()
 
 
@@ -278,3 +285,147 @@ def test_a_file_that_is_not_a_fleets_is_an_error(tmp_path: Path, text: str) -> N
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"fleet\.json"):
         read_fleet(file)
+
+
+# ------------------------------------------------------------------------------------------- deep health
+def impatient(**values: float) -> HealthRule:
+    return HealthRule(
+        **{
+            "poll_interval_s": INTERVAL_S,
+            "stall_s": 0.2,
+            "idle_probe_s": 30,
+            "probe_timeout_s": 0.2,
+            **values,
+        }
+    )
+
+
+@dataclass
+class Engine(Server):
+    """One whose engine may stand still, and whose counters say what it does."""
+
+    is_hung: bool = False
+    is_moving: bool = False
+    running: int = 1
+    tokens: int = 20
+    on_probe: Callable[[], Awaitable[None]] | None = None
+
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/completions":
+            if self.on_probe is not None:
+                await self.on_probe()
+            if self.is_hung:
+                self.seen.append(request.url.path)
+                raise httpx.ReadTimeout("no token")
+        self.tokens += self.is_moving
+        self.metrics = METRICS.replace("} 20.0", f"}} {self.tokens}").replace("} 1.0", f"}} {self.running}")
+        return await super().answer(request)
+
+
+async def test_a_hung_engine_that_answers_health_is_taken_out_and_comes_back_with_a_token() -> None:
+    registry = PoolRegistry({"plain": external("a")}, breaker_rule=BreakerRule(backoff_s=0.01))
+    engine = Engine()
+    async with monitored(registry, {"a": engine}, rule=impatient()) as monitor:
+        await until(is_state(registry, ReplicaState.READY))
+        engine.is_hung = True
+        await until(is_state(registry, ReplicaState.UNHEALTHY))
+        assert replica(registry).detail.startswith("hangs, nothing moved for")
+        assert replica(registry).breaker.state is BreakerState.OPEN
+        assert monitor.hangs == 1
+        assert engine.health == 200
+        engine.is_hung = False
+        await until(is_state(registry, ReplicaState.READY))
+        assert replica(registry).breaker.state is BreakerState.HALF_OPEN
+        lease = registry.lease("plain")
+        assert lease is not None
+        lease.succeeded()
+        assert replica(registry).breaker.state is BreakerState.CLOSED
+
+
+async def test_an_engine_that_hangs_with_requests_of_ours_is_taken_out_though_it_counts_none() -> None:
+    registry = PoolRegistry({"plain": external("a")})
+    engine = Engine()
+    engine.running = 0
+    async with monitored(registry, {"a": engine}, rule=impatient()):
+        await until(is_state(registry, ReplicaState.READY))
+        lease = registry.lease("plain")
+        assert lease is not None
+        engine.is_hung = True
+        await until(is_state(registry, ReplicaState.UNHEALTHY))
+
+
+async def test_a_busy_engine_that_moves_is_never_asked_for_a_token() -> None:
+    registry = PoolRegistry({"plain": external("a")})
+    engine = Engine()
+    engine.is_moving = True
+    async with monitored(registry, {"a": engine}, rule=impatient(stall_s=0.5)) as monitor:
+        await until(is_state(registry, ReplicaState.READY))
+        engine.seen.clear()
+        await until(lambda: engine.seen.count("/metrics") > 50)
+        assert "/v1/completions" not in engine.seen
+        assert monitor.probes == 1
+
+
+async def test_an_engine_that_moves_while_it_keeps_the_probe_waiting_stays() -> None:
+    """A long prefill: no token comes, but the fill of the cache moves."""
+    registry = PoolRegistry({"plain": external("a")})
+    engine = Engine()
+    async with monitored(registry, {"a": engine}, rule=impatient()) as monitor:
+        await until(is_state(registry, ReplicaState.READY))
+
+        async def move_and_say_nothing() -> None:
+            engine.is_moving, enough = True, engine.tokens + 10
+            await until(lambda: engine.tokens > enough)
+            engine.is_hung = True
+
+        engine.on_probe = move_and_say_nothing
+        await until(lambda: monitor.probes >= 2)
+        engine.seen.clear()
+        await until(lambda: engine.seen.count("/metrics") > 50)
+        assert replica(registry).state is ReplicaState.READY
+        assert monitor.hangs == 0
+
+
+async def test_an_idle_engine_is_asked_at_intervals() -> None:
+    registry = PoolRegistry({"plain": external("a")})
+    engine = Engine()
+    engine.running = 0
+    async with monitored(registry, {"a": engine}, rule=impatient(idle_probe_s=0.1)) as monitor:
+        await until(lambda: monitor.probes >= 4)
+        assert replica(registry).state is ReplicaState.READY
+        engine.is_hung = True
+        await until(is_state(registry, ReplicaState.UNHEALTHY))
+
+
+async def test_the_last_replica_is_spared_for_being_slow_and_looked_at() -> None:
+    registry = PoolRegistry({"plain": external("a")})
+    engine = Engine()
+    engine.is_moving = True
+    async with monitored(registry, {"a": engine}, rule=impatient(stall_s=30)) as monitor:
+        await until(is_state(registry, ReplicaState.READY))
+        for _ in range(4):
+            lease = registry.lease("plain")
+            assert lease is not None
+            lease.failed("no first token within 60 s", slow=True)
+            lease.release()
+        await until(lambda: monitor.probes == 2)
+        await until(lambda: not replica(registry).breaker.is_suspected)
+        standing = replica(registry).breaker
+        assert (standing.state, standing.spared) == (BreakerState.CLOSED, 2)
+        assert replica(registry).state is ReplicaState.READY
+
+
+async def test_a_replica_that_fails_again_after_its_token_is_left_alone_for_longer() -> None:
+    rule = BreakerRule(backoff_s=0.1, backoff_s_max=100)
+    registry = PoolRegistry({"plain": external("a")}, breaker_rule=rule)
+    engine = Engine()
+    engine.is_moving = True
+    async with monitored(registry, {"a": engine}, rule=impatient()):
+        for opened in range(1, 4):
+            await until(is_state(registry, ReplicaState.READY))
+            for _ in range(3 if opened == 1 else 1):
+                lease = registry.lease("plain")
+                assert lease is not None
+                lease.failed("500")
+            assert replica(registry).state is ReplicaState.UNHEALTHY
+            assert replica(registry).breaker.opened == opened

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from gateway.settings import TimeoutSettings
+from gateway.settings import RetrySettings, TimeoutSettings
 from tests.integration.gateway.rig import Events, Gateway, eventually, running, settings_for
 from tests.support.mock_process import MockVllm
 
@@ -311,3 +311,63 @@ async def test_a_replica_that_keeps_failing_is_left_alone_until_it_serves_again(
     registry = gateway.services.registry
     await eventually(lambda: registry.snapshot("speculative").ready_count)
     assert (await gateway.chat(EXTRACT)).headers["x-tollgate-pool"] == "speculative"
+
+
+async def test_an_outage_is_not_multiplied_by_retries(
+    home: Path, urls: dict[str, list[str]], speculative: MockVllm, plain: MockVllm
+) -> None:
+    retries = RetrySettings(ratio=0.25, floor_per_s=0)
+    async with running(settings_for(home, urls, retries=retries)) as gateway:
+        for engine in (speculative, plain):
+            engine.fault("status", 503)  # busy, and so never ejected
+        for _ in range(12):
+            answer = await gateway.chat(EXTRACT)
+            assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "true")
+        rows = await gateway.rows(12 + 3)
+        assert [row.attempt_number for row in rows].count(2) == 3, "a quarter of the requests so far"
+        page = (await gateway.client.get("/metrics", headers=gateway.admin)).text
+        assert "tollgate_retries_total 3.0" in page
+        assert "tollgate_retries_refused_total 9.0" in page
+
+
+async def test_operators_see_whose_breaker_is_open_and_why(gateway: Gateway, speculative: MockVllm) -> None:
+    speculative.fault("status", 500)
+    for _ in range(3):
+        assert (await gateway.chat(EXTRACT)).status_code == 200
+    answer = await gateway.client.get("/admin/v1/pools", headers=gateway.admin)
+    by_name = {pool["name"]: pool for pool in answer.json()["data"]}
+    assert (by_name["speculative"]["ready"], by_name["plain"]["ready"]) == (0, 1)
+    (ailing,) = by_name["speculative"]["replicas"]
+    assert (ailing["state"], ailing["breaker"]["state"], ailing["breaker"]["opened"]) == (
+        "unhealthy",
+        "open",
+        1,
+    )
+    assert "500" in ailing["detail"]
+    assert by_name["plain"]["replicas"][0]["breaker"]["state"] == "closed"
+    page = (await gateway.client.get("/metrics", headers=gateway.admin)).text
+    assert 'tollgate_replica_breaker{replica="speculative-0"} 2.0' in page
+    assert 'tollgate_replica_breaker{replica="plain-0"} 0.0' in page
+    assert 'tollgate_replica_ejections_total{replica="speculative-0"} 1.0' in page
+    speculative.clear()
+    registry = gateway.services.registry
+    await eventually(lambda: registry.snapshot("speculative").ready_count)
+    assert (await gateway.chat(EXTRACT)).headers["x-tollgate-pool"] == "speculative"
+    page = (await gateway.client.get("/metrics", headers=gateway.admin)).text
+    assert 'tollgate_replica_breaker{replica="speculative-0"} 0.0' in page
+
+
+async def test_a_stream_that_goes_on_for_too_long_is_ended(
+    home: Path, urls: dict[str, list[str]], plain: MockVllm
+) -> None:
+    timeouts = TimeoutSettings(first_token_s=20, between_tokens_s=20, stream_total_s=1)
+    async with running(settings_for(home, urls, timeouts=timeouts)) as gateway:
+        plain.control(tpot_ms=50, answer_tokens=400)
+        answer = await gateway.chat("Tell me a story", stream=True, max_tokens=400)
+        *_, last, done = Events(answer.content).data
+        assert done == "[DONE]"
+        assert json.loads(last)["error"]["code"] == "upstream_timeout"
+        await asyncio.to_thread(plain.wait_for, aborted=1, in_flight=0)
+        (row,) = await gateway.rows(1)
+        assert (row.state, row.payer) == ("interrupted", "platform")
+        assert 0 < row.output_tokens < 400

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from backends.breaker import FAILURES_TO_EJECT
 from backends.choice import Key, Why, key_of
 from backends.pool import PoolSpec, ReplicaLoad, ReplicaSnapshot, ReplicaState
-from backends.registry import FAILURES_TO_EJECT, PoolRegistry, ReplicaLease
+from backends.registry import PoolRegistry, ReplicaLease
 
 POOL = PoolSpec.model_validate(
     {

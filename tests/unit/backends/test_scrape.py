@@ -30,6 +30,7 @@ def test_a_speculating_server_has_its_acceptance() -> None:
         draft_tokens_total=48,
         accepted_tokens_total=48,
         scraped_at_s=12.5,
+        engine_steps_total=16,
     )
     assert load.mean_acceptance_length == 5.0
 

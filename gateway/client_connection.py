@@ -1,0 +1,141 @@
+"""How much may a client send before it is a request, and how long may it take for that?
+
+uvicorn's protocol on httptools (0.54) bounds neither: a head of any length is kept, and a connection that
+never says anything, or a byte a minute, stays for ever. Here a head has a size and a number of headers (431),
+and a request is whole within a time of its first byte, or of the connection (408). Nothing is asked per body
+chunk, and a request that comes in one piece arms no timer but the one of its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import json
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_FEW_HEADERS: Final = 48
+"""A head of no more than these, in one piece, is not added up: one read brings 256 KB at most."""
+
+
+class _HeadTooLarge(Exception):  # httptools carries it out of a callback and wraps it
+    """The head breaks a rule of ours."""
+
+
+@dataclass(slots=True)
+class ClientRule:
+    """What clients may do, and how many did more."""
+
+    head_bytes_max: int
+    headers_max: int
+    request_timeout_s: float
+    refused: dict[str, int] = field(default_factory=lambda: {"head": 0, "time": 0})
+    """Connections that were closed for the size of a head, or for the time that a request took."""
+
+
+class ClientConnection(HttpToolsProtocol):
+    """One client's connection."""
+
+    def __init__(self, *, rule: ClientRule, **options: Any) -> None:
+        super().__init__(**options)
+        self._rule = rule
+        self._head_bytes = 0
+        self._is_in_head = False
+        self._is_in_request = False
+        self._is_head_too_large = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Expect a request."""
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self._rule.request_timeout_s, self._overdue)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect nothing any more."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and look at what is still incomplete."""
+        super().data_received(data)
+        if not self._is_in_request:
+            if self._timer is not None:
+                self._stop_timer()
+            return
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._rule.head_bytes_max:
+                self._refuse_head()
+                return
+        if self._timer is None:
+            self._timer = self.loop.call_later(self._rule.request_timeout_s, self._overdue)
+
+    # ------------------------------------------------------------------------------- the parser's callbacks
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._is_in_request = self._is_in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Its head is whole."""
+        self._is_in_head = False
+        headers = self.headers
+        if len(headers) > _FEW_HEADERS or self._head_bytes:
+            size = sum(len(name) + len(value) for name, value in headers) + len(self.url)
+            if size > self._rule.head_bytes_max or len(headers) > self._rule.headers_max:
+                self._is_head_too_large = True
+                raise _HeadTooLarge
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """It is whole."""
+        self._is_in_request = False
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say what is wrong with what cannot be read; uvicorn calls it for an error of the parser."""
+        if self._is_head_too_large:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
+
+    # ------------------------------------------------------------------------------------------- refusing
+    def _refuse_head(self) -> None:
+        self._rule.refused["head"] += 1
+        rule = self._rule
+        most = f"{rule.head_bytes_max:,} bytes and {rule.headers_max} headers"
+        self._end(431, "head_too_large", f"The request's head is too large: {most} at most.")
+
+    def _overdue(self) -> None:
+        self._timer = None
+        if self.cycle is not None and not self._is_in_request:
+            return  # it is whole: how long its answer takes is another matter
+        self._rule.refused["time"] += 1
+        self._end(408, "request_timeout", f"No whole request within {self._rule.request_timeout_s:g} s.")
+
+    def _end(self, status: int, code: str, message: str) -> None:
+        if self.transport.is_closing():
+            return
+        has_answer = (
+            self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        )
+        if not has_answer:
+            error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+            body = json.dumps({"error": error}).encode()
+            lines = (
+                f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
+                "content-type: application/json",
+                f"content-length: {len(body)}",
+                "x-should-retry: false",
+                "connection: close",
+            )
+            self.transport.write("\r\n".join((*lines, "", "")).encode() + body)
+        self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
