@@ -81,7 +81,7 @@ class Telemetry:
 
     def count(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A counter that somebody else counts, asked for when somebody looks."""
-        self.registry.register(_Kept(CounterMetricFamily, name, text, lambda: {(): read()}))
+        self.registry.register(_Kept(CounterMetricFamily, name, text, read=lambda: {(): read()}))
 
     def count_by_labels(
         self,
@@ -92,7 +92,7 @@ class Telemetry:
         read: Callable[[], Mapping[tuple[str, ...], float]],
     ) -> None:
         """A counter per combination of label values that somebody else counts, asked for likewise."""
-        self.registry.register(_Kept(CounterMetricFamily, name, text, read, labels=labels))
+        self.registry.register(_Kept(CounterMetricFamily, name, text, read=read, labels=labels))
 
     def watch_by_label(
         self, name: str, text: str, *, label: str, read: dict[str, Callable[[], float]]
@@ -106,13 +106,13 @@ class Telemetry:
         self, name: str, text: str, *, label: str, read: Callable[[], Mapping[str, float]]
     ) -> None:
         """One gauge per label value that there is when somebody looks."""
-        self.registry.register(_Kept(GaugeMetricFamily, name, text, _by_one(read), labels=(label,)))
+        self.registry.register(_Kept(GaugeMetricFamily, name, text, read=_by_one(read), labels=(label,)))
 
     def count_each(
         self, name: str, text: str, *, label: str, read: Callable[[], Mapping[str, float]]
     ) -> None:
         """One counter per label value that there is when somebody looks."""
-        self.registry.register(_Kept(CounterMetricFamily, name, text, _by_one(read), labels=(label,)))
+        self.registry.register(_Kept(CounterMetricFamily, name, text, read=_by_one(read), labels=(label,)))
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""
@@ -140,8 +140,8 @@ class _Kept(Collector):
         family: type[CounterMetricFamily | GaugeMetricFamily],
         name: str,
         text: str,
-        read: Callable[[], Mapping[tuple[str, ...], float]],
         *,
+        read: Callable[[], Mapping[tuple[str, ...], float]],
         labels: Sequence[str] = (),
     ) -> None:
         self._family = family
