@@ -25,7 +25,7 @@ from gateway.inference import (
     TaskType,
     TokenUsage,
 )
-from gateway.protocols.cache_control import read_cache_wish
+from gateway.protocols.cache_control import CACHE_HEADERS, read_cache_wish
 from gateway.protocols.json_body import ABSENT, decode_object, is_there, raw
 
 INSTRUCTION_CHARS = 4_000
@@ -67,6 +67,9 @@ FORBIDDEN_HEADERS = (
     "endpoint-load-metrics-format",
 )
 """Headers that would steer an engine; no client header reaches one, these are named as dropped."""
+
+CALL_HEADERS = ("x-request-id", "x-tollgate-task", *CACHE_HEADERS, *FORBIDDEN_HEADERS)
+"""Those that a call is made of, beside its body."""
 
 GUIDED = {
     "guided_json": "json",
