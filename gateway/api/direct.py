@@ -42,8 +42,8 @@ class DirectWire:
 
     __slots__ = (
         "_head",
+        "_is_watched",
         "_protocol",
-        "_task",
         "body",
         "disconnected",
         "has_left",
@@ -52,12 +52,15 @@ class DirectWire:
         "message_event",
         "path",
         "response_complete",
+        "task",
     )
 
     def __init__(self, protocol: DataPlaneProtocol, path: str, headers: Headers, *, keep_alive: bool) -> None:
         self._protocol = protocol
         self._head = b""
-        self._task: asyncio.Task[object] | None = None
+        self._is_watched = False
+        self.task: asyncio.Task[None] | None = None
+        """Serves it."""
         self.path = path
         self.headers = headers
         self.body = b""
@@ -75,14 +78,14 @@ class DirectWire:
         return self.body
 
     def watch(self) -> None:
-        """Cancel the calling task when the client leaves."""
-        self._task = asyncio.current_task()
+        """Cancel the task when the client leaves."""
+        self._is_watched = True
         if self.disconnected:
             self.lost()
 
     def unwatch(self) -> None:
         """Cancel nobody any more."""
-        self._task = None
+        self._is_watched = False
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """Send one whole answer: head and body in one write."""
@@ -98,15 +101,25 @@ class DirectWire:
 
     async def part(self, data: bytes) -> None:
         """Send a part; waits while the client reads more slowly than we write."""
-        flow = self._protocol.flow
-        if flow.write_paused and not self.disconnected:
-            await flow.drain()
+        if not self.write(data):
+            await self.drain()
+
+    def write(self, data: bytes) -> bool:
+        """Send a part at once; false: the client reads more slowly than we write, so `drain`."""
         if self.disconnected:
-            return
+            return True
         framed = b"%x\r\n%b\r\n" % (len(data), data)
         if self._head:
             framed, self._head = self._head + framed, b""
-        self._protocol.transport.write(framed)
+        protocol = self._protocol
+        protocol.transport.write(framed)
+        return not protocol.flow.write_paused
+
+    async def drain(self) -> None:
+        """Wait until the client has caught up."""
+        flow = self._protocol.flow
+        if flow.write_paused and not self.disconnected:
+            await flow.drain()
 
     async def end(self, data: bytes) -> None:
         """Send the last part, which may be empty."""
@@ -138,10 +151,10 @@ class DirectWire:
     def lost(self) -> None:
         """The client has left."""
         self.disconnected = True
-        if self._task is not None:
+        if self._is_watched and self.task is not None:
+            self._is_watched = False
             self.has_left = True
-            self._task.cancel()
-            self._task = None
+            self.task.cancel()
 
 
 class DataPlaneProtocol(HttpToolsProtocol):
@@ -218,15 +231,15 @@ class DataPlaneProtocol(HttpToolsProtocol):
             return
         self._is_reading_direct = False
         if self._direct is not None:
-            self.tasks.add(self.loop.create_task(self._run(self._direct)))
+            task = self._direct.task = self.loop.create_task(self._run(self._direct))
+            self.tasks.add(task)
 
     async def _run(self, wire: DirectWire) -> None:
         try:
             await self._serve(wire, "POST", wire.path, wire.headers)
         finally:
-            task = asyncio.current_task()
-            if task is not None:
-                self.tasks.discard(task)
+            if wire.task is not None:
+                self.tasks.discard(wire.task)
             if not (wire.response_complete or wire.disconnected):
                 self.transport.close()  # an answer that was cut must not look like one that is complete
 

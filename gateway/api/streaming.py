@@ -29,8 +29,13 @@ class EventStreamResponse:
         stream = self._stream
         try:
             await wire.begin(self.status, self.headers)
-            while block := await stream.read():
-                await wire.part(block)
+            write = wire.write
+            if write is None:
+                while block := await stream.read():
+                    await wire.part(block)
+            else:
+                while not await stream.pour(write):
+                    await wire.drain()
             stream.finish()
             rest = b""
         except UpstreamError as error:

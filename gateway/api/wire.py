@@ -7,6 +7,7 @@ writes to the socket itself and serves nearly all calls. The edge cannot tell th
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from starlette.types import Receive, Send
@@ -45,6 +46,16 @@ class Wire(Protocol):
 
     async def part(self, data: bytes) -> None:
         """Send a part; waits while the client reads more slowly than we write."""
+
+    @property
+    def write(self) -> Callable[[bytes], bool] | None:
+        """Sends a part at once; false: the client reads more slowly than we write, so `drain`.
+
+        None: this way has only `part`.
+        """
+
+    async def drain(self) -> None:
+        """Wait until the client has caught up."""
 
     async def end(self, data: bytes) -> None:
         """Send the last part, which may be empty."""
@@ -105,6 +116,13 @@ class AsgiWire:
         headers = [*headers, (b"content-length", b"%d" % len(body))]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
+
+    @property
+    def write(self) -> None:
+        """ASGI's `send` is a coroutine."""
+
+    async def drain(self) -> None:
+        """Nothing to wait for: `part` has."""
 
     async def begin(self, status: int, headers: Headers) -> None:
         """Begin an answer in parts."""

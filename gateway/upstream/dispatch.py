@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Protocol
+
+import msgspec
 
 from backends.registry import PoolRegistry
 from gateway.errors import (
@@ -25,11 +26,12 @@ from gateway.errors import (
     UpstreamRejected,
     UpstreamUnavailable,
 )
-from gateway.inference import AttemptTiming, Call, Completion, RouteDecision, Target
+from gateway.inference import AttemptTiming, Call, Completion, Endpoint, RouteDecision, Target
 from gateway.settings import TimeoutSettings
 from gateway.upstream import token_count
 from gateway.upstream.client import Origin, UpstreamClient, UpstreamResponse
 from gateway.upstream.outside import REPLICA, EventSource, Outside
+from gateway.upstream.patience import Patience
 from gateway.upstream.stall import StallGuard
 from gateway.upstream.stream import CostText, StreamRelay
 from gateway.upstream.vllm import (
@@ -42,6 +44,11 @@ from gateway.upstream.vllm import (
 )
 
 _OK = 200
+_WHOLE = "whole answer"
+_FIRST = "first token"
+_FURTHER = "further token"
+_END = "end of the stream"
+_PATHS = {endpoint: f"/v1/{endpoint}" for endpoint in Endpoint}
 _END_S = 1.0
 """Between [DONE] and the end of the message nothing is left to compute."""
 
@@ -96,8 +103,7 @@ class _OutsideLease:
 _OUTSIDE = _OutsideLease()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A whole answer, and where it came from."""
 
     target: Target
@@ -106,8 +112,7 @@ class Answer:
     timing: AttemptTiming
 
 
-@dataclass(frozen=True, slots=True)
-class _Try:
+class _Try(msgspec.Struct, frozen=True):
     """One attempt at one target."""
 
     call: Call
@@ -121,10 +126,12 @@ class AnswerStream:
     """A stream whose first content is there; nobody else may take over from here."""
 
     __slots__ = (
-        "_guard",
+        "_between_tokens_s",
         "_head",
         "_is_closed",
         "_lease",
+        "_patience",
+        "_pours",
         "_response",
         "_started_s",
         "_ttft_ms",
@@ -152,7 +159,10 @@ class AnswerStream:
         self._ttft_ms: int | None = None
         self._head = b""
         self._is_closed = False
-        self._guard = StallGuard(between_tokens_s, "further token")
+        self._between_tokens_s = between_tokens_s
+        self._pours = response if isinstance(response, UpstreamResponse) else None
+        """The same, where its pieces can be handed on as they arrive."""
+        self._patience: Patience | None = None
 
     @property
     def timing(self) -> AttemptTiming:
@@ -183,32 +193,95 @@ class AnswerStream:
         if self._head:
             head, self._head = self._head, b""
             return head
-        relay, guard = self.relay, self._guard
-        guard.progress()
-        with guard:
-            while not relay.is_done:
-                chunk = await self._response.read()
-                if not chunk:
-                    relay.end()
-                if block := relay.feed(chunk):
-                    return block
+        if self._pours is None:  # others carry it: only the task that waits can be ended
+            with StallGuard(self._between_tokens_s, _FURTHER):
+                block = await self._next()
+        else:
+            self._expect(self._pours).renew()
+            block = await self._next()
+        if not block:
+            await self._read_end()
+        return block
+
+    async def pour(self, write: Callable[[bytes], bool]) -> bool:
+        """Have all further bytes for the client go to `write` as they arrive, without a wait for each.
+
+        Returns true once the stream is complete; false when more is to come, and the caller calls again once
+        the client has caught up: `write` said no to more for now.
+
+        Raises:
+            UpstreamError: the engine failed in the middle.
+        """
+        source = self._pours
+        if source is None or self._head:
+            block = await self.read()
+            if block:
+                write(block)
+            return not block
+        relay, patience = self.relay, self._expect(source)
+        failed: list[UpstreamError] = []
+        is_full = False
+
+        def take(chunk: bytes) -> bool:
+            nonlocal is_full
+            patience.renew()
+            try:
+                block = relay.feed(chunk)
+            except UpstreamError as error:
+                failed.append(error)
+                return True
+            if block and not write(block):
+                is_full = True
+            return is_full or relay.is_done
+
+        patience.renew()
+        while not (relay.is_done or is_full):
+            await source.pour(take)
+            if failed:
+                raise failed[0]
+            if source.is_complete and not relay.is_done:
+                relay.end()
+        if not relay.is_done:
+            return False
         await self._read_end()
+        return True
+
+    def _expect(self, source: UpstreamResponse) -> Patience:
+        if self._patience is None:
+            self._patience = Patience(self._between_tokens_s, _FURTHER, is_renewed=True)
+            source.allow(self._patience)
+        return self._patience
+
+    async def _next(self) -> bytes:
+        relay = self.relay
+        while not relay.is_done:
+            chunk = await self._response.read()
+            if not chunk:
+                relay.end()
+            if block := relay.feed(chunk):
+                return block
         return b""
 
     async def _read_end(self) -> None:
         """Read the end of the HTTP message behind [DONE], so that the connection can be used again."""
         # The answer is whole; what happens to its connection now only decides whether that is kept. The
         # guard is inside, so that its timeout is one of the errors that do not matter any more.
-        with contextlib.suppress(UpstreamError), StallGuard(_END_S, "end of the stream"):
-            while await self._response.read():
-                pass
+        source = self._pours
+        if source is None:
+            with contextlib.suppress(UpstreamError), StallGuard(_END_S, _END):
+                while await self._response.read():
+                    pass
+        elif not source.is_complete:
+            source.allow(Patience(_END_S, _END))
+            with contextlib.suppress(UpstreamError):
+                while await source.read():
+                    pass
 
     def close(self, *, failure: UpstreamError | None = None) -> None:
         """Let go of the replica: the connection is reused if the answer was whole, and closed if not."""
         if self._is_closed:
             return
         self._is_closed = True
-        self._guard.stop()
         self._response.close()
         if failure is not None:
             self._lease.failed(failure.operator_detail)
@@ -251,8 +324,7 @@ class Dispatcher:
             started_s = time.monotonic()
             try:
                 observer.started(target, lease.replica, len(failures) + 1)
-                with StallGuard(self._timeouts.total_s, "whole answer"):
-                    completion = await self._complete(_Try(call, decision, target, lease, cache_salt))
+                completion = await self._complete(_Try(call, decision, target, lease, cache_salt))
             except UpstreamRejected as error:
                 observer.failed(error, _timing(started_s))
                 lease.succeeded()  # the replica is well, the request was not
@@ -339,35 +411,43 @@ class Dispatcher:
 
     async def _open(self, attempt: _Try, relay: StreamRelay) -> AnswerStream:
         started_s = time.monotonic()
-        with StallGuard(self._timeouts.first_token_s, "first token"):
-            response: EventSource
-            if attempt.target.is_external:
-                response = await self._abroad().open(attempt.call, attempt.decision, attempt.target)
-            else:
-                response = await self._post(attempt)
-            try:
-                stream = AnswerStream(
-                    target=attempt.target,
-                    lease=attempt.lease,
-                    response=response,
-                    relay=relay,
-                    started_s=started_s,
-                    between_tokens_s=self._timeouts.between_tokens_s,
-                )
-                await stream.read_until_content()
-            except UpstreamError as error:
-                error.was_accepted = True
-                response.close()
-                raise
-            except BaseException:  # the client may leave here too: the engine must stop in any case
-                response.close()
-                raise
+        limit_s = self._timeouts.first_token_s
+        if not attempt.target.is_external:
+            answer = await self._post(attempt, Patience(limit_s, _FIRST))
+            return await self._begun(attempt, answer, relay, started_s=started_s)
+        with StallGuard(limit_s, _FIRST):
+            source = await self._abroad().open(attempt.call, attempt.decision, attempt.target)
+            return await self._begun(attempt, source, relay, started_s=started_s)
+
+    async def _begun(
+        self, attempt: _Try, response: EventSource, relay: StreamRelay, *, started_s: float
+    ) -> AnswerStream:
+        """The stream that an answer is, with its first content."""
+        stream = AnswerStream(
+            target=attempt.target,
+            lease=attempt.lease,
+            response=response,
+            relay=relay,
+            started_s=started_s,
+            between_tokens_s=self._timeouts.between_tokens_s,
+        )
+        try:
+            await stream.read_until_content()
+        except UpstreamError as error:
+            error.was_accepted = True
+            response.close()
+            raise
+        except BaseException:  # the client may leave here too: the engine must stop in any case
+            response.close()
+            raise
         return stream
 
     async def _complete(self, attempt: _Try) -> Completion:
+        limit_s = self._timeouts.total_s
         if attempt.target.is_external:
-            return await self._abroad().complete(attempt.call, attempt.decision, attempt.target)
-        response = await self._post(attempt)
+            with StallGuard(limit_s, _WHOLE):
+                return await self._abroad().complete(attempt.call, attempt.decision, attempt.target)
+        response = await self._post(attempt, Patience(limit_s, _WHOLE))
         try:
             body = await response.read_all(limit_bytes=ANSWER_BYTES_MAX)
         except UpstreamError as error:
@@ -377,13 +457,14 @@ class Dispatcher:
             response.close()
         return read_completion(body, alias=attempt.call.model_alias)
 
-    async def _post(self, attempt: _Try) -> UpstreamResponse:
+    async def _post(self, attempt: _Try, patience: Patience) -> UpstreamResponse:
         """An answer whose status is good."""
         response = await self._client.post(
             self._origin(attempt.lease.url),
-            f"/v1/{attempt.call.endpoint}",
+            _PATHS[attempt.call.endpoint],
             headers=REQUEST_HEADERS,
             body=request_body(attempt.call, attempt.decision, attempt.target, cache_salt=attempt.cache_salt),
+            patience=patience,
         )
         if response.status == _OK:
             return response
