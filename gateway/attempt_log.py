@@ -128,7 +128,8 @@ def start_of(
     estimate = min(estimated_input_tokens(call.body_bytes), target.max_model_len * call.prompts)
     input_tokens = estimate if plan.counted_input is None else min(estimate, plan.counted_input)
     start = AttemptStart(
-        attempt_id=new_id("att_", now_ms),
+        # Of the first attempt as unique as the request's: random digits are dear where every call takes some.
+        attempt_id=f"att_{plan.request_id[4:]}" if number == 1 else new_id("att_", now_ms),
         request_id=plan.request_id,
         attempt_number=number,
         tenant_id=caller.tenant_id,

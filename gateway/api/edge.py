@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from time import monotonic
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -81,11 +82,11 @@ class Edge:
             return
         await self.serve(AsgiWire(receive, send), scope["method"], scope["path"], scope["headers"])
 
-    async def serve(
+    def serve(
         self, wire: Wire, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], /
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Answer one request of the data plane."""
-        await _Exchange(wire, method, path).run(self._runtime, headers)
+        return _Exchange(wire, method, path).run(self._runtime, headers)
 
 
 class _Exchange:

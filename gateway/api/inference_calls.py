@@ -7,6 +7,7 @@ requests differ only in how a prompt is written, which `protocols/openai.py` kno
 from __future__ import annotations
 
 import functools
+from collections.abc import Awaitable
 
 from gateway.api.edge_types import EdgeRequest
 from gateway.api.error_bodies import Headers
@@ -22,14 +23,14 @@ _UNBUFFERED = (b"x-accel-buffering", b"no")
 _UNCACHED = (b"cache-control", b"no-store")
 
 
-async def chat_completions(request: EdgeRequest) -> Response:
+def chat_completions(request: EdgeRequest) -> Awaitable[Response]:
     """POST /v1/chat/completions."""
-    return await _serve(Endpoint.CHAT_COMPLETIONS, request)
+    return _serve(Endpoint.CHAT_COMPLETIONS, request)
 
 
-async def completions(request: EdgeRequest) -> Response:
+def completions(request: EdgeRequest) -> Awaitable[Response]:
     """POST /v1/completions."""
-    return await _serve(Endpoint.COMPLETIONS, request)
+    return _serve(Endpoint.COMPLETIONS, request)
 
 
 async def _serve(endpoint: Endpoint, request: EdgeRequest) -> Response:

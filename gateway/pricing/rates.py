@@ -72,19 +72,19 @@ def charge(usage: TokenUsage, rates: Rates | None) -> UsdNanos | None:
     Raises:
         ValueError: a count below zero.
     """
-    if min(usage.input, usage.cached_input, usage.cache_write, usage.output, usage.reasoning) < 0:
+    read, cached, written = usage.input, usage.cached_input, usage.cache_write
+    output, reasoning = usage.output, usage.reasoning
+    if read < 0 or cached < 0 or written < 0 or output < 0 or reasoning < 0:
         raise ValueError(f"a token count below zero: {usage}")
     if rates is None:
         return None
-    of_tokens = round_half_up(
-        usage.input * rates.input
-        + usage.cached_input * rates.cached_input
-        + usage.cache_write * rates.cache_write
-        + usage.output * rates.output
-        + usage.reasoning * rates.reasoning,
-        TOKENS_PER_RATE,
-    )
-    return UsdNanos(of_tokens + (rates.per_request if usage.total else 0))
+    of_tokens = read * rates.input + output * rates.output
+    if cached or written or reasoning:
+        of_tokens += cached * rates.cached_input + written * rates.cache_write + reasoning * rates.reasoning
+    charged = round_half_up(of_tokens, TOKENS_PER_RATE)
+    if rates.per_request and (read or cached or written or output or reasoning):
+        charged += rates.per_request
+    return UsdNanos(charged)
 
 
 class DearestRates(msgspec.Struct, frozen=True):

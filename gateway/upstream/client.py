@@ -20,9 +20,10 @@ import functools
 import math
 import ssl
 import time
-from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
+
+import msgspec
 
 from gateway.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnavailable
 from gateway.upstream.connection import BROKEN, UNREACHABLE, UNREADABLE, Connection, Sink, read_headers
@@ -36,8 +37,7 @@ STALE_WITHIN_S = 1.0
 """A server that closes an idle connection just as a request arrives shows it within milliseconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True, cache_hash=True):
     """Where a replica listens."""
 
     host: str
@@ -171,19 +171,33 @@ class UpstreamResponse:
             UpstreamUnavailable: the connection broke before the message was complete.
             UpstreamProtocolError: the message cannot be read, or is larger than the limit.
         """
+        connection = self._connection
+        if connection is not None and not connection.is_under_way and connection.failure is None:
+            return self._rest(connection, limit_bytes)
         piece = await self.read()
         pieces, size = [], 0
         while piece:
             size += len(piece)
             if size > limit_bytes:
                 self.close()
-                raise UpstreamProtocolError(
-                    UNREADABLE,
-                    operator_detail=f"{self._origin.address}: the answer is larger than {limit_bytes} bytes",
-                )
+                raise self._too_large(limit_bytes)
             pieces.append(piece)
             piece = await self.read()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _rest(self, connection: Connection, limit_bytes: int) -> bytes:
+        """All of a body that has arrived whole, as small ones do with their head."""
+        body = connection.take() if connection.pieces else b""
+        if len(body) > limit_bytes:
+            self.close()
+            raise self._too_large(limit_bytes)
+        return body
+
+    def _too_large(self, limit_bytes: int) -> UpstreamProtocolError:
+        return UpstreamProtocolError(
+            UNREADABLE,
+            operator_detail=f"{self._origin.address}: the answer is larger than {limit_bytes} bytes",
+        )
 
     def close(self) -> None:
         """Give the connection back if the message is complete, else abort it; twice does no harm."""

@@ -139,7 +139,9 @@ class Connection(asyncio.Protocol):
             UpstreamProtocolError: what arrived is not HTTP, or its head is too large.
         """
         self._begin()
-        transport = self._open_transport()
+        transport = self._transport
+        if transport is None:
+            transport = self._open_transport()
         path_bytes = path.encode("ascii")
         if len(body) <= ONE_WRITE_BYTES_MAX:
             transport.write(
