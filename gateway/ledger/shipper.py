@@ -127,10 +127,12 @@ class Shipper:
                 await asyncio.to_thread(_fsync, descriptor)
 
     async def _ship_loop(self) -> None:
-        interval_s = self._settings.ship_interval_ms / 1000
+        interval_s, full = self._settings.ship_interval_ms / 1000, self._settings.batch_records_max
         while not await self._is_stopped_within(min(interval_s * 2 ** min(self.failures, 10), BACKOFF_S_MAX)):
             try:
-                while await self._ship_batch() and not self._stopping.is_set():
+                # What came while a batch was booked waits for the next one: a batch costs as much as the
+                # records of a second at 100 requests/s.
+                while await self._ship_batch() == full and not self._stopping.is_set():
                     pass
                 self.failures = 0
             except (SQLAlchemyError, OSError, BookedMeanwhile) as error:
