@@ -202,6 +202,10 @@ class PoolRegistry:
         """All pools at this moment, in the order of their files."""
         return tuple(self.snapshot(pool) for pool in self._pools)
 
+    def ready_pools(self) -> tuple[str, ...]:
+        """The pools of which a replica can take a request now: all that a decision asks of this moment."""
+        return tuple([name for name, entry in self._pools.items() if entry.ready])
+
     def lease(
         self, pool: str, *, excluding: frozenset[str] = frozenset(), key: Key | None = None
     ) -> ReplicaLease | None:

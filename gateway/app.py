@@ -97,7 +97,7 @@ _Read = Callable[[], float]
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | None = None) -> FastAPI:
+def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | None = None) -> Application:
     """The application, not started.
 
     Args:
@@ -121,7 +121,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
             finally:
                 runtime.services = None
 
-    app = _Application(
+    app = Application(
         runtime,
         title="Tollgate",
         summary="A cost-aware gateway for a company's own vLLM fleet",
@@ -145,7 +145,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     return app
 
 
-class _Application(FastAPI):
+class Application(FastAPI):
     """The one application object, with the raw door around everything that FastAPI puts around a request.
 
     A middleware would stand inside FastAPI's own layers, which wrap every chunk of a stream.
@@ -153,11 +153,11 @@ class _Application(FastAPI):
 
     def __init__(self, runtime: Runtime, **options: Any) -> None:
         super().__init__(**options)
-        self._edge = Edge(super().__call__, runtime)
+        self.edge = Edge(super().__call__, runtime)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan."""
-        await self._edge(scope, receive, send)
+        await self.edge(scope, receive, send)
 
 
 class _Parts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from gateway.clock import Clock
 from gateway.errors import UpstreamError, UpstreamRejected
 from gateway.identity.auth import Caller
@@ -11,7 +9,6 @@ from gateway.inference import (
     AttemptState,
     AttemptTiming,
     Call,
-    RouteDecision,
     Target,
     TokenUsage,
     new_id,
@@ -20,17 +17,10 @@ from gateway.ledger.buckets import Account
 from gateway.ledger.budgets import Reservation
 from gateway.ledger.records import NO_RECEIPT, AttemptStart
 from gateway.ledger.settlement import OpenAttempt, Outcome, Settlement, estimated_input_tokens
-from gateway.money import UsdNanos, charge_text
+from gateway.money import charge_text
 from gateway.plan import Plan
-from gateway.pricing.book import Prices
-from gateway.pricing.rates import UNPRICED, Price, charge, charge_bound
-from gateway.routing.receipts import Candidate, Dropped, ReceiptFacts
+from gateway.pricing.rates import UNPRICED, Price, charge
 from gateway.telemetry import Telemetry
-from gateway.upstream.vllm import output_bound
-
-_encode = msgspec.json.Encoder().encode
-TEMPLATE_TOKENS = 256
-"""What a chat template may add to a request's own text."""
 
 
 class AttemptLog:
@@ -157,7 +147,8 @@ def start_of(
     estimate = min(estimated_input_tokens(call.body_bytes), target.max_model_len * call.prompts)
     input_tokens = estimate if plan.counted_input is None else min(estimate, plan.counted_input)
     start = AttemptStart(
-        attempt_id=new_id("att_", now_ms),
+        # Of the first attempt as unique as the request's: random digits are dear where every call takes some.
+        attempt_id=f"att_{plan.request_id[4:]}" if number == 1 else new_id("att_", now_ms),
         request_id=plan.request_id,
         attempt_number=number,
         tenant_id=caller.tenant_id,
@@ -178,7 +169,7 @@ def start_of(
         service_tier=call.service_tier,
         tags={**call.tags, **dict(caller.fixed_tags)} if caller.fixed_tags else call.tags,
         cache=plan.cache,
-        receipt=receipt_of(plan) if number == 1 else NO_RECEIPT,
+        receipt=plan.course.receipt(call, plan.bounds) if number == 1 else NO_RECEIPT,
         hold_usd_nanos=0 if reservation is None else reservation.bound_usd_nanos,
         buckets=() if reservation is None else reservation.counted,
         estimated_input_tokens=input_tokens,
@@ -186,76 +177,6 @@ def start_of(
         started_at_ms=now_ms,
     )
     return start, price
-
-
-def receipt_of(plan: Plan) -> msgspec.Raw:
-    """How the request was decided, for its receipt: nothing that its sender wrote."""
-    decision, task, call = plan.decision, plan.task, plan.call
-    facts = ReceiptFacts(
-        task=task.type,
-        source=task.source,
-        confidence=task.confidence,
-        nature=decision.nature,
-        reason=decision.reason,
-        candidates=[
-            Candidate(target.pool, bound_at(call, decision, target, prices=plan.prices), target.is_external)
-            for target in decision.targets
-        ],
-        drops=[Dropped(drop.pool, drop.reason) for drop in decision.drops],
-        policy=decision.policy_version,
-        baseline=plan.baseline,
-        max_tokens=call.max_tokens or decision.max_tokens_default,
-        removed=list(call.dropped),
-    )
-    return msgspec.Raw(_encode(facts))
-
-
-def hold_for(
-    call: Call, decision: RouteDecision, prices: Prices, *, input_tokens: int | None = None
-) -> UsdNanos:
-    """An upper bound of what a tenant pays for the call: the dearest target's, for only one attempt answers.
-
-    Unpriced targets come to nothing.
-
-    Args:
-        call: what was asked.
-        decision: who may answer.
-        prices: as they are now.
-        input_tokens: as the engine counts them; None: as many as the request's bytes allow.
-
-    Raises:
-        Unpriced: a target has no price and may not be used without.
-    """
-    bounds = [
-        bound_at(call, decision, target, prices=prices, input_tokens=input_tokens)
-        for target in decision.targets
-    ]
-    return max((bound for bound in bounds if bound is not None), default=UsdNanos(0))
-
-
-def bound_at(
-    call: Call, decision: RouteDecision, target: Target, *, prices: Prices, input_tokens: int | None = None
-) -> UsdNanos | None:
-    """The most that one attempt at a target can come to; None: it is unpriced.
-
-    Every prompt is read once, whatever `n` is. A token of text is at least a byte of the body; of images and
-    sound only the context is a bound.
-
-    Raises:
-        Unpriced: it has no price and may not be used without.
-    """
-    rates = prices.price_of(target.pool).rates
-    if rates is None:
-        return None
-    context = target.max_model_len * call.prompts
-    if input_tokens is None:
-        text_bound = call.body_bytes + TEMPLATE_TOKENS * call.prompts
-        input_tokens = context if call.facts.has_media else min(context, text_bound)
-    return charge_bound(
-        input_tokens=input_tokens,
-        output_tokens=output_bound(call, decision, target) * call.choices,
-        rates=rates,
-    )
 
 
 def tokens_for(call: Call, *, max_tokens_default: int) -> int:

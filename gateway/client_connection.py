@@ -36,7 +36,7 @@ class ClientRule:
 
 
 class ClientConnection(HttpToolsProtocol):
-    """One client's connection."""
+    """One client's connection; `api/direct.py` serves on it."""
 
     def __init__(self, *, rule: ClientRule, **options: Any) -> None:
         super().__init__(**options)
@@ -72,15 +72,18 @@ class ClientConnection(HttpToolsProtocol):
         if self._timer is None:
             self._timer = self.loop.call_later(self._rule.request_timeout_s, self._overdue)
 
-    # ------------------------------------------------------------------------------- the parser's callbacks
-    def on_message_begin(self) -> None:
-        """A request begins."""
+    # ------------------------------------------- what whoever takes the parser's callbacks tells of a request
+    def request_begins(self) -> None:
+        """Its first byte is there."""
         self._is_in_request = self._is_in_head = True
         self._head_bytes = 0
-        super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
-        """Its head is whole."""
+    def head_is_whole(self) -> None:
+        """Its headers are there.
+
+        Raises:
+            _HeadTooLarge: there are too many of them, or they are too long.
+        """
         self._is_in_head = False
         headers = self.headers
         if len(headers) > _FEW_HEADERS or self._head_bytes:
@@ -88,12 +91,10 @@ class ClientConnection(HttpToolsProtocol):
             if size > self._rule.head_bytes_max or len(headers) > self._rule.headers_max:
                 self._is_head_too_large = True
                 raise _HeadTooLarge
-        super().on_headers_complete()
 
-    def on_message_complete(self) -> None:
-        """It is whole."""
+    def request_is_whole(self) -> None:
+        """Its last byte is there."""
         self._is_in_request = False
-        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Say what is wrong with what cannot be read; uvicorn calls it for an error of the parser."""

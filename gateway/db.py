@@ -7,10 +7,11 @@ policies changed: a counter per topic, raised in the transaction that changes th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Dialect, MetaData, String, event, func, select, text
+from sqlalchemy import BigInteger, Column, Dialect, Executable, MetaData, String, event, func, select, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -90,18 +91,26 @@ async def insert_ignoring_duplicates(
     """Insert the rows whose primary key is not there yet, many in one round trip."""
     if not rows:
         return
-    dialect = session.get_bind().dialect.name
+    statement = _insert_ignoring(str(table.__tablename__), session.get_bind().dialect.name)
+    await session.execute(statement, list(rows))
+
+
+# Statements are put together once: that takes longer than to run them.
+@functools.cache
+def _insert_ignoring(table: str, dialect: str) -> Executable:
     insert = postgresql_insert if dialect == "postgresql" else sqlite_insert
     # The table itself, not its class: the ORM would look at every value of every row.
-    plain = metadata.tables[str(table.__tablename__)]
-    await session.execute(insert(plain).on_conflict_do_nothing(), list(rows))
+    return insert(metadata.tables[table]).on_conflict_do_nothing()
+
+
+_DATABASE_MS = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
 
 
 async def database_ms(session: AsyncSession, clock: Clock) -> int:
     """Epoch milliseconds by the database's clock, which all processes share; SQLite has the machine's."""
     if session.get_bind().dialect.name == "sqlite":
         return clock.epoch_ms()
-    found = await session.execute(text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"))
+    found = await session.execute(_DATABASE_MS)
     return int(found.scalar_one())
 
 
@@ -118,21 +127,23 @@ async def insert_adding(session: AsyncSession, table: type[SQLModel], rows: Sequ
     """Insert the rows; where one of its key is there, add to its other columns."""
     if not rows:
         return
-    dialect = session.get_bind().dialect.name
+    statement = _insert_adding(str(table.__tablename__), session.get_bind().dialect.name)
+    await session.execute(statement, list(rows))
+
+
+@functools.cache
+def _insert_adding(table: str, dialect: str) -> Executable:
     insert = postgresql_insert if dialect == "postgresql" else sqlite_insert
-    plain = metadata.tables[str(table.__tablename__)]
+    plain = metadata.tables[table]
     statement = insert(plain)
     keys = {column.name for column in plain.primary_key}
-    await session.execute(
-        statement.on_conflict_do_update(
-            index_elements=sorted(keys),
-            set_={
-                column.name: column + statement.excluded[column.name]
-                for column in plain.columns
-                if column.name not in keys
-            },
-        ),
-        list(rows),
+    return statement.on_conflict_do_update(
+        index_elements=sorted(keys),
+        set_={
+            column.name: column + statement.excluded[column.name]
+            for column in plain.columns
+            if column.name not in keys
+        },
     )
 
 

@@ -2,12 +2,13 @@
 
 Frozen values without behaviour; every room speaks in them. A request's body is kept as the client's own
 bytes per top-level field (`msgspec.Raw`), so that what we do not decide on reaches the engine unchanged.
+They are `msgspec.Struct`s because every request makes a dozen: a frozen dataclass of 20 fields takes 3 µs to
+make, a struct 0.5.
 """
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import dataclass, field
+import os
 from enum import StrEnum
 
 import msgspec
@@ -62,8 +63,7 @@ class TaskSource(StrEnum):
     DEFAULT = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(msgspec.Struct, frozen=True):
     """The task of one call, and how sure we are."""
 
     type: TaskType
@@ -72,8 +72,7 @@ class Task:
     """0 to 1; 1 when declared."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallFacts:
+class CallFacts(msgspec.Struct, frozen=True):
     """What the request shows about its task and about which engines can serve it."""
 
     instruction: str = ""
@@ -91,8 +90,7 @@ class CallFacts:
     """`min_p` or `logit_bias`: speculative engines refuse them (vLLM 0.32, sampling_params.py)."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheWish:
+class CacheWish(msgspec.Struct, frozen=True):
     """What a caller wants of the cache."""
 
     may_read: bool
@@ -102,8 +100,7 @@ class CacheWish:
     """How long it may be kept; None leaves that to the policy."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheRule:
+class CacheRule(msgspec.Struct, frozen=True):
     """Which requests a policy lets be answered from the cache."""
 
     is_enabled: bool
@@ -111,8 +108,7 @@ class CacheRule:
     ttl_s: int
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One request of a client, checked and ready to be routed."""
 
     endpoint: Endpoint
@@ -143,8 +139,7 @@ class Call:
     """None: the caller said nothing about it."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenUsage:
+class TokenUsage(msgspec.Struct, frozen=True):
     """Tokens by meter. The five meters are disjoint: each token is in exactly one."""
 
     input: int = 0
@@ -186,8 +181,7 @@ class Payer(StrEnum):
     PLATFORM = "platform"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """A pool, or a model outside the company, that can serve a call."""
 
     pool: str
@@ -200,16 +194,14 @@ class Target:
     """Fields of the call that are not sent there, though the caller may set them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(msgspec.Struct, frozen=True):
     """A target that was taken out, and why."""
 
     pool: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class RouteDecision:
+class RouteDecision(msgspec.Struct, frozen=True):
     """Where a call goes, in which order, and why."""
 
     targets: tuple[Target, ...]
@@ -221,16 +213,14 @@ class RouteDecision:
     """Put into a request that states no limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptTiming:
+class AttemptTiming(msgspec.Struct, frozen=True):
     """Durations of one attempt in milliseconds; None where it did not get that far."""
 
     ttft_ms: int | None = None
     total_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineMetrics:
+class EngineMetrics(msgspec.Struct, frozen=True):
     """vLLM's own per-request figures (`metrics` of its answer, 0.32); None where it did not say."""
 
     queue_ms: float | None = None
@@ -240,17 +230,46 @@ class EngineMetrics:
     accepted_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(msgspec.Struct, frozen=True):
     """A whole answer as the client shall see it, and what it used."""
 
     body: bytes
     usage: TokenUsage | None
     """None: the engine did not say."""
     usage_source: UsageSource
-    engine: EngineMetrics = field(default_factory=EngineMetrics)
+    engine: EngineMetrics = EngineMetrics()
+
+
+class _Randomness:
+    """Random hex digits for ids, fetched for many ids at once: the system call costs more than the id."""
+
+    __slots__ = ("_digits", "_position")
+
+    def __init__(self) -> None:
+        self._digits = ""
+        self._position = 0
+
+    def forget(self) -> None:
+        """Hand out nothing of what was fetched."""
+        self._digits = ""
+        self._position = 0
+
+    def take(self) -> str:
+        """The next 20 digits."""
+        start = self._position
+        if start == len(self._digits):
+            self._digits, start = os.urandom(_RANDOM_BYTES * _IDS_PER_FETCH).hex(), 0
+        self._position = end = start + 2 * _RANDOM_BYTES
+        return self._digits[start:end]
+
+
+_RANDOM_BYTES = 10
+_IDS_PER_FETCH = 256
+_randomness = _Randomness()
+# A forked process must not hand out what its parent does.
+os.register_at_fork(after_in_child=_randomness.forget)
 
 
 def new_id(prefix: str, epoch_ms: int) -> str:
     """A unique id that sorts by time: prefix, 12 hex digits of milliseconds, 20 random hex digits."""
-    return f"{prefix}{epoch_ms:012x}{secrets.token_hex(10)}"
+    return f"{prefix}{epoch_ms:012x}{_randomness.take()}"

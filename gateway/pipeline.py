@@ -8,19 +8,18 @@ other, so what one of them wants to be told of another is filled in here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import replace
 
 import msgspec
 
-from gateway.attempt_log import AttemptLog, account_of, hold_for, start_of, tokens_for
+from gateway.attempt_log import AttemptLog, account_of, start_of, tokens_for
 from gateway.cache.lookup import AnswerCache, CacheStatus, KeptAnswer, slot_for
 from gateway.clock import Clock
+from gateway.course import Course, Courses, baseline_of, most_of
 from gateway.errors import BudgetExceeded, GatewayError
 from gateway.identity.auth import Caller, admit, latency_class
 from gateway.identity.limits import UNLIMITED, Permit
 from gateway.identity.shedding import Seat, Shedder
-from gateway.inference import AttemptState, Call, UsageSource
+from gateway.inference import AttemptState, Call, Task, UsageSource
 from gateway.ledger.admission import Budgets
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
@@ -28,6 +27,7 @@ from gateway.plan import Plan, Routing, ServedFacts
 from gateway.pricing.book import Prices
 from gateway.routing.classify import classify
 from gateway.routing.decide import decide
+from gateway.routing.policy import Policy
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
 from gateway.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
@@ -57,6 +57,7 @@ class Pipeline:
         self.shedder = shedder
         self._telemetry = telemetry
         self._clock = clock
+        self._courses = Courses()
 
     def stop(self) -> None:
         """The program ends: what it cuts from now on is its own account."""
@@ -165,15 +166,7 @@ class Pipeline:
         policy = routing.policy
         prices = routing.prices.at(self._clock.epoch_ms())
         task = classify(call, default=policy.default_task)
-        pools = {snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()}
-        decision = decide(
-            call,
-            task,
-            policy,
-            pools=pools,
-            may_leave=not caller.is_internal_only,
-            unpriced=self._unusable(prices, caller, pools),
-        )
+        course = self._course(call, caller, task, policy=policy, prices=prices)
         slot = None
         if caller.caches_answers:
             scope = routing.answer_scopes[call.model_alias]
@@ -183,22 +176,50 @@ class Pipeline:
             caller=caller,
             request_id=request_id,
             task=task,
-            decision=decision,
-            routing=routing,
+            course=course,
             prices=prices,
+            bounds=course.bounds(call),
             slot=slot,
             permit=permit,
         )
 
-    def _unusable(self, prices: Prices, caller: Caller, pools: Mapping[str, object]) -> frozenset[str]:
+    def _course(self, call: Call, caller: Caller, task: Task, *, policy: Policy, prices: Prices) -> Course:
+        may_leave, unpriced = not caller.is_internal_only, self._unusable(prices, caller, policy)
+
+        def make() -> Course:
+            decision = decide(
+                call,
+                task,
+                policy,
+                pools={snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()},
+                may_leave=may_leave,
+                unpriced=unpriced,
+            )
+            baseline = baseline_of(policy, call.model_alias, prices)
+            return Course(decision, prices, task=task, baseline=baseline)
+
+        if may_leave and call.model_alias in policy.overflow:
+            return make()  # what may leave depends on every field of the call
+        # All that a decision depends on beside the policy and the prices.
+        key = (
+            call.model_alias,
+            task,
+            call.facts.needs_full_sampling,
+            may_leave,
+            unpriced,
+            self._registry.ready_pools(),
+        )
+        return self._courses.find(key, make, policy=policy, prices=prices)
+
+    def _unusable(self, prices: Prices, caller: Caller, policy: Policy) -> frozenset[str]:
         """Targets that must not be used for want of a price: nobody can hold a limit against none."""
         if prices.allows_unpriced and self._budgets.is_bound(account_of(caller)):
-            return frozenset({*pools, *self.routing.policy.external} - prices.by_target.keys())
+            return frozenset({*self._registry.specs, *policy.external} - prices.by_target.keys())
         return prices.refused
 
     async def _reserve(self, plan: Plan) -> AttemptLog:
         account = account_of(plan.caller)
-        bound = hold_for(plan.call, plan.decision, plan.prices)
+        bound = most_of(plan.bounds)
         try:
             reservation = await self._budgets.reserve(account, bound)
         except BudgetExceeded:
@@ -206,9 +227,9 @@ class Pipeline:
             counted = await self._dispatcher.count_input(plan.call, plan.decision)
             if counted is None:
                 raise
-            bound = hold_for(plan.call, plan.decision, plan.prices, input_tokens=counted)
+            bound = plan.course.hold(plan.call, input_tokens=counted)
             reservation = await self._budgets.reserve(account, bound)
-            plan = replace(plan, counted_input=counted)
+            plan = msgspec.structs.replace(plan, counted_input=counted)
         return AttemptLog(
             plan, reservation, settlement=self._settlement, clock=self._clock, telemetry=self._telemetry
         )
@@ -216,7 +237,7 @@ class Pipeline:
     def _settled(self, plan: Plan, kept: KeptAnswer) -> ServedFacts:
         """Book an answer from the cache, which costs nothing, and say what it is."""
         facts = plan.facts_of_kept(kept)
-        target = replace(plan.decision.targets[0], pool=kept.pool)
+        target = msgspec.structs.replace(plan.decision.targets[0], pool=kept.pool)
         start, _ = start_of(
             plan, target, facts.replica, number=1, reservation=None, now_ms=self._clock.epoch_ms()
         )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from gateway.cache.lookup import CacheStatus, KeptAnswer, Slot
+from gateway.course import Course
 from gateway.identity.auth import Caller
 from gateway.identity.limits import UNLIMITED, Permit
 from gateway.inference import Call, RouteDecision, Target, Task
+from gateway.money import UsdNanos
 from gateway.pricing.book import PriceBook, Prices
 from gateway.routing.policy import Policy
 from gateway.upstream.vllm import output_bound
@@ -27,8 +31,7 @@ class Routing:
     """By alias: what decides its answers beside the request (see `cache.key.answer_scope`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServedFacts:
+class ServedFacts(msgspec.Struct, frozen=True):
     """What every answer says about itself."""
 
     request_id: str
@@ -42,18 +45,18 @@ class ServedFacts:
     """The bound that we put in; None if the caller gave one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What is known of a request before it is answered."""
 
     call: Call
     caller: Caller
     request_id: str
     task: Task
-    decision: RouteDecision
-    routing: Routing
+    course: Course
     prices: Prices
     """As they were when it was reserved: it is settled at these, whatever changes meanwhile."""
+    bounds: list[UsdNanos | None]
+    """The most that an attempt at each target can come to; None: it is unpriced."""
     slot: Slot | None
     """Where its answer is kept; None if it is not."""
     permit: Permit = UNLIMITED
@@ -62,14 +65,9 @@ class Plan:
     """Input tokens as an engine counts them, where only those are held for; None: nobody was asked."""
 
     @property
-    def baseline(self) -> tuple[str, str] | None:
-        """The policy's default target and its price: what the answer is compared with."""
-        policy = self.routing.policy
-        allowed = policy.models[self.call.model_alias]
-        route = policy.routes[policy.natures[policy.default_task]]
-        target = next((name for name in route if name in allowed), None)
-        price = None if target is None else self.prices.find(target)
-        return None if target is None or price is None else (target, price.version)
+    def decision(self) -> RouteDecision:
+        """Who may answer."""
+        return self.course.decision
 
     @property
     def cache(self) -> CacheStatus:
@@ -93,4 +91,4 @@ class Plan:
     def facts_of_kept(self, kept: KeptAnswer) -> ServedFacts:
         """What an answer from the cache says about itself: who gave it when it was new."""
         facts = self.facts(self.decision.targets[0], CACHE_REPLICA)
-        return replace(facts, pool=kept.pool, cache=CacheStatus.HIT)
+        return msgspec.structs.replace(facts, pool=kept.pool, cache=CacheStatus.HIT)

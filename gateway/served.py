@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Protocol
+
+import msgspec
 
 from gateway.attempt_log import AttemptLog
 from gateway.cache.lookup import AnswerCache, KeptAnswer, Recording
@@ -18,8 +20,7 @@ from gateway.upstream.answer_stream import AnswerStream
 REPLAY_BYTES = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(msgspec.Struct, frozen=True):
     """A whole answer."""
 
     facts: ServedFacts
@@ -35,6 +36,9 @@ class StreamedAnswer(Protocol):
 
     async def read(self) -> bytes:
         """The next bytes for the client; nothing when it is complete."""
+
+    async def pour(self, write: Callable[[bytes], bool]) -> bool:
+        """Hand further bytes to `write`; true: complete; false: call again when the client can take more."""
 
     def finish(self) -> None:
         """It was complete."""
@@ -59,6 +63,13 @@ class ReplayedStream:
         """The next piece, of a size that a slow client's connection can take."""
         piece, self._rest = self._rest[:REPLAY_BYTES], self._rest[REPLAY_BYTES:]
         return piece
+
+    async def pour(self, write: Callable[[bytes], bool]) -> bool:
+        """Hand the next piece to `write`."""
+        piece = await self.read()
+        if piece:
+            write(piece)
+        return not piece
 
     def finish(self) -> None:
         """Nothing is open."""
@@ -108,6 +119,18 @@ class ServedStream:
         if self._recording is not None:
             self._recording.add(block)
         return block
+
+    async def pour(self, write: Callable[[bytes], bool]) -> bool:
+        """Hand further bytes to `write` as they arrive; true: it is complete; raises as `read` does."""
+        recording = self._recording
+        if recording is None:
+            return await self._stream.pour(write)
+
+        def both(block: bytes) -> bool:
+            recording.add(block)
+            return write(block)
+
+        return await self._stream.pour(both)
 
     def finish(self) -> None:
         """It was complete."""

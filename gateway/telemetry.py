@@ -1,16 +1,18 @@
 """Which numbers does this process report? Every metric of the gateway, in one table.
 
-Prometheus names and units; labels have few values by construction (no tenant, no model text). Children are
-looked up once and kept, because a labels() call costs more than the increment.
+Prometheus names and units; labels have few values by construction (no tenant, no model text). What counts for
+every request is kept as plain numbers, which are put into Prometheus' form when somebody asks.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _SAMPLE = re.compile(rb"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ", re.MULTILINE)
@@ -29,19 +31,8 @@ class Telemetry:
     def __init__(self, *, worker: int | None = None) -> None:
         self.registry = CollectorRegistry()
         self._worker = worker
-        self._requests = Counter(
-            "tollgate_requests",
-            "Requests on the data plane, by path and status",
-            ("path", "status"),
-            registry=self.registry,
-        )
-        self._latency = Histogram(
-            "tollgate_request_seconds",
-            "Time from a request's headers to the end of its answer",
-            ("path",),
-            buckets=SECONDS,
-            registry=self.registry,
-        )
+        self._requests = _Requests()
+        self.registry.register(self._requests)
         self._failed_attempts = Counter(
             "tollgate_failed_attempts",
             "Attempts that failed, by reason",
@@ -53,19 +44,10 @@ class Telemetry:
             "Clients that left before their answer was complete",
             registry=self.registry,
         )
-        self._request_children: dict[tuple[str, int], Counter] = {}
-        self._latency_children: dict[str, Histogram] = {}
 
     def request_ended(self, path: str, status: int, seconds: float) -> None:
         """A request of the data plane is over."""
-        counter = self._request_children.get((path, status))
-        if counter is None:
-            counter = self._request_children[path, status] = self._requests.labels(path, str(status))
-        counter.inc()
-        histogram = self._latency_children.get(path)
-        if histogram is None:
-            histogram = self._latency_children[path] = self._latency.labels(path)
-        histogram.observe(seconds)
+        self._requests.ended(path, status, seconds)
 
     def attempt_failed(self, code: str) -> None:
         """An attempt failed."""
@@ -130,6 +112,47 @@ def _labelled(sample: re.Match[bytes], label: bytes) -> bytes:
 
 def _by_one(read: Callable[[], Mapping[str, float]]) -> Callable[[], Mapping[tuple[str, ...], float]]:
     return lambda: {(value,): number for value, number in read().items()}
+
+
+class _Requests(Collector):
+    """Requests by path and status, and how long they took.
+
+    Plain numbers, because the library's own children take a lock for each of the three that change.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, int], int] = {}
+        self._latencies: dict[str, list[int]] = {}
+        """By path: how many took at most so long, one for each of `SECONDS` and one for longer."""
+        self._seconds: dict[str, float] = {}
+
+    def ended(self, path: str, status: int, seconds: float) -> None:
+        key = path, status
+        self._counts[key] = self._counts.get(key, 0) + 1
+        latencies = self._latencies.get(path)
+        if latencies is None:
+            latencies = self._latencies[path] = [0] * (len(SECONDS) + 1)
+            self._seconds[path] = 0.0
+        latencies[bisect_left(SECONDS, seconds)] += 1
+        self._seconds[path] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "tollgate_requests", "Requests on the data plane, by path and status", labels=("path", "status")
+        )
+        for (path, status), count in self._counts.items():
+            requests.add_metric((path, str(status)), count)
+        yield requests
+        latency = HistogramMetricFamily(
+            "tollgate_request_seconds",
+            "Time from a request's headers to the end of its answer",
+            labels=("path",),
+        )
+        bounds = [*(str(float(bound)) for bound in SECONDS), "+Inf"]
+        for path, counts in self._latencies.items():
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            latency.add_metric((path,), buckets, self._seconds[path])
+        yield latency
 
 
 class _Kept(Collector):

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
-from gateway.api.client_watch import ClientWatch
+import msgspec
+
 from gateway.api.streaming import Response
 from gateway.dependencies import Services
 from gateway.identity.auth import Caller
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeRequest:
+class EdgeRequest(msgspec.Struct, frozen=True):
     """One authenticated request with its whole body."""
 
     services: Services
     caller: Caller
     headers: Mapping[str, str]
-    """Lower-case names."""
+    """Those that are read at all (`edge.READ`), by lower-case name."""
     body: bytes
     path: str
     request_id: str
-    watch: ClientWatch
 
 
 Handler = Callable[[EdgeRequest], Awaitable[Response]]

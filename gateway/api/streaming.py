@@ -6,10 +6,8 @@ without a wait that a cancellation could cut short.
 
 from __future__ import annotations
 
-from starlette.types import Send
-
-from gateway.api.client_watch import ClientWatch
 from gateway.api.error_bodies import Headers, openai_error
+from gateway.api.wire import Wire
 from gateway.errors import UpstreamError
 from gateway.protocols.sse import DONE, encode_event
 from gateway.served import StreamedAnswer
@@ -18,20 +16,26 @@ from gateway.served import StreamedAnswer
 class EventStreamResponse:
     """Sends one stream."""
 
+    __slots__ = ("_stream", "headers")
+
     status = 200
 
-    def __init__(self, stream: StreamedAnswer, headers: Headers, watch: ClientWatch) -> None:
+    def __init__(self, stream: StreamedAnswer, headers: Headers) -> None:
         self._stream = stream
         self.headers = headers
-        self._watch = watch
 
-    async def __call__(self, send: Send) -> None:
+    async def send(self, wire: Wire) -> None:
         """Send it to the end, or settle it as far as it came."""
         stream = self._stream
         try:
-            await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
-            while block := await stream.read():
-                await send({"type": "http.response.body", "body": block, "more_body": True})
+            await wire.begin(self.status, self.headers)
+            write = wire.write
+            if write is None:
+                while block := await stream.read():
+                    await wire.part(block)
+            else:
+                while not await stream.pour(write):
+                    await wire.drain()
             stream.finish()
             rest = b""
         except UpstreamError as error:
@@ -41,23 +45,24 @@ class EventStreamResponse:
         except BaseException:  # the client left (a cancellation), or a bug: the engine must stop either way
             stream.abandon()
             raise
-        self._watch.stop()
-        await send({"type": "http.response.body", "body": rest, "more_body": False})
+        wire.unwatch()
+        await wire.end(rest)
 
 
 class PlainResponse:
     """Sends one whole answer."""
+
+    __slots__ = ("_body", "headers", "status")
 
     def __init__(self, status: int, headers: Headers, body: bytes) -> None:
         self.status = status
         self.headers = headers
         self._body = body
 
-    async def __call__(self, send: Send) -> None:
+    async def send(self, wire: Wire) -> None:
         """Send it."""
-        headers = [*self.headers, (b"content-length", str(len(self._body)).encode())]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self._body})
+        wire.unwatch()
+        await wire.whole(self.status, self.headers, self._body)
 
 
 Response = PlainResponse | EventStreamResponse

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
+import msgspec
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS_PER_DAY = 86_400_000
 _MS_PER_WEEK = 7 * _MS_PER_DAY
@@ -62,8 +64,7 @@ def window_at(window: Window, epoch_ms: int) -> tuple[int, int | None]:
     return (first - _EPOCH) // timedelta(milliseconds=1), (following - _EPOCH) // timedelta(milliseconds=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(msgspec.Struct, frozen=True, cache_hash=True):
     """Who spends: the form in which the ledger wants to be told of a caller."""
 
     tenant_id: str
@@ -98,14 +99,11 @@ class Binding:
     """All buckets, in the order in which they are locked."""
     hard: tuple[tuple[Bucket, BudgetRecord], ...]
     """Those that refuse, in the same order."""
-
-    @property
-    def hard_buckets(self) -> tuple[Bucket, ...]:
-        """The same without the budgets."""
-        return tuple(bucket for bucket, _ in self.hard)
+    hard_buckets: tuple[Bucket, ...]
+    """The same without the budgets."""
 
 
-_NOTHING = Binding(from_ms=0, until_ms=2**62, counted=(), hard=())
+_NOTHING = Binding(from_ms=0, until_ms=2**62, counted=(), hard=(), hard_buckets=())
 
 
 class BudgetBook:
@@ -145,4 +143,5 @@ class BudgetBook:
             until_ms=until_ms,
             counted=tuple(bucket for bucket, _ in pairs),
             hard=tuple(pair for pair in pairs if pair[1].is_hard),
+            hard_buckets=tuple(bucket for bucket, record in pairs if record.is_hard),
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import insert, select, tuple_
@@ -120,8 +121,9 @@ async def book(
         await _write_journal(session, journal_id, hours, attempts=len(fresh), now_ms=now_ms)
     else:
         journal_id, hours = "", []
-    spent = _spent_by_bucket(fresh)
-    mentioned = sorted({Bucket(*each) for ended in batch for each in ended.start.buckets})
+    spent = charges_by_bucket(fresh)
+    # Those of a caller are one tuple, mostly: looking at each of its buckets once is enough.
+    mentioned = sorted({Bucket(*each) for each in chain(*{ended.start.buckets for ended in batch})})
     if mentioned:
         await _book_on_budgets(
             session, booked, mentioned, spent=spent, journal_id=journal_id, owner_id=owner_id, now_ms=now_ms
@@ -167,13 +169,17 @@ async def _write_journal(
     )
 
 
-def _spent_by_bucket(fresh: Sequence[Ended]) -> dict[Bucket, int]:
-    spent: defaultdict[Bucket, int] = defaultdict(int)
-    for start, end in fresh:
-        if end.payer is Payer.TENANT and end.charge_usd_nanos:
-            for bucket in start.buckets:
-                spent[Bucket(*bucket)] += end.charge_usd_nanos
-    return spent
+def charges_by_bucket(batch: Sequence[Ended]) -> dict[Bucket, int]:
+    """What tenants pay for these attempts, by the buckets in which it counts, nano-USD."""
+    together: defaultdict[tuple[tuple[str, int], ...], int] = defaultdict(int)
+    for start, end in batch:
+        if end.charge_usd_nanos and end.payer is Payer.TENANT:
+            together[start.buckets] += end.charge_usd_nanos
+    charges: defaultdict[Bucket, int] = defaultdict(int)
+    for buckets, amount in together.items():
+        for each in buckets:
+            charges[Bucket(*each)] += amount
+    return charges
 
 
 async def _book_on_budgets(

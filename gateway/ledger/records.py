@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.inference import AttemptState, Payer, TokenUsage, UsageSource
+from gateway.inference import AttemptState, Payer, UsageSource
 
 NO_RECEIPT = msgspec.Raw(b"null")
 
@@ -86,17 +86,6 @@ RECORD = (
     "tags",
 )
 """What the values of `record_of` are; tags stand at the end instead of as a dictionary."""
-
-
-def usage_fields(usage: TokenUsage) -> dict[str, int]:
-    """A usage as the end record names its meters."""
-    return {
-        "input_tokens": usage.input,
-        "cached_input_tokens": usage.cached_input,
-        "cache_write_tokens": usage.cache_write,
-        "output_tokens": usage.output,
-        "reasoning_tokens": usage.reasoning,
-    }
 
 
 class Ended(NamedTuple):

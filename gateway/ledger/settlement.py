@@ -8,7 +8,7 @@ are estimated, never above what can be shown, and the record says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import msgspec
 
 from gateway.clock import Clock
 from gateway.inference import (
@@ -20,7 +20,7 @@ from gateway.inference import (
     UsageSource,
 )
 from gateway.ledger.budgets import Reservation
-from gateway.ledger.records import AttemptEnd, AttemptStart, usage_fields
+from gateway.ledger.records import AttemptEnd, AttemptStart
 from gateway.ledger.spool import Spool
 from gateway.money import UsdNanos
 from gateway.pricing.rates import UNPRICED, Price, charge
@@ -31,8 +31,7 @@ BYTES_PER_TOKEN = 4
 """For estimates of input that no engine counted; English text has about four bytes a token."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How an attempt ended, as the pipeline saw it."""
 
     state: AttemptState
@@ -43,8 +42,8 @@ class Outcome:
     reached_engine: bool = True
     status_code: int | None = None
     error_code: str | None = None
-    timing: AttemptTiming = field(default_factory=AttemptTiming)
-    engine: EngineMetrics = field(default_factory=EngineMetrics)
+    timing: AttemptTiming = AttemptTiming()
+    engine: EngineMetrics = EngineMetrics()
 
 
 _PAYERS = {
@@ -79,30 +78,35 @@ class OpenAttempt:
         settlement = self._settlement
         if settlement.is_stopping and outcome.state is AttemptState.CANCELLED:
             # Nobody can tell a client that left from one whose answer we cut: the doubt is ours.
-            outcome = replace(outcome, state=AttemptState.INTERRUPTED, error_code=STOPPED)
+            outcome = msgspec.structs.replace(outcome, state=AttemptState.INTERRUPTED, error_code=STOPPED)
         usage, source = self._usage(outcome)
         self.charge_usd_nanos = charge(usage, self._price.rates)
         payer = _PAYERS[outcome.state]
         if payer is Payer.TENANT:
             self._reservation.spend(self.charge_usd_nanos or 0)
+        timing, engine = outcome.timing, outcome.engine
         settlement.spool.end(
             AttemptEnd(
                 attempt_id=self._start.attempt_id,
                 state=outcome.state,
                 payer=payer,
                 usage_source=source,
+                input_tokens=usage.input,
+                cached_input_tokens=usage.cached_input,
+                cache_write_tokens=usage.cache_write,
+                output_tokens=usage.output,
+                reasoning_tokens=usage.reasoning,
                 charge_usd_nanos=self.charge_usd_nanos,
                 status_code=outcome.status_code,
                 error_code=outcome.error_code,
-                ttft_ms=outcome.timing.ttft_ms,
-                total_ms=outcome.timing.total_ms,
-                queue_ms=outcome.engine.queue_ms,
-                generation_ms=outcome.engine.generation_ms,
-                draft_steps=outcome.engine.draft_steps,
-                draft_tokens=outcome.engine.draft_tokens,
-                accepted_tokens=outcome.engine.accepted_tokens,
+                ttft_ms=timing.ttft_ms,
+                total_ms=timing.total_ms,
+                queue_ms=engine.queue_ms,
+                generation_ms=engine.generation_ms,
+                draft_steps=engine.draft_steps,
+                draft_tokens=engine.draft_tokens,
+                accepted_tokens=engine.accepted_tokens,
                 ended_at_ms=settlement.clock.epoch_ms(),
-                **usage_fields(usage),
             )
         )
         return self.charge_usd_nanos

@@ -17,11 +17,10 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 
 from gateway.clock import Clock
 from gateway.db import SessionFactory, database_ms
-from gateway.inference import Payer
 from gateway.ledger.buckets import Bucket
 from gateway.ledger.budgets import Holds
 from gateway.ledger.owners import close_owner
-from gateway.ledger.posting import Booked, InsertReceipts, book
+from gateway.ledger.posting import Booked, InsertReceipts, book, charges_by_bucket
 from gateway.ledger.records import Ended
 from gateway.ledger.spool import Left, Spool
 from gateway.ledger.store import BookedMeanwhile
@@ -55,6 +54,9 @@ class Shipper:
         self._holds = holds or Holds()
         self._books = books or asyncio.Lock()
         self._stopping = asyncio.Event()
+        self._written = asyncio.Event()
+        """There is something to fsync."""
+        spool.on_dirty = self._written.set
         self.failures = 0
         """Consecutive batches that the database did not take."""
         self.alerts = 0
@@ -91,6 +93,7 @@ class Shipper:
         the rest is shipped over another one.
         """
         self._stopping.set()
+        self._written.set()
 
     async def run(self) -> None:
         """Ship until stopped or cancelled, then ship what is left."""
@@ -115,15 +118,21 @@ class Shipper:
             )
 
     async def _fsync_loop(self) -> None:
-        while not await self._is_stopped_within(self._settings.fsync_interval_ms / 1000):
+        interval_s = self._settings.fsync_interval_ms / 1000
+        while not self._stopping.is_set():
+            await self._written.wait()  # nothing is done for a gateway that nobody uses
+            self._written.clear()
+            await asyncio.sleep(interval_s)
             if (descriptor := self._spool.file_to_sync()) is not None:
                 await asyncio.to_thread(_fsync, descriptor)
 
     async def _ship_loop(self) -> None:
-        interval_s = self._settings.ship_interval_ms / 1000
+        interval_s, full = self._settings.ship_interval_ms / 1000, self._settings.batch_records_max
         while not await self._is_stopped_within(min(interval_s * 2 ** min(self.failures, 10), BACKOFF_S_MAX)):
             try:
-                while await self._ship_batch() and not self._stopping.is_set():
+                # What came while a batch was booked waits for the next one: a batch costs as much as the
+                # records of a second at 100 requests/s.
+                while await self._ship_batch() == full and not self._stopping.is_set():
                     pass
                 self.failures = 0
             except (SQLAlchemyError, OSError, BookedMeanwhile) as error:
@@ -140,7 +149,7 @@ class Shipper:
         if batch:
             async with self._books:
                 booked = await self._book(batch, self._spool.owner_id)
-                self._holds.booked(_charges(batch), booked)
+                self._holds.booked(charges_by_bucket(batch), booked)
             self._spool.acknowledge(len(batch))
         return len(batch)
 
@@ -203,17 +212,6 @@ class Shipper:
             self.contradictions += 1
             _log.error("attempt %s came with two ends: %s", ended.start.attempt_id, reason)
             await asyncio.to_thread(self._spool.set_aside, ended, reason=reason)
-
-
-def _charges(batch: list[Ended]) -> dict[Bucket, int]:
-    """What each bucket does not wait for any more."""
-    charges: dict[Bucket, int] = {}
-    for start, end in batch:
-        if end.payer is Payer.TENANT and end.charge_usd_nanos:
-            for each in start.buckets:
-                bucket = Bucket(*each)
-                charges[bucket] = charges.get(bucket, 0) + end.charge_usd_nanos
-    return charges
 
 
 def _is_refusal(error: StatementError | OverflowError) -> bool:

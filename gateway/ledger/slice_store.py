@@ -5,11 +5,12 @@ Whoever changes a bucket locks its row first, and several in the order of their 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, delete, select, tuple_, update
+from sqlalchemy import Select, Update, bindparam, delete, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -67,9 +68,31 @@ async def locked_windows(session: AsyncSession, buckets: Collection[Bucket]) -> 
 
 
 async def _read_windows(session: AsyncSession, buckets: Collection[Bucket]) -> dict[Bucket, WindowState]:
+    found = await session.execute(_windows_query(), {"buckets": sorted(buckets)})
+    return {Bucket(row[0], row[1]): _window_of(row) for row in found}
+
+
+def _window_of(row: Sequence[Any]) -> WindowState:
+    _, _, limit, posted, leased, unattributed, overage, recall_number, is_hard, retired_at_ms, percents = row
+    return WindowState(
+        limit_usd_nanos=limit,
+        posted_usd_nanos=posted,
+        leased_usd_nanos=leased,
+        unattributed_usd_nanos=unattributed,
+        overage_usd_nanos=overage,
+        recall_number=recall_number,
+        is_hard=is_hard,
+        is_retired=retired_at_ms is not None,
+        alert_percents=tuple(percents),
+    )
+
+
+# Statements are put together once: that takes longer than to run them.
+@functools.cache
+def _windows_query() -> Select[Any]:
     window = metadata.tables["budget_windows"].c
     budget = metadata.tables["budgets"].c
-    statement = (
+    return (
         select(
             window.budget_id,
             window.window_start_ms,
@@ -84,16 +107,10 @@ async def _read_windows(session: AsyncSession, buckets: Collection[Bucket]) -> d
             budget.alert_percents,
         )
         .join(metadata.tables["budgets"], budget.id == window.budget_id)
-        .where(tuple_(window.budget_id, window.window_start_ms).in_(sorted(buckets)))
+        .where(tuple_(window.budget_id, window.window_start_ms).in_(bindparam("buckets", expanding=True)))
         .order_by(window.budget_id, window.window_start_ms)
         .with_for_update(of=metadata.tables["budget_windows"])
     )
-    return {
-        Bucket(row[0], row[1]): WindowState(
-            *row[2:9], is_retired=row[9] is not None, alert_percents=tuple(row[10])
-        )
-        for row in await session.execute(statement)
-    }
 
 
 async def _make_windows(session: AsyncSession, missing: Sequence[Bucket]) -> None:
@@ -133,12 +150,6 @@ async def save_windows(session: AsyncSession, states: dict[Bucket, WindowState])
     """Write locked buckets back."""
     if not states:
         return
-    table = metadata.tables["budget_windows"]
-    statement = (
-        update(table)
-        .where(table.c.budget_id == bindparam("id_"), table.c.window_start_ms == bindparam("start_"))
-        .values({name: bindparam(f"new_{name}") for name in _COUNTS})
-    )
     rows = [
         {
             "id_": bucket.budget_id,
@@ -147,7 +158,17 @@ async def save_windows(session: AsyncSession, states: dict[Bucket, WindowState])
         }
         for bucket, state in sorted(states.items(), key=lambda item: item[0])
     ]
-    await session.execute(statement, rows)
+    await session.execute(_windows_update(), rows)
+
+
+@functools.cache
+def _windows_update() -> Update:
+    table = metadata.tables["budget_windows"]
+    return (
+        update(table)
+        .where(table.c.budget_id == bindparam("id_"), table.c.window_start_ms == bindparam("start_"))
+        .values({name: bindparam(f"new_{name}") for name in _COUNTS})
+    )
 
 
 async def slices_of(
@@ -161,6 +182,18 @@ async def slices_on(
     session: AsyncSession, buckets: Collection[Bucket] | None, *, owner_id: str | None = None
 ) -> list[tuple[Bucket, SliceState]]:
     """The slices on some buckets or on all, of one process or of all."""
+    statement = _slices_query(of_some=buckets is not None, of_one_owner=owner_id is not None)
+    values: dict[str, Any] = {}
+    if buckets is not None:
+        values["buckets"] = sorted(buckets)
+    if owner_id is not None:
+        values["owner"] = owner_id
+    found = await session.execute(statement, values)
+    return [(Bucket(row[0], row[1]), SliceState(*row[2:])) for row in found]
+
+
+@functools.cache
+def _slices_query(*, of_some: bool, of_one_owner: bool) -> Select[Any]:
     table = metadata.tables["budget_slices"].c
     statement = select(
         table.budget_id,
@@ -172,11 +205,12 @@ async def slices_on(
         table.expires_at_ms,
         table.journal_id,
     ).order_by(table.budget_id, table.window_start_ms, table.owner_id)
-    if buckets is not None:
-        statement = statement.where(tuple_(table.budget_id, table.window_start_ms).in_(sorted(buckets)))
-    if owner_id is not None:
-        statement = statement.where(table.owner_id == owner_id)
-    return [(Bucket(row[0], row[1]), SliceState(*row[2:])) for row in await session.execute(statement)]
+    if of_some:
+        bucket = tuple_(table.budget_id, table.window_start_ms)
+        statement = statement.where(bucket.in_(bindparam("buckets", expanding=True)))
+    if of_one_owner:
+        statement = statement.where(table.owner_id == bindparam("owner"))
+    return statement
 
 
 async def save_slices(session: AsyncSession, states: Iterable[tuple[Bucket, SliceState]]) -> None:
@@ -196,20 +230,26 @@ async def save_slices(session: AsyncSession, states: Iterable[tuple[Bucket, Slic
     ]
     if not rows:
         return
-    table = metadata.tables["budget_slices"]
-    keys = ("budget_id", "window_start_ms", "owner_id")
     await insert_ignoring_duplicates(session, BudgetSlice, rows)
-    statement = (
-        update(table)
-        .where(*(table.c[name] == bindparam(f"key_{name}") for name in keys))
-        .values({name: bindparam(f"new_{name}") for name in rows[0] if name not in keys})
-    )
     await session.execute(
-        statement,
+        _slices_update(tuple(rows[0])),
         [
-            {f"{'key' if name in keys else 'new'}_{name}": value for name, value in row.items()}
+            {f"{'key' if name in _SLICE_KEYS else 'new'}_{name}": value for name, value in row.items()}
             for row in rows
         ],
+    )
+
+
+_SLICE_KEYS = ("budget_id", "window_start_ms", "owner_id")
+
+
+@functools.cache
+def _slices_update(columns: tuple[str, ...]) -> Update:
+    table = metadata.tables["budget_slices"]
+    return (
+        update(table)
+        .where(*(table.c[name] == bindparam(f"key_{name}") for name in _SLICE_KEYS))
+        .values({name: bindparam(f"new_{name}") for name in columns if name not in _SLICE_KEYS})
     )
 
 

@@ -16,7 +16,7 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -62,6 +62,8 @@ class Spool:
         self._needed_bytes = 0
         """What the last trim could not throw away; the next one waits until the file is well beyond."""
         self._is_dirty = False
+        self.on_dirty: Callable[[], None] | None = None
+        """Called when something was written and nothing had been since the last `file_to_sync`."""
         self._is_torn = False
         """The file ends in the middle of a line: the disk was full."""
 
@@ -191,7 +193,10 @@ class Spool:
             line = b"\n" + line
         written = os.write(self._file, line)
         self._size += written
-        self._is_dirty = True
+        if not self._is_dirty:
+            self._is_dirty = True
+            if self.on_dirty is not None:
+                self.on_dirty()
         self._is_torn = written != len(line)
         if self._is_torn:
             raise OSError(f"only {written} of {len(line)} bytes were written")

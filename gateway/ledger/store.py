@@ -25,7 +25,7 @@ _INSERT_SQLITE: Final = (
 # The instants let PostgreSQL look into the right months only. OFFSET 0 keeps it to one look at the index for
 # each id: its statistics of a table that grows are old, and a plan for a small one reads all of it.
 _KNOWN_POSTGRESQL: Final = text(
-    "SELECT found.* FROM unnest(CAST(:ids AS varchar[])) AS wanted (id), LATERAL ("
+    "SELECT found.* FROM unnest(string_to_array(CAST(:ids AS text), ',')) AS wanted (id), LATERAL ("
     "SELECT attempt_id, state, charge_usd_nanos FROM attempts"
     " WHERE attempt_id = wanted.id AND started_at_ms BETWEEN :first_ms AND :last_ms OFFSET 0) AS found"
 )
@@ -45,12 +45,13 @@ async def booked_already(session: AsyncSession, batch: Sequence[Ended]) -> dict[
     """State and charge of those attempts that are booked, by id."""
     starts = [each.start.started_at_ms for each in batch]
     ids = [each.start.attempt_id for each in batch]
-    # One parameter for all ids: a statement of thousands takes longer to compile than to answer.
+    # One parameter for all ids: a statement of thousands takes longer to compile than to answer, and asyncpg
+    # takes 2 µs for each element of an array. Ids hold no comma.
     is_postgresql = session.get_bind().dialect.name == "postgresql"
     found = await session.execute(
         _KNOWN_POSTGRESQL if is_postgresql else _KNOWN_SQLITE,
         {
-            "ids": ids if is_postgresql else _encode(ids).decode(),
+            "ids": ",".join(ids) if is_postgresql else _encode(ids).decode(),
             "first_ms": min(starts),
             "last_ms": max(starts),
         },

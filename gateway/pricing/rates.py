@@ -9,7 +9,9 @@ means unpriced, and the charge of what is unpriced is None, never zero.
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
-from typing import overload
+from typing import Self, overload
+
+import msgspec
 
 from gateway.errors import Unpriced
 from gateway.inference import TokenUsage
@@ -70,24 +72,38 @@ def charge(usage: TokenUsage, rates: Rates | None) -> UsdNanos | None:
     Raises:
         ValueError: a count below zero.
     """
-    if min(usage.input, usage.cached_input, usage.cache_write, usage.output, usage.reasoning) < 0:
+    read, cached, written = usage.input, usage.cached_input, usage.cache_write
+    output, reasoning = usage.output, usage.reasoning
+    if read < 0 or cached < 0 or written < 0 or output < 0 or reasoning < 0:
         raise ValueError(f"a token count below zero: {usage}")
     if rates is None:
         return None
-    of_tokens = round_half_up(
-        usage.input * rates.input
-        + usage.cached_input * rates.cached_input
-        + usage.cache_write * rates.cache_write
-        + usage.output * rates.output
-        + usage.reasoning * rates.reasoning,
-        TOKENS_PER_RATE,
-    )
-    return UsdNanos(of_tokens + (rates.per_request if usage.total else 0))
+    of_tokens = read * rates.input + output * rates.output
+    if cached or written or reasoning:
+        of_tokens += cached * rates.cached_input + written * rates.cache_write + reasoning * rates.reasoning
+    charged = round_half_up(of_tokens, TOKENS_PER_RATE)
+    if rates.per_request and (read or cached or written or output or reasoning):
+        charged += rates.per_request
+    return UsdNanos(charged)
 
 
-def charge_bound(*, input_tokens: int, output_tokens: int, rates: Rates) -> UsdNanos:
-    """The most that one attempt with so many tokens can cost, whichever meters they turn out to be in."""
-    dearest_input = max(rates.input, rates.cached_input, rates.cache_write)
-    dearest_output = max(rates.output, rates.reasoning)
-    total = input_tokens * dearest_input + output_tokens * dearest_output
-    return UsdNanos(-(-total // TOKENS_PER_RATE) + rates.per_request)
+class DearestRates(msgspec.Struct, frozen=True):
+    """What a token costs at most, whichever meter it turns out to be in."""
+
+    input: int
+    output: int
+    per_request: int
+
+    @classmethod
+    def of(cls, rates: Rates) -> Self:
+        """Of some rates."""
+        return cls(
+            input=max(rates.input, rates.cached_input, rates.cache_write),
+            output=max(rates.output, rates.reasoning),
+            per_request=rates.per_request,
+        )
+
+    def bound(self, input_tokens: int, output_tokens: int) -> UsdNanos:
+        """The most that one attempt with so many tokens can cost."""
+        total = input_tokens * self.input + output_tokens * self.output
+        return UsdNanos(-(-total // TOKENS_PER_RATE) + self.per_request)

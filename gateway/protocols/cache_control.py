@@ -12,6 +12,7 @@ from gateway.errors import InvalidRequest
 from gateway.inference import CacheWish
 
 TTL_HEADER = "x-tollgate-cache-ttl"
+CACHE_HEADERS = ("cache-control", TTL_HEADER)
 
 
 def read_cache_wish(headers: Mapping[str, str]) -> CacheWish | None:

@@ -25,7 +25,7 @@ from gateway.inference import (
     TaskType,
     TokenUsage,
 )
-from gateway.protocols.cache_control import read_cache_wish
+from gateway.protocols.cache_control import CACHE_HEADERS, read_cache_wish
 from gateway.protocols.json_body import ABSENT, decode_object, is_there, raw
 
 INSTRUCTION_CHARS = 4_000
@@ -68,6 +68,9 @@ FORBIDDEN_HEADERS = (
 )
 """Headers that would steer an engine; no client header reaches one, these are named as dropped."""
 
+CALL_HEADERS = ("x-request-id", "x-tollgate-task", *CACHE_HEADERS, *FORBIDDEN_HEADERS)
+"""Those that a call is made of, beside its body."""
+
 GUIDED = {
     "guided_json": "json",
     "guided_regex": "regex",
@@ -87,6 +90,8 @@ class _Part(msgspec.Struct):
     text: str | None = None
 
 
+_SCHEMA_FORMATS = frozenset({"json_schema", "structural_tag"})
+_SYSTEM_ROLES = frozenset({"system", "developer"})
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 
 
@@ -104,28 +109,50 @@ class _TypeOnly(msgspec.Struct):
     type: str = ""
 
 
-_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
-    "model": msgspec.json.Decoder(str),
-    "stream": msgspec.json.Decoder(bool | None),
-    "stream_options": msgspec.json.Decoder(_StreamOptions | None),
-    "messages": msgspec.json.Decoder(list[_Message]),
-    "prompt": msgspec.json.Decoder(str | list[Any] | None),
-    "max_tokens": msgspec.json.Decoder(int | None),
-    "max_completion_tokens": msgspec.json.Decoder(int | None),
-    "n": msgspec.json.Decoder(int | None),
-    "temperature": msgspec.json.Decoder(float | None),
-    "min_p": msgspec.json.Decoder(float | None),
-    "logit_bias": msgspec.json.Decoder(dict[str, float] | None),
-    "response_format": msgspec.json.Decoder(_TypeOnly | None),
-    "tools": msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | None),
-    "functions": msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | None),
-    "prediction": msgspec.json.Decoder(dict[str, msgspec.Raw] | None),
-    "structured_outputs": msgspec.json.Decoder(dict[str, msgspec.Raw] | None),
-    "metadata": msgspec.json.Decoder(dict[str, str] | None),
-    "user": msgspec.json.Decoder(str | None),
-    "safety_identifier": msgspec.json.Decoder(str | None),
-    "service_tier": msgspec.json.Decoder(str | None),
-    "prompt_cache_key": msgspec.json.Decoder(str | None),
+class _Read(msgspec.Struct):
+    """The fields that decisions need, decoded in one pass over the body."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    temperature: float | None = None
+    min_p: float | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: _TypeOnly | None = None
+    tools: list[dict[str, msgspec.Raw]] | None = None
+    functions: list[dict[str, msgspec.Raw]] | None = None
+    prediction: dict[str, msgspec.Raw] | None = None
+    structured_outputs: dict[str, msgspec.Raw] | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class _ReadChat(_Read, kw_only=True):
+    messages: list[_Message]
+    max_completion_tokens: int | None = None
+
+
+class _ReadCompletion(_Read, kw_only=True):
+    prompt: str | list[Any] | None
+    # vLLM reads `max_completion_tokens` for chats only (completion/protocol.py).
+
+
+_KINDS: dict[Endpoint, type[_ReadChat | _ReadCompletion]] = {
+    Endpoint.CHAT_COMPLETIONS: _ReadChat,
+    Endpoint.COMPLETIONS: _ReadCompletion,
+}
+_READERS: dict[Endpoint, msgspec.json.Decoder[_ReadChat | _ReadCompletion]] = {
+    endpoint: msgspec.json.Decoder(kind) for endpoint, kind in _KINDS.items()
+}
+_REQUIRED = {
+    "model": 'a model alias such as "auto"',
+    "messages": 'a list such as [{"role": "user", "content": "Hi"}]',
+    "prompt": 'a string such as "Once upon a time"',
 }
 
 
@@ -156,74 +183,82 @@ def parse_call(
         InvalidRequest: malformed, of a wrong type, empty, or with an unknown task name; says what to do.
     """
     fields = decode_object(body)
-    model = _required(fields, "model", 'a model alias such as "auto"')
-    if not model:
+    asked = _read(endpoint, body, fields)
+    if not asked.model:
         raise InvalidRequest('`model` is empty: name a model alias, or "auto".', param="model")
     dropped = _drop_forbidden(fields, headers)
-    _carry_over_guided(fields)
-    is_streaming = bool(_optional(fields, "stream"))
-    stream_options = _optional(fields, "stream_options")
-    if stream_options is not None and not is_streaming:
+    is_guided = _carry_over_guided(fields)
+    options = asked.stream_options
+    if options is not None and not asked.stream:
         raise InvalidRequest("`stream_options` is only allowed with `stream: true`.", param="stream_options")
-    if endpoint is Endpoint.CHAT_COMPLETIONS:
-        instruction, system, has_media = _read_messages(fields, limits)
-        prompts = 1
+    prompts = 1
+    if isinstance(asked, _ReadChat):
+        instruction, system, has_media = _read_messages(asked.messages, limits)
     else:
-        instruction, prompts = _read_prompt(fields)
+        instruction, prompts = _read_prompt(asked.prompt)
         system, has_media = "", False
-    choices = prompts * _positive(fields, "n", default=1)
+    choices = prompts * _positive("n", asked.n, default=1)
     if choices > limits.choices_max:
         raise InvalidRequest(
             f"{choices} answers in one request; at most {limits.choices_max} are allowed.", param="n"
         )
-    tags = _read_tags(fields)
+    tags = _checked_tags(asked.metadata)
     call = Call(
         endpoint=endpoint,
-        model_alias=model,
+        model_alias=asked.model,
         fields=fields,
-        is_streaming=is_streaming,
-        wants_usage=bool(stream_options and stream_options.include_usage),
-        wants_continuous_usage=bool(stream_options and stream_options.continuous_usage_stats),
-        max_tokens=_max_tokens(endpoint, fields),
+        is_streaming=bool(asked.stream),
+        wants_usage=bool(options and options.include_usage),
+        wants_continuous_usage=bool(options and options.continuous_usage_stats),
+        max_tokens=_max_tokens(asked),
         choices=choices,
-        facts=_facts(fields, instruction, system, has_media=has_media),
+        facts=_facts(asked, instruction, system, has_media=has_media, is_guided=is_guided),
         declared_task=_declared_task(headers.get("x-tollgate-task"), tags),
         tags=tags,
-        end_user=_optional(fields, "safety_identifier") or _optional(fields, "user") or None,
-        service_tier=_service_tier(fields),
-        affinity_key=_optional(fields, "prompt_cache_key"),
+        end_user=asked.safety_identifier or asked.user or None,
+        service_tier=_checked_tier(asked.service_tier),
+        affinity_key=asked.prompt_cache_key,
         dropped=dropped,
         client_request_id=headers.get("x-request-id", "")[:REQUEST_ID_CHARS] or None,
         body_bytes=len(body),
         prompts=prompts,
         cache_wish=read_cache_wish(headers),
     )
-    for name in GATEWAY_ONLY:
-        fields.pop(name, None)
+    if not GATEWAY_ONLY.isdisjoint(fields):
+        for name in GATEWAY_ONLY:
+            fields.pop(name, None)
     return call
 
 
-def _read(name: str, value: msgspec.Raw) -> Any:
+def _read(endpoint: Endpoint, body: bytes, fields: Mapping[str, msgspec.Raw]) -> _ReadChat | _ReadCompletion:
+    """What decisions need of a body.
+
+    Raises:
+        InvalidRequest: a field is missing or of a wrong type; names it and says what to send.
+    """
     try:
-        return _DECODERS[name].decode(value)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(
-            f"`{name}` has the wrong type: {_plain(str(error), name)}.", param=name
-        ) from None
-    except RecursionError:
-        raise InvalidRequest(f"`{name}` is nested too deeply.", param=name) from None
+        return _READERS[endpoint].decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _refusal(_KINDS[endpoint], fields, error) from None
 
 
-def _optional(fields: Mapping[str, msgspec.Raw], name: str) -> Any:
-    value = fields.get(name)
-    return None if value is None else _read(name, value)
-
-
-def _required(fields: Mapping[str, msgspec.Raw], name: str, what: str) -> Any:
-    value = fields.get(name)
-    if value is None:
-        raise InvalidRequest(f"`{name}` is missing: send {what}.", param=name)
-    return _read(name, value)
+def _refusal(
+    kind: type[_ReadChat | _ReadCompletion], fields: Mapping[str, msgspec.Raw], error: Exception
+) -> InvalidRequest:
+    """Which field is in the way: each is read by itself, for the message shall name it."""
+    for field in msgspec.structs.fields(kind):
+        name, value = field.encode_name, fields.get(field.encode_name)
+        if value is None:
+            if field.required:
+                return InvalidRequest(f"`{name}` is missing: send {_REQUIRED[name]}.", param=name)
+            continue
+        try:
+            msgspec.json.decode(value, type=field.type)
+        except msgspec.DecodeError as problem:
+            return InvalidRequest(f"`{name}` has the wrong type: {_plain(str(problem), name)}.", param=name)
+        except RecursionError:
+            return InvalidRequest(f"`{name}` is nested too deeply.", param=name)
+    return InvalidRequest(f"The request cannot be read: {error}.")
 
 
 def _plain(message: str, name: str) -> str:
@@ -232,8 +267,7 @@ def _plain(message: str, name: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _positive(fields: Mapping[str, msgspec.Raw], name: str, *, default: int) -> int:
-    value: int | None = _optional(fields, name)
+def _positive(name: str, value: int | None, *, default: int) -> int:
     if value is None:
         return default
     if value < 1:
@@ -243,20 +277,14 @@ def _positive(fields: Mapping[str, msgspec.Raw], name: str, *, default: int) -> 
     return value
 
 
-def _max_tokens(endpoint: Endpoint, fields: Mapping[str, msgspec.Raw]) -> int | None:
-    # vLLM reads the newer name for chats only (completion/protocol.py): elsewhere it would limit nothing.
-    is_chat = endpoint is Endpoint.CHAT_COMPLETIONS
-    for name in ("max_completion_tokens", "max_tokens") if is_chat else ("max_tokens",):
-        if _optional(fields, name) is not None:
-            return _positive(fields, name, default=1)
-    return None
+def _max_tokens(asked: _ReadChat | _ReadCompletion) -> int | None:
+    if isinstance(asked, _ReadChat) and asked.max_completion_tokens is not None:
+        return _positive("max_completion_tokens", asked.max_completion_tokens, default=1)
+    return None if asked.max_tokens is None else _positive("max_tokens", asked.max_tokens, default=1)
 
 
-def _read_messages(fields: Mapping[str, msgspec.Raw], limits: ParseLimits) -> tuple[str, str, bool]:
+def _read_messages(messages: list[_Message], limits: ParseLimits) -> tuple[str, str, bool]:
     """The last user turn, the system prompt, and whether there is more than text."""
-    messages: list[_Message] = _required(
-        fields, "messages", 'a list such as [{"role": "user", "content": "Hi"}]'
-    )
     if not messages:
         raise InvalidRequest(
             '`messages` is empty: send at least one, such as {"role": "user", "content": "Hi"}.',
@@ -267,15 +295,18 @@ def _read_messages(fields: Mapping[str, msgspec.Raw], limits: ParseLimits) -> tu
             f"{len(messages)} messages in one request; at most {limits.messages_max} are allowed.",
             param="messages",
         )
-    instruction = next((_text(m) for m in reversed(messages) if m.role == "user"), _text(messages[-1]))
-    system = next((_text(m) for m in messages if m.role in {"system", "developer"}), "")
-    has_media = any(
-        part.type not in _TEXT_PARTS
-        for message in messages
-        if isinstance(message.content, list)
-        for part in message.content
-    )
-    return _ends(instruction), _ends(system), has_media
+    turn, system = messages[-1], None
+    for message in reversed(messages):
+        if message.role == "user":
+            turn = message
+            break
+    has_media = False
+    for message in messages:
+        if system is None and message.role in _SYSTEM_ROLES:
+            system = message
+        if isinstance(message.content, list) and not has_media:
+            has_media = any(part.type not in _TEXT_PARTS for part in message.content)
+    return _ends(_text(turn)), "" if system is None else _ends(_text(system)), has_media
 
 
 def _text(message: _Message) -> str:
@@ -291,8 +322,7 @@ def _ends(text: str) -> str:
     return f"{text[:half]}\n{text[-half:]}"
 
 
-def _read_prompt(fields: Mapping[str, msgspec.Raw]) -> tuple[str, int]:
-    prompt = _required(fields, "prompt", 'a string such as "Once upon a time"')
+def _read_prompt(prompt: str | list[Any] | None) -> tuple[str, int]:
     if not prompt:
         raise InvalidRequest("`prompt` is empty: send some text, or a list of prompts.", param="prompt")
     if isinstance(prompt, str):
@@ -309,39 +339,41 @@ def _read_prompt(fields: Mapping[str, msgspec.Raw]) -> tuple[str, int]:
     )
 
 
-def _facts(fields: Mapping[str, msgspec.Raw], instruction: str, system: str, *, has_media: bool) -> CallFacts:
-    response_format = _optional(fields, "response_format")
-    temperature: float | None = _optional(fields, "temperature")
-    format_type = response_format.type if response_format is not None else ""
+def _facts(asked: _Read, instruction: str, system: str, *, has_media: bool, is_guided: bool) -> CallFacts:
+    format_type = "" if asked.response_format is None else asked.response_format.type
     return CallFacts(
         instruction=instruction,
         system=system,
-        has_schema=format_type in {"json_schema", "structural_tag"}
-        or bool(_optional(fields, "structured_outputs")),
+        has_schema=is_guided or bool(asked.structured_outputs) or format_type in _SCHEMA_FORMATS,
         has_json_mode=format_type == "json_object",
-        has_tools=bool(_optional(fields, "tools")) or bool(_optional(fields, "functions")),
-        has_prediction=bool(_optional(fields, "prediction")),
+        has_tools=bool(asked.tools or asked.functions),
+        has_prediction=bool(asked.prediction),
         has_media=has_media,
-        temperature=temperature,
-        needs_full_sampling=bool(_optional(fields, "min_p")) or bool(_optional(fields, "logit_bias")),
+        temperature=asked.temperature,
+        needs_full_sampling=bool(asked.min_p or asked.logit_bias),
     )
 
 
 def _drop_forbidden(fields: dict[str, msgspec.Raw], headers: Mapping[str, str]) -> tuple[str, ...]:
-    found = [name for name in fields if name in FORBIDDEN_FIELDS]
-    for name in found:
-        del fields[name]
-    found.extend(name for name in FORBIDDEN_HEADERS if name in headers)
+    found: list[str] = []
+    if not FORBIDDEN_FIELDS.isdisjoint(fields):
+        found = [name for name in fields if name in FORBIDDEN_FIELDS]
+        for name in found:
+            del fields[name]
+    found += [name for name in FORBIDDEN_HEADERS if name in headers]
     return tuple(found)
 
 
-def _carry_over_guided(fields: dict[str, msgspec.Raw]) -> None:
+def _carry_over_guided(fields: dict[str, msgspec.Raw]) -> bool:
+    """Put vLLM's former names of a grammar under its present one; whether there were any."""
+    if GUIDED.keys().isdisjoint(fields):
+        return False
     for name in GUIDED:
         if name in fields and not is_there(fields[name]):
             del fields[name]
     found = [name for name in GUIDED if name in fields]
     if not found:
-        return
+        return False
     if len(found) > 1 or is_there(fields.get("structured_outputs", ABSENT)):
         raise InvalidRequest(
             f"`{found[0]}` together with another constraint on the output: send one, as"
@@ -349,10 +381,12 @@ def _carry_over_guided(fields: dict[str, msgspec.Raw]) -> None:
             param=found[0],
         )
     fields["structured_outputs"] = raw({GUIDED[found[0]]: fields.pop(found[0])})
+    return True
 
 
-def _read_tags(fields: Mapping[str, msgspec.Raw]) -> dict[str, str]:
-    tags: dict[str, str] = _optional(fields, "metadata") or {}
+def _checked_tags(tags: dict[str, str] | None) -> dict[str, str]:
+    if not tags:
+        return {}
     if len(tags) > TAGS_MAX:
         raise InvalidRequest(
             f"`metadata` has {len(tags)} pairs; at most {TAGS_MAX} are allowed.", param="metadata"
@@ -385,8 +419,7 @@ def _declared_task(header: str | None, tags: Mapping[str, str]) -> TaskType | No
         ) from None
 
 
-def _service_tier(fields: Mapping[str, msgspec.Raw]) -> str | None:
-    tier: str | None = _optional(fields, "service_tier")
+def _checked_tier(tier: str | None) -> str | None:
     if tier is not None and tier not in SERVICE_TIERS:
         raise InvalidRequest(
             f"Unknown `service_tier` {tier[:64]!r}: use one of {', '.join(SERVICE_TIERS)}.",

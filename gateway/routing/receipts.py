@@ -55,10 +55,14 @@ CLOCKS_MS = 3_600_000
 """An attempt starts soon after its request's id is made; generous, for it only narrows the search."""
 
 
+_SEPARATOR = "\x1e"
 _COLUMNS = ("request_id", "started_at_ms", "tenant_id", "body")
 _INSERT_COLUMNS = text(
-    f"INSERT INTO receipts ({', '.join(_COLUMNS)}) SELECT * FROM unnest(CAST(:request_id AS varchar[]),"  # noqa: S608 - names of columns
-    " CAST(:started_at_ms AS bigint[]), CAST(:tenant_id AS varchar[]), CAST(:body AS text[]))"
+    f"INSERT INTO receipts ({', '.join(_COLUMNS)}) SELECT * FROM unnest("  # noqa: S608 - names of columns
+    "string_to_array(CAST(:request_id AS text), chr(30)),"
+    " CAST(string_to_array(CAST(:started_at_ms AS text), chr(30)) AS bigint[]),"
+    " string_to_array(CAST(:tenant_id AS text), chr(30)),"
+    " string_to_array(CAST(:body AS text), chr(30)))"
     " ON CONFLICT DO NOTHING"
 )
 
@@ -68,8 +72,10 @@ async def insert_receipts(session: AsyncSession, rows: list[dict[str, Any]]) -> 
     if session.get_bind().dialect.name != "postgresql":
         await insert_ignoring_duplicates(session, Receipt, rows)
         return
-    # A column is one parameter: several times as fast as a row at a time.
-    await session.execute(_INSERT_COLUMNS, {name: [row[name] for row in rows] for name in _COLUMNS})
+    # A column is one parameter: several times as fast as a row at a time. As one text, because asyncpg takes
+    # 2 µs for each element of an array; neither our ids nor JSON can hold the character between them.
+    columns = {name: _SEPARATOR.join([str(row[name]) for row in rows]) for name in _COLUMNS}
+    await session.execute(_INSERT_COLUMNS, columns)
 
 
 async def find_receipt(session: AsyncSession, request_id: str, tenant_id: str) -> ReceiptFacts | None:

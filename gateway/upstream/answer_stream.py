@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from gateway.errors import UpstreamError, UpstreamOverloaded, UpstreamTimeout, UpstreamUnavailable
 from gateway.inference import AttemptTiming, Target
 from gateway.settings import TimeoutSettings
+from gateway.upstream.client import UpstreamResponse
 from gateway.upstream.outside import EventSource
+from gateway.upstream.patience import Patience
 from gateway.upstream.stall import StallGuard
 from gateway.upstream.stream import StreamRelay
 
+_FURTHER = "further token"
+_END = "end of the stream"
 _END_S = 1.0
 """Between [DONE] and the end of the message nothing is left to compute."""
 
@@ -46,13 +50,16 @@ class AnswerStream:
     """A stream whose first content is there; nobody else may take over from here."""
 
     __slots__ = (
-        "_guard",
         "_head",
         "_is_closed",
         "_lease",
+        "_patience",
+        "_pours",
         "_response",
         "_started_s",
+        "_timeouts",
         "_ttft_ms",
+        "_until_s",
         "relay",
         "replica",
         "target",
@@ -77,12 +84,11 @@ class AnswerStream:
         self._ttft_ms: int | None = None
         self._head = b""
         self._is_closed = False
-        until_s = asyncio.get_running_loop().time() + timeouts.stream_total_s
-        self._guard = StallGuard(timeouts.between_tokens_s, "further token", until_s=until_s)
-
-    def belongs_here(self) -> None:
-        """Whoever calls this reads on, though another task has opened it."""
-        self._guard.watch_me()
+        self._timeouts = timeouts
+        self._until_s = time.monotonic() + timeouts.stream_total_s
+        self._pours = response if isinstance(response, UpstreamResponse) else None
+        """The same, where its pieces can be handed on as they arrive."""
+        self._patience: Patience | None = None
 
     @property
     def timing(self) -> AttemptTiming:
@@ -113,32 +119,97 @@ class AnswerStream:
         if self._head:
             head, self._head = self._head, b""
             return head
-        relay, guard = self.relay, self._guard
-        guard.progress()
-        with guard:
-            while not relay.is_done:
-                chunk = await self._response.read()
-                if not chunk:
-                    relay.end()
-                if block := relay.feed(chunk):
-                    return block
+        if self._pours is None:  # others carry it: only the task that waits can be ended
+            limit_s = min(self._timeouts.between_tokens_s, self._until_s - time.monotonic())
+            with StallGuard(max(0.0, limit_s), _FURTHER):
+                block = await self._next()
+        else:
+            self._expect(self._pours).renew()
+            block = await self._next()
+        if not block:
+            await self._read_end()
+        return block
+
+    async def pour(self, write: Callable[[bytes], bool]) -> bool:
+        """Have all further bytes for the client go to `write` as they arrive, without a wait for each.
+
+        Returns true once the stream is complete; false when more is to come, and the caller calls again once
+        the client has caught up: `write` said no to more for now.
+
+        Raises:
+            UpstreamError: the engine failed in the middle.
+        """
+        source = self._pours
+        if source is None or self._head:
+            block = await self.read()
+            if block:
+                write(block)
+            return not block
+        relay, patience = self.relay, self._expect(source)
+        failed: list[UpstreamError] = []
+        is_full = False
+
+        def take(chunk: bytes) -> bool:
+            nonlocal is_full
+            patience.renew()
+            try:
+                block = relay.feed(chunk)
+            except UpstreamError as error:
+                failed.append(error)
+                return True
+            if block and not write(block):
+                is_full = True
+            return is_full or relay.is_done
+
+        patience.renew()
+        while not (relay.is_done or is_full):
+            await source.pour(take)
+            if failed:
+                raise failed[0]
+            if source.is_complete and not relay.is_done:
+                relay.end()
+        if not relay.is_done:
+            return False
         await self._read_end()
+        return True
+
+    def _expect(self, source: UpstreamResponse) -> Patience:
+        if self._patience is None:
+            limit_s = self._timeouts.between_tokens_s
+            self._patience = Patience(limit_s, _FURTHER, is_renewed=True, until_s=self._until_s)
+            source.allow(self._patience)
+        return self._patience
+
+    async def _next(self) -> bytes:
+        relay = self.relay
+        while not relay.is_done:
+            chunk = await self._response.read()
+            if not chunk:
+                relay.end()
+            if block := relay.feed(chunk):
+                return block
         return b""
 
     async def _read_end(self) -> None:
         """Read the end of the HTTP message behind [DONE], so that the connection can be used again."""
         # The answer is whole; what happens to its connection now only decides whether that is kept. The
         # guard is inside, so that its timeout is one of the errors that do not matter any more.
-        with contextlib.suppress(UpstreamError), StallGuard(_END_S, "end of the stream"):
-            while await self._response.read():
-                pass
+        source = self._pours
+        if source is None:
+            with contextlib.suppress(UpstreamError), StallGuard(_END_S, _END):
+                while await self._response.read():
+                    pass
+        elif not source.is_complete:
+            source.allow(Patience(_END_S, _END))
+            with contextlib.suppress(UpstreamError):
+                while await source.read():
+                    pass
 
     def close(self, *, failure: UpstreamError | None = None) -> None:
         """Let go of the replica: the connection is reused if the answer was whole, and closed if not."""
         if self._is_closed:
             return
         self._is_closed = True
-        self._guard.stop()
         self._response.close()
         if failure is not None:
             count_failure(self._lease, failure)

@@ -5,8 +5,8 @@ once its head is there; `UpstreamResponse.close` gives the connection back, or a
 not complete. Whatever is cancelled on the way aborts its connection.
 
 It does not retry (but for the race with a server that closes an idle connection), follow redirects,
-decompress, use proxies, speak HTTP/2, or time anything except connecting: deadlines, attempts and the
-limit of requests in flight are its caller's.
+decompress, use proxies, speak HTTP/2: attempts, their deadlines and the limit of requests in flight are its
+caller's. It ends what is beyond its deadline.
 
 Why not a library: cancelling a request whose head has not arrived must close its connection, or vLLM goes
 on generating for nobody. pyreqwest 0.15.1 spawns the work and drops the JoinHandle (runtime.rs), which
@@ -17,24 +17,27 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import ssl
 import time
-from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+import msgspec
+
 from gateway.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnavailable
-from gateway.upstream.connection import BROKEN, UNREACHABLE, UNREADABLE, Connection
+from gateway.upstream.connection import BROKEN, UNREACHABLE, UNREADABLE, Connection, Sink, read_headers
+from gateway.upstream.patience import Patience
 
 _DEFAULT_PORT: Final = {"http": 80, "https": 443}
 _SHUTTING_DOWN: Final = "the gateway is shutting down"
 
+_TIMER_GRAIN_S: Final = 0.001
 STALE_WITHIN_S = 1.0
 """A server that closes an idle connection just as a request arrives shows it within milliseconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True, cache_hash=True):
     """Where a replica listens."""
 
     host: str
@@ -88,15 +91,47 @@ class Origin:
 class UpstreamResponse:
     """An answer whose head has arrived. Whoever holds it closes it."""
 
-    __slots__ = ("_client", "_connection", "_origin", "headers", "status")
+    __slots__ = ("_client", "_connection", "_origin", "_raw_headers", "status")
 
     def __init__(self, client: UpstreamClient, origin: Origin, connection: Connection) -> None:
         self._client = client
         self._origin = origin
         self._connection: Connection | None = connection
         self.status = connection.status
-        self.headers = connection.headers
+        self._raw_headers = connection.raw_headers
+
+    @property
+    def headers(self) -> dict[str, str]:
         """Names in lower case; repeated ones are joined by a comma."""
+        return read_headers(self._raw_headers)
+
+    def allow(self, patience: Patience) -> None:
+        """From now on the rest may take so long; before, it was what the request was sent with."""
+        connection = self._connection
+        if connection is not None:
+            connection.patience = patience
+            self._client.look_at(patience)
+
+    async def pour(self, sink: Sink) -> None:
+        """Have each piece of the body go to `sink` as it arrives; return when `sink` says so.
+
+        Raises:
+            UpstreamUnavailable: the connection broke before the message was complete.
+            UpstreamProtocolError: the message cannot be read any further.
+        """
+        connection = self._connection
+        if connection is None:
+            raise self._closed()
+        connection.sink = sink
+        try:
+            if connection.pieces and sink(connection.take()):
+                return
+            if connection.is_under_way:
+                await connection.wait()
+        finally:
+            connection.sink = None
+        if connection.failure is not None:
+            raise connection.failure
 
     async def read(self) -> bytes:
         """The next part of the body, as much as has arrived; b"" once the message is complete.
@@ -109,9 +144,7 @@ class UpstreamResponse:
             # Looked at anew after each wait: close() may have been called meanwhile.
             connection = self._connection
             if connection is None:
-                raise UpstreamUnavailable(
-                    BROKEN, operator_detail=f"{self._origin.address}: read after closing the answer"
-                )
+                raise self._closed()
             if connection.pieces:
                 return connection.take()
             if connection.failure is not None:
@@ -120,6 +153,17 @@ class UpstreamResponse:
                 return b""
             await connection.wait()
 
+    @property
+    def is_complete(self) -> bool:
+        """Nothing more comes, and all that came was taken."""
+        connection = self._connection
+        return connection is None or not (connection.is_under_way or connection.pieces)
+
+    def _closed(self) -> UpstreamUnavailable:
+        return UpstreamUnavailable(
+            BROKEN, operator_detail=f"{self._origin.address}: read after closing the answer"
+        )
+
     async def read_all(self, *, limit_bytes: int) -> bytes:
         """The rest of the body.
 
@@ -127,19 +171,33 @@ class UpstreamResponse:
             UpstreamUnavailable: the connection broke before the message was complete.
             UpstreamProtocolError: the message cannot be read, or is larger than the limit.
         """
+        connection = self._connection
+        if connection is not None and not connection.is_under_way and connection.failure is None:
+            return self._rest(connection, limit_bytes)
         piece = await self.read()
         pieces, size = [], 0
         while piece:
             size += len(piece)
             if size > limit_bytes:
                 self.close()
-                raise UpstreamProtocolError(
-                    UNREADABLE,
-                    operator_detail=f"{self._origin.address}: the answer is larger than {limit_bytes} bytes",
-                )
+                raise self._too_large(limit_bytes)
             pieces.append(piece)
             piece = await self.read()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _rest(self, connection: Connection, limit_bytes: int) -> bytes:
+        """All of a body that has arrived whole, as small ones do with their head."""
+        body = connection.take() if connection.pieces else b""
+        if len(body) > limit_bytes:
+            self.close()
+            raise self._too_large(limit_bytes)
+        return body
+
+    def _too_large(self, limit_bytes: int) -> UpstreamProtocolError:
+        return UpstreamProtocolError(
+            UNREADABLE,
+            operator_detail=f"{self._origin.address}: the answer is larger than {limit_bytes} bytes",
+        )
 
     def close(self) -> None:
         """Give the connection back if the message is complete, else abort it; twice does no harm."""
@@ -178,11 +236,16 @@ class UpstreamClient:
         self._idle_count = 0
         self._connections: set[Connection] = set()
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._look_at_s = math.inf
+        """When the timer looks for exchanges that take too long; never later than the first deadline."""
         self._tls: ssl.SSLContext | None = None
         self._is_closed = False
         self._all_gone: asyncio.Future[None] | None = None
 
-    async def post(self, origin: Origin, path: str, *, headers: bytes, body: bytes) -> UpstreamResponse:
+    async def post(
+        self, origin: Origin, path: str, *, headers: bytes, body: bytes, patience: Patience | None = None
+    ) -> UpstreamResponse:
         """Send a request; return once the head of its answer is there.
 
         Args:
@@ -190,38 +253,45 @@ class UpstreamClient:
             path: behind the origin's base path; ASCII, from our own code, never a client's.
             headers: whole lines, each with its CR LF; host and content-length are added.
             body: sent in one write with the head up to 64 KB.
+            patience: how long the answer may take, all of it; None: as long as it likes.
 
         Raises:
             UpstreamUnavailable: no connection, or it broke before an answer.
-            UpstreamTimeout: connecting took too long.
+            UpstreamTimeout: connecting, or the answer, took too long.
             UpstreamProtocolError: what answered does not speak HTTP, or its head is too large.
         """
         if self._is_closed:
             raise self._closed_error(origin)
         connection = self._take_idle(origin)
         if connection is not None:
-            sent_s = asyncio.get_running_loop().time()
+            sent_s = time.monotonic()
+            connection.patience = patience
+            if patience is not None:
+                self.look_at(patience)
             try:
                 await connection.send(path, headers, body)
             except UpstreamUnavailable:
                 # The server closed it while the request was on its way: nothing was answered, so the request
                 # may be sent again. Once, because a fresh connection cannot be stale; and only at once,
                 # because a server that dies later may have worked on it.
-                waited_s = asyncio.get_running_loop().time() - sent_s
-                if connection.has_received or self._is_closed or waited_s > STALE_WITHIN_S:
+                if connection.has_received or self._is_closed or time.monotonic() - sent_s > STALE_WITHIN_S:
                     raise
             else:
                 return UpstreamResponse(self, origin, connection)
         connection = await self._connect(origin)
+        connection.patience = patience
+        if patience is not None:
+            self.look_at(patience)
         await connection.send(path, headers, body)
         return UpstreamResponse(self, origin, connection)
 
     async def close(self) -> None:
         """Abort every connection, also those in use, and wait until they are gone."""
         self._is_closed = True
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
-            self._sweep_timer = None
+        for timer in (self._sweep_timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
+        self._sweep_timer = self._look_timer = None
         self._idle.clear()
         self._idle_count = 0
         for connection in tuple(self._connections):
@@ -250,6 +320,32 @@ class UpstreamClient:
         self._idle_count += 1
         if self._sweep_timer is None:
             self._sweep_timer = asyncio.get_running_loop().call_later(self._idle_max_s, self._sweep)
+
+    def look_at(self, patience: Patience) -> None:
+        """See to it that somebody looks when this deadline is over; for UpstreamResponse."""
+        due_s = patience.deadline_s
+        if due_s < self._look_at_s:
+            if self._look_timer is not None:
+                self._look_timer.cancel()
+            self._look_at_s = due_s
+            delay_s = max(0.0, due_s - time.monotonic())
+            self._look_timer = asyncio.get_running_loop().call_later(delay_s, self._look)
+
+    def _look(self) -> None:
+        """End what takes too long, and come back for the next deadline."""
+        self._look_timer, self._look_at_s = None, math.inf
+        # A timer may fire a moment early: loops count in milliseconds.
+        now_s = time.monotonic() + _TIMER_GRAIN_S
+        next_one: Patience | None = None
+        for connection in tuple(self._connections):
+            connection.expire(now_s)
+            patience = connection.patience
+            if patience is None or not connection.is_under_way:
+                continue
+            if next_one is None or patience.deadline_s < next_one.deadline_s:
+                next_one = patience
+        if next_one is not None:
+            self.look_at(next_one)
 
     # ------------------------------------------------------------------------------------------- opening
     async def _connect(self, origin: Origin) -> Connection:

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, cast
 
 import httptools
 
 from gateway.errors import UpstreamError, UpstreamProtocolError, UpstreamUnavailable
+from gateway.upstream.patience import Patience
 
 UNREACHABLE: Final = "The model could not be reached."
 BROKEN: Final = "The connection to the model broke before its answer was complete."
@@ -36,6 +37,19 @@ ONE_WRITE_BYTES_MAX: Final = 64 << 10
 _SWITCHING_PROTOCOLS: Final = 101
 _INFORMATIONAL_FIRST, _FINAL_FIRST = 100, 200
 _BODILESS: Final = (204, 304)
+_LENGTHS_OF_INTEREST: Final = (len(b"content-length"), len(b"transfer-encoding"))
+
+Sink = Callable[[bytes], bool]
+"""Takes a piece of a body; true wakes whoever waits."""
+
+
+def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Names in lower case; repeated ones are joined by a comma."""
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
 
 
 class _Unreadable(Exception):  # never leaves this module; llhttp carries it out of a callback
@@ -58,18 +72,20 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_on_gone",
         "_parser",
+        "_raw_headers",
         "_transport",
         "_unread_bytes",
         "_waiter",
         "failure",
         "has_received",
-        "headers",
         "idle_since_s",
         "is_closed",
         "is_head_complete",
         "is_kept_alive",
         "is_under_way",
+        "patience",
         "pieces",
+        "sink",
         "status",
     )
 
@@ -101,7 +117,11 @@ class Connection(asyncio.Protocol):
         self._bytes_since_body = 0
         self.pieces: list[bytes] = []
         self.status = 0
-        self.headers: dict[str, str] = {}
+        self._raw_headers: list[tuple[bytes, bytes]] = []
+        self.patience: Patience | None = None
+        """How long the exchange under way may take; the client looks at it."""
+        self.sink: Sink | None = None
+        """Takes the body as it arrives, instead of `pieces`."""
         self.failure: UpstreamError | None = None
         self.idle_since_s = 0.0
         self.has_received = False
@@ -119,7 +139,9 @@ class Connection(asyncio.Protocol):
             UpstreamProtocolError: what arrived is not HTTP, or its head is too large.
         """
         self._begin()
-        transport = self._open_transport()
+        transport = self._transport
+        if transport is None:
+            transport = self._open_transport()
         path_bytes = path.encode("ascii")
         if len(body) <= ONE_WRITE_BYTES_MAX:
             transport.write(
@@ -139,7 +161,8 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> None:
         self.status = 0
         # A new one: the previous answer may still be in somebody's hands.
-        self.headers = {}
+        self._raw_headers = []
+        self.sink = None
         self._unread_bytes = 0
         self._header_bytes = 0
         self._bytes_since_body = 0
@@ -185,6 +208,22 @@ class Connection(asyncio.Protocol):
                 transport.resume_reading()
         return data
 
+    @property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """The answer's headers as they came."""
+        return self._raw_headers
+
+    def expire(self, now_s: float) -> None:
+        """Fail if the exchange under way has taken too long."""
+        patience = self.patience
+        if patience is None or not self.is_under_way or patience.deadline_s > now_s:
+            return
+        if patience.is_renewed and self._waiter is None:
+            patience.renew()  # the client reads slowly: what the engine sent lies here
+            return
+        self._fail(patience.error())
+        self.abort("took too long")
+
     def is_reusable(self) -> bool:
         """Whether the exchange ended so that another may follow."""
         return (
@@ -198,6 +237,8 @@ class Connection(asyncio.Protocol):
     def make_idle(self, now_s: float) -> None:
         """Drop what is left of the last exchange."""
         self.pieces.clear()
+        self.patience = None
+        self.sink = None
         self.idle_since_s = now_s
         if self._is_reading_paused:
             self._is_reading_paused = False
@@ -266,7 +307,10 @@ class Connection(asyncio.Protocol):
             if self._bytes_since_body > self._head_bytes_max:
                 self._end_unreadable(f"more than {self._head_bytes_max} bytes of headers")
                 return
-        if self.is_head_complete:
+        if self.sink is not None and self.pieces:
+            if self.sink(self.take()) or not self.is_under_way:
+                self._wake()
+        elif self.is_head_complete:
             self._wake()
 
     def eof_received(self) -> None:
@@ -315,11 +359,7 @@ class Connection(asyncio.Protocol):
             raise _Unreadable(f"more than {self._head_bytes_max} bytes of headers")
         if self.is_head_complete:
             return
-        key = name.decode("latin-1").lower()
-        text = value.decode("latin-1")
-        if key in self.headers:
-            text = f"{self.headers[key]}, {text}"
-        self.headers[key] = text
+        self._raw_headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Settle what ends the message."""
@@ -328,11 +368,18 @@ class Connection(asyncio.Protocol):
             if status < _INFORMATIONAL_FIRST or status == _SWITCHING_PROTOCOLS:
                 raise _Unreadable(f"status {status}")
             return
-        headers = self.headers
-        coding = headers.get("transfer-encoding")
-        if coding is not None and coding.lower() != "chunked":
-            raise _Unreadable(f"transfer-encoding {coding!r}")
-        self._is_read_to_eof = coding is None and "content-length" not in headers and status not in _BODILESS
+        is_chunked = has_length = False
+        for name, value in self._raw_headers:
+            if len(name) not in _LENGTHS_OF_INTEREST:
+                continue
+            key = name.lower()
+            if key == b"content-length":
+                has_length = True
+            elif key == b"transfer-encoding":
+                if is_chunked or value.lower() != b"chunked":
+                    raise _Unreadable(f"transfer-encoding {value.decode('latin-1')!r}")
+                is_chunked = True
+        self._is_read_to_eof = not (is_chunked or has_length) and status not in _BODILESS
         self.status = status
         self.is_kept_alive = self._parser.should_keep_alive()
         self.is_head_complete = True
@@ -347,4 +394,4 @@ class Connection(asyncio.Protocol):
         if self.is_head_complete:
             self.is_under_way = False
         else:
-            self.headers = {}
+            self._raw_headers = []

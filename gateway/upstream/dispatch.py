@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
+import msgspec
+
 from backends.choice import Key
 from backends.registry import PoolRegistry
 from gateway.errors import (
@@ -28,7 +30,7 @@ from gateway.errors import (
     UpstreamError,
     UpstreamRejected,
 )
-from gateway.inference import AttemptTiming, Call, Completion, RouteDecision, Target
+from gateway.inference import AttemptTiming, Call, Completion, Endpoint, RouteDecision, Target
 from gateway.protocols.affinity import affinity_key
 from gateway.settings import TimeoutSettings
 from gateway.upstream import token_count
@@ -36,6 +38,7 @@ from gateway.upstream.answer_stream import AnswerStream, Lease, count_failure, i
 from gateway.upstream.client import Origin, UpstreamClient, UpstreamResponse
 from gateway.upstream.hedging import Hedging, first_decisive, outcome_of
 from gateway.upstream.outside import REPLICA, EventSource, Outside
+from gateway.upstream.patience import Patience
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.stall import StallGuard
 from gateway.upstream.stream import CostText, StreamRelay
@@ -49,6 +52,9 @@ from gateway.upstream.vllm import (
 )
 
 _OK = 200
+_WHOLE = "whole answer"
+_FIRST = "first token"
+_PATHS = {endpoint: f"/v1/{endpoint}" for endpoint in Endpoint}
 
 
 class AttemptObserver(Protocol):
@@ -89,8 +95,7 @@ class _OutsideLease:
 _OUTSIDE = _OutsideLease()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A whole answer, and where it came from."""
 
     target: Target
@@ -99,8 +104,7 @@ class Answer:
     timing: AttemptTiming
 
 
-@dataclass(frozen=True, slots=True)
-class _Try:
+class _Try(msgspec.Struct, frozen=True):
     """One attempt at one target."""
 
     call: Call
@@ -175,8 +179,7 @@ class Dispatcher:
             started_s = time.monotonic()
             try:
                 observer.started(target, lease.replica, len(failures) + 1)
-                with StallGuard(self._timeouts.total_s, "whole answer"):
-                    completion = await self._complete(_Try(call, decision, target, lease, cache_salt))
+                completion = await self._complete(_Try(call, decision, target, lease, cache_salt))
             except UpstreamRejected as error:
                 observer.failed(error, timing_since(started_s))
                 lease.succeeded()  # the replica is well, the request was not
@@ -330,7 +333,6 @@ class Dispatcher:
         if isinstance(outcome, UpstreamError):
             raise outcome
         hedging.won += len(tries) > 1 and winner is tries[1]
-        outcome.belongs_here()
         return outcome
 
     def _rival(self, running: _Running, hedging: Hedging) -> _Running | None:
@@ -352,40 +354,48 @@ class Dispatcher:
             return None
         running.attempts += 1
         running.tried.add(lease.replica)
-        attempt = replace(first, lease=lease)
+        attempt = msgspec.structs.replace(first, lease=lease)
         return replace(running, attempt=attempt, observer=observer, started_s=now_s)
 
     async def _open(self, attempt: _Try, relay: StreamRelay) -> AnswerStream:
         started_s = time.monotonic()
-        with StallGuard(self._timeouts.first_token_s, "first token"):
-            response: EventSource
-            if attempt.target.is_external:
-                response = await self._abroad().open(attempt.call, attempt.decision, attempt.target)
-            else:
-                response = await self._post(attempt)
-            try:
-                stream = AnswerStream(
-                    target=attempt.target,
-                    lease=attempt.lease,
-                    response=response,
-                    relay=relay,
-                    started_s=started_s,
-                    timeouts=self._timeouts,
-                )
-                await stream.read_until_content()
-            except UpstreamError as error:
-                error.was_accepted = True
-                response.close()
-                raise
-            except BaseException:  # the client may leave here too: the engine must stop in any case
-                response.close()
-                raise
+        limit_s = self._timeouts.first_token_s
+        if not attempt.target.is_external:
+            answer = await self._post(attempt, Patience(limit_s, _FIRST))
+            return await self._begun(attempt, answer, relay, started_s=started_s)
+        with StallGuard(limit_s, _FIRST):
+            source = await self._abroad().open(attempt.call, attempt.decision, attempt.target)
+            return await self._begun(attempt, source, relay, started_s=started_s)
+
+    async def _begun(
+        self, attempt: _Try, response: EventSource, relay: StreamRelay, *, started_s: float
+    ) -> AnswerStream:
+        """The stream that an answer is, with its first content."""
+        stream = AnswerStream(
+            target=attempt.target,
+            lease=attempt.lease,
+            response=response,
+            relay=relay,
+            started_s=started_s,
+            timeouts=self._timeouts,
+        )
+        try:
+            await stream.read_until_content()
+        except UpstreamError as error:
+            error.was_accepted = True
+            response.close()
+            raise
+        except BaseException:  # the client may leave here too: the engine must stop in any case
+            response.close()
+            raise
         return stream
 
     async def _complete(self, attempt: _Try) -> Completion:
+        limit_s = self._timeouts.total_s
         if attempt.target.is_external:
-            return await self._abroad().complete(attempt.call, attempt.decision, attempt.target)
-        response = await self._post(attempt)
+            with StallGuard(limit_s, _WHOLE):
+                return await self._abroad().complete(attempt.call, attempt.decision, attempt.target)
+        response = await self._post(attempt, Patience(limit_s, _WHOLE))
         try:
             body = await response.read_all(limit_bytes=ANSWER_BYTES_MAX)
         except UpstreamError as error:
@@ -395,13 +405,14 @@ class Dispatcher:
             response.close()
         return read_completion(body, alias=attempt.call.model_alias)
 
-    async def _post(self, attempt: _Try) -> UpstreamResponse:
+    async def _post(self, attempt: _Try, patience: Patience) -> UpstreamResponse:
         """An answer whose status is good."""
         response = await self._client.post(
             self._origin(attempt.lease.url),
-            f"/v1/{attempt.call.endpoint}",
+            _PATHS[attempt.call.endpoint],
             headers=REQUEST_HEADERS,
             body=request_body(attempt.call, attempt.decision, attempt.target, cache_salt=attempt.cache_salt),
+            patience=patience,
         )
         if response.status == _OK:
             return response

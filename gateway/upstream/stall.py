@@ -7,7 +7,6 @@ when it fires. `asyncio.timeout` around every read would cost a timer per chunk.
 from __future__ import annotations
 
 import asyncio
-import math
 from types import TracebackType
 from typing import Self
 
@@ -21,16 +20,9 @@ class StallGuard:
     everybody else's alone.
     """
 
-    __slots__ = ("_deadline_s", "_is_overdue", "_limit_s", "_loop", "_task", "_timer", "_until_s", "_what")
+    __slots__ = ("_deadline_s", "_is_overdue", "_limit_s", "_loop", "_task", "_timer", "_what")
 
-    def __init__(self, limit_s: float, what: str, *, until_s: float = math.inf) -> None:
-        """Watch the running task.
-
-        Args:
-            limit_s: for each wait.
-            what: is awaited, for the log.
-            until_s: for all of them together, by the loop's clock.
-        """
+    def __init__(self, limit_s: float, what: str) -> None:
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         if task is None:
@@ -38,21 +30,13 @@ class StallGuard:
         self._task = task
         self._what = what
         self._limit_s = limit_s
-        self._until_s = until_s
-        self._deadline_s = min(self._loop.time() + limit_s, until_s)
+        self._deadline_s = self._loop.time() + limit_s
         self._timer: asyncio.TimerHandle | None = None
         self._is_overdue = False
 
-    def watch_me(self) -> None:
-        """Watch the running task instead: another one has prepared this guard for it."""
-        task = asyncio.current_task()
-        if task is not None:
-            self._task = task
-
     def progress(self) -> None:
         """Something arrived."""
-        deadline_s = self._loop.time() + self._limit_s
-        self._deadline_s = min(self._until_s, deadline_s)
+        self._deadline_s = self._loop.time() + self._limit_s
 
     def __enter__(self) -> Self:
         if self._timer is None:
@@ -69,9 +53,7 @@ class StallGuard:
             if kind is asyncio.CancelledError and not is_cancelled_by_others:
                 raise UpstreamTimeout(
                     "The model took too long to answer.",
-                    operator_detail="too long in all"
-                    if self._deadline_s == self._until_s
-                    else f"no {self._what} within {self._limit_s:g} s",
+                    operator_detail=f"no {self._what} within {self._limit_s:g} s",
                 ) from None
 
     def stop(self) -> None:

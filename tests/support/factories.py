@@ -168,22 +168,22 @@ def make_call(**changes: Any) -> Call:
     facts = changes.get("facts")
     if isinstance(facts, dict):
         changes["facts"] = CallFacts(**facts)
-    return dataclasses.replace(_CALL, **{"fields": {}, "tags": {}, **changes})
+    return msgspec.structs.replace(_CALL, **{"fields": {}, "tags": {}, **changes})
 
 
 def make_task(task: TaskType = TaskType.EXTRACTION) -> Task:
     """A declared task."""
-    return dataclasses.replace(_TASK, type=task)
+    return msgspec.structs.replace(_TASK, type=task)
 
 
 def make_target(**changes: Any) -> Target:
     """The plain pool."""
-    return dataclasses.replace(_TARGET, **changes)
+    return msgspec.structs.replace(_TARGET, **changes)
 
 
 def make_decision(**changes: Any) -> RouteDecision:
     """One target, the plain pool."""
-    return dataclasses.replace(_DECISION, **changes)
+    return msgspec.structs.replace(_DECISION, **changes)
 
 
 def make_policy(text: str = POLICY_TEXT, pools: Collection[str] = POOLS) -> Policy:

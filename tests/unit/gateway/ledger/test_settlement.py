@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.errors import Overloaded
 from gateway.inference import AttemptState, AttemptTiming, EngineMetrics, TokenUsage
 from gateway.ledger.budgets import Holds, Reservation
-from gateway.ledger.records import Ended, interrupted, row_of, usage_fields
+from gateway.ledger.records import Ended, interrupted, row_of
 from gateway.ledger.settlement import OpenAttempt, Outcome, Settlement, estimated_input_tokens
 from gateway.ledger.spool import Spool
 from gateway.ledger.tables import Attempt
@@ -23,6 +23,13 @@ from gateway.pricing.rates import charge
 from tests.support.clock import MovableClock
 from tests.support.factories import make_end, make_price, make_rates, make_reservation, make_start
 
+METERS = (
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+)
 USAGE = TokenUsage(input=100, cached_input=50, output=20, reasoning=5)
 
 
@@ -72,7 +79,7 @@ def test_the_state_says_who_pays_and_every_state_has_its_charge(
 def test_what_the_engine_counted_is_booked_as_measured(desk: Desk) -> None:
     row = desk.row(Outcome(state=AttemptState.ANSWERED, usage=USAGE, produced_tokens=999))
     assert row["usage_source"] == "measured"
-    assert {name: row[name] for name in usage_fields(USAGE)} == {
+    assert {name: row[name] for name in METERS} == {
         "input_tokens": 100,
         "cached_input_tokens": 50,
         "cache_write_tokens": 0,

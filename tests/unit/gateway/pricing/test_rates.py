@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.inference import TokenUsage
-from gateway.pricing.rates import UNPRICED, Price, Rates, charge, charge_bound
+from gateway.pricing.rates import UNPRICED, DearestRates, Price, Rates, charge
 from tests.support.factories import make_rates
 
 METERS = ("input", "cached_input", "cache_write", "output", "reasoning")
@@ -89,7 +90,7 @@ def test_whole_nanos_are_additive_exactly(first: TokenUsage, second: TokenUsage,
 
 @given(usages, rates, st.sampled_from(METERS), counts)
 def test_more_tokens_never_cost_less(usage: TokenUsage, prices: Rates, meter: str, more: int) -> None:
-    larger = dataclasses.replace(usage, **{meter: getattr(usage, meter) + more})
+    larger = msgspec.structs.replace(usage, **{meter: getattr(usage, meter) + more})
     assert charge(larger, prices) >= charge(usage, prices)
 
 
@@ -101,19 +102,16 @@ def test_higher_rates_never_cost_less(usage: TokenUsage, prices: Rates, meter: s
 
 @given(usages, rates)
 def test_the_bound_holds_however_tokens_are_split_over_the_meters(usage: TokenUsage, prices: Rates) -> None:
-    bound = charge_bound(
-        input_tokens=usage.input + usage.cached_input + usage.cache_write,
-        output_tokens=usage.output + usage.reasoning,
-        rates=prices,
-    )
+    read = usage.input + usage.cached_input + usage.cache_write
+    bound = DearestRates.of(prices).bound(read, usage.output + usage.reasoning)
     assert bound >= charge(usage, prices)
 
 
 def test_the_bound_takes_the_dearest_meter_of_each_side() -> None:
     prices = Rates(input=10**6, cached_input=10**7, cache_write=10**5, output=10**6, reasoning=10**8)
-    assert charge_bound(input_tokens=3, output_tokens=2, rates=prices) == 30 + 200
+    assert DearestRates.of(prices).bound(3, 2) == 30 + 200
 
 
 def test_the_bound_is_rounded_up() -> None:
-    assert charge_bound(input_tokens=1, output_tokens=0, rates=Rates(1, 0, 0, 0, 0)) == 1
-    assert charge_bound(input_tokens=1, output_tokens=0, rates=Rates(1, 0, 0, 0, 0, per_request=5)) == 6
+    assert DearestRates.of(Rates(1, 0, 0, 0, 0)).bound(1, 0) == 1
+    assert DearestRates.of(Rates(1, 0, 0, 0, 0, per_request=5)).bound(1, 0) == 6

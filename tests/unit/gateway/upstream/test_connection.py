@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import UpstreamError, UpstreamProtocolError, UpstreamUnavailable
-from gateway.upstream.connection import ONE_WRITE_BYTES_MAX, UNREAD_BYTES_MAX, Connection
+from gateway.upstream.connection import ONE_WRITE_BYTES_MAX, UNREAD_BYTES_MAX, Connection, read_headers
 
 HEAD_BYTES_MAX: Final = 4096
 OK: Final = b"HTTP/1.1 200 OK\r\n"
@@ -77,7 +77,7 @@ class Exchange:
 
     async def outcome(self) -> tuple[int, dict[str, str], bytes]:
         await self.sending
-        return self.connection.status, self.connection.headers, self.connection.take()
+        return self.connection.status, read_headers(self.connection.raw_headers), self.connection.take()
 
     async def failure(self) -> UpstreamError:
         with contextlib.suppress(UpstreamError):

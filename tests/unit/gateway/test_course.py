@@ -6,18 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.attempt_log import TEMPLATE_TOKENS, hold_for
+from gateway.course import TEMPLATE_TOKENS, Course
 from gateway.errors import Unpriced
-from gateway.inference import TokenUsage
+from gateway.inference import Call, RouteDecision, TokenUsage
 from gateway.pricing.book import Prices
 from gateway.pricing.rates import Price, Rates, charge
-from tests.support.factories import make_call, make_decision, make_target
+from tests.support.factories import make_call, make_decision, make_target, make_task
 
 rates = st.builds(Rates, *[st.integers(0, 10**12)] * 6)
 
 
 def book(**by_pool: Rates) -> Prices:
     return Prices({name: Price(f"{name}@0", each) for name, each in by_pool.items()})
+
+
+def hold_for(call: Call, decision: RouteDecision, prices: Prices) -> int:
+    return Course(decision, prices, task=make_task(), baseline=None).hold(call)
 
 
 def test_a_hold_bounds_input_and_output_of_every_choice() -> None:

@@ -1,0 +1,165 @@
+"""What is the same for every call that is decided alike?
+
+Which targets, the most that each may charge for a token, and nearly all of the receipt depend on the policy,
+the prices, the alias, the task and which pools are up: worked out once for each such case, a call only puts
+its own numbers in. Nothing here is ever changed: another policy, another price or another pool that is
+down is another course.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from gateway.inference import Call, RouteDecision, Target, Task
+from gateway.money import UsdNanos
+from gateway.pricing.book import Prices
+from gateway.pricing.rates import DearestRates
+from gateway.routing.policy import Policy
+from gateway.routing.receipts import Candidate, Dropped, ReceiptFacts
+
+TEMPLATE_TOKENS = 256
+"""What a chat template may add to a request's own text."""
+COURSES_MAX = 10_000
+"""Kept at once; what an operator's files can combine to is far below."""
+
+_encode = msgspec.json.Encoder().encode
+_PLACE = -(2**62) + 1
+"""Stands in a receipt where each call has its own number; no rate or count comes to it."""
+
+
+class _Candidate(msgspec.Struct, frozen=True):
+    """A target, as far as its bound does not depend on the call."""
+
+    context: int
+    """Tokens of input and output together."""
+    output_default: int
+    """The most that it generates for a call that states no limit."""
+    dearest: DearestRates | None
+    """None: unpriced."""
+
+
+class Course:
+    """The decision for some calls, and what follows from it."""
+
+    __slots__ = ("_candidates", "_receipt", "baseline", "decision")
+
+    def __init__(
+        self, decision: RouteDecision, prices: Prices, *, task: Task, baseline: tuple[str, str] | None
+    ) -> None:
+        """Work it out.
+
+        Args:
+            decision: who may answer.
+            prices: as they are now.
+            task: what the calls are.
+            baseline: the policy's default target and the version of its price.
+
+        Raises:
+            Unpriced: a target has no price and may not be used without.
+        """
+        self.decision = decision
+        self.baseline = baseline
+        self._candidates = [_candidate(decision, target, prices) for target in decision.targets]
+        self._receipt = _receipt_form(decision, task, baseline)
+
+    def bounds(self, call: Call, *, input_tokens: int | None = None) -> list[UsdNanos | None]:
+        """The most that one attempt at each target can come to; None: it is unpriced.
+
+        Every prompt is read once, whatever `n` is. A token of text is at least a byte of the body; of images
+        and sound only the context is a bound.
+
+        Args:
+            call: what was asked.
+            input_tokens: as the engine counts them; None: as many as the request's bytes allow.
+        """
+        bounds: list[UsdNanos | None] = []
+        text_bound = call.body_bytes + TEMPLATE_TOKENS * call.prompts
+        for candidate in self._candidates:
+            if candidate.dearest is None:
+                bounds.append(None)
+                continue
+            context = candidate.context * call.prompts
+            if input_tokens is not None:
+                read = input_tokens
+            else:
+                read = context if call.facts.has_media or context < text_bound else text_bound
+            written = candidate.output_default if call.max_tokens is None else call.max_tokens
+            bounds.append(candidate.dearest.bound(read, written * call.choices))
+        return bounds
+
+    def hold(self, call: Call, *, input_tokens: int | None = None) -> UsdNanos:
+        """An upper bound of what a tenant pays for the call: of all targets', for only one attempt answers.
+
+        Unpriced targets come to nothing.
+        """
+        return most_of(self.bounds(call, input_tokens=input_tokens))
+
+    def receipt(self, call: Call, bounds: Sequence[int | None]) -> msgspec.Raw:
+        """How the request was decided, for its receipt: nothing that its sender wrote."""
+        numbers = [b"null" if bound is None else b"%d" % bound for bound in bounds]
+        most = call.max_tokens or self.decision.max_tokens_default
+        removed = _encode(call.dropped)[1:-1] if call.dropped else b""
+        return msgspec.Raw(self._receipt % (*numbers, b"%d" % most, removed))
+
+
+class Courses:
+    """The courses of the policy and the prices in force."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, Course] = {}
+        self._policy: Policy | None = None
+        self._prices: Prices | None = None
+
+    def find(self, key: object, make: Callable[[], Course], *, policy: Policy, prices: Prices) -> Course:
+        """The course of this key under this policy and these prices; made where it is not known yet."""
+        if policy is not self._policy or prices is not self._prices or len(self._known) >= COURSES_MAX:
+            self._policy, self._prices = policy, prices
+            self._known = {}
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = make()
+        return found
+
+
+def baseline_of(policy: Policy, alias: str, prices: Prices) -> tuple[str, str] | None:
+    """The policy's default target and its price: what an answer is compared with."""
+    allowed = policy.models[alias]
+    route = policy.routes[policy.natures[policy.default_task]]
+    target = next((name for name in route if name in allowed), None)
+    price = None if target is None else prices.find(target)
+    return None if target is None or price is None else (target, price.version)
+
+
+def most_of(bounds: Sequence[UsdNanos | None]) -> UsdNanos:
+    """The greatest; unpriced targets come to nothing."""
+    return max((bound for bound in bounds if bound is not None), default=UsdNanos(0))
+
+
+def _candidate(decision: RouteDecision, target: Target, prices: Prices) -> _Candidate:
+    rates = prices.price_of(target.pool).rates
+    return _Candidate(
+        context=target.max_model_len,
+        output_default=min(decision.max_tokens_default, target.max_model_len),
+        dearest=None if rates is None else DearestRates.of(rates),
+    )
+
+
+def _receipt_form(decision: RouteDecision, task: Task, baseline: tuple[str, str] | None) -> bytes:
+    """The receipt with a `%b` for each bound, the output's limit, and what was removed."""
+    facts = ReceiptFacts(
+        task=task.type,
+        source=task.source,
+        confidence=task.confidence,
+        nature=decision.nature,
+        reason=decision.reason,
+        candidates=[Candidate(target.pool, _PLACE, target.is_external) for target in decision.targets],
+        drops=[Dropped(drop.pool, drop.reason) for drop in decision.drops],
+        policy=decision.policy_version,
+        baseline=baseline,
+        max_tokens=_PLACE,
+        removed=[],
+    )
+    form = _encode(facts).replace(b"%", b"%%").replace(b"%d" % _PLACE, b"%b")
+    return form.removesuffix(b"[]}") + b"[%b]}"
