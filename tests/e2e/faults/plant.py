@@ -88,6 +88,8 @@ class Plant:
             "TOLLGATE_BUDGETS__RECALL_S": "10",
             "TOLLGATE_TIMEOUTS__FIRST_TOKEN_S": "5",
             "TOLLGATE_TIMEOUTS__BETWEEN_TOKENS_S": "2",
+            # What engines generate and what is booked are compared: no probe may generate anything.
+            "TOLLGATE_HEALTH__IDLE_PROBE_S": "3600",
         }
 
     @property
@@ -238,6 +240,9 @@ def write_fleet(folder: Path, urls: Mapping[str, Sequence[str]]) -> None:
     for name, addresses in urls.items():
         kind = "speculative" if name == "speculative" else "plain"
         text = pool_text(kind, addresses).replace(f"name: {kind}", f"name: {name}")
+        if len(addresses) > 1:
+            # Whose turn it is can be known beforehand; which of two is drawn cannot.
+            text += "replica_choice:\n  rule: round_robin\n"
         (pools / f"{name}.yaml").write_text(text)
 
 
