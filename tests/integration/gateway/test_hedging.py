@@ -56,12 +56,14 @@ async def pair(
 ) -> AsyncIterator[Pair]:
     urls = {**urls, "plain": [plain.url, sister.url]}
     settings = settings_for(home, urls, **{"hedging": EAGER, **more})
+    with (settings.pools / "plain.yaml").open("a") as file:
+        file.write("replica_choice:\n  rule: round_robin\n")
     async with running(settings) as gateway:
         registry = gateway.services.registry
         await eventually(lambda: registry.snapshot("plain").ready_count == 2)
         for _ in range(SAMPLES_MIN):
             assert (await gateway.chat(STORY, stream=True)).status_code == 200
-        # Whether they take turns or a conversation stays where it is: the one before the last is next.
+        # They take turns: the one before the last is next.
         asked = [await gateway.chat(STORY, stream=True) for _ in range(2)]
         upcoming = asked[0].headers["x-tollgate-replica"]
         mocks = {"plain-0": plain, "plain-1": sister}
