@@ -14,7 +14,7 @@ from sqlalchemy import Select, Update, bindparam, delete, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from gateway.db import insert_ignoring_duplicates, metadata
+from gateway.db import begin_writing, insert_ignoring_duplicates, metadata
 from gateway.ledger.buckets import Bucket
 from gateway.ledger.tables import Budget, BudgetSlice, BudgetWindow
 
@@ -58,6 +58,8 @@ async def locked_windows(session: AsyncSession, buckets: Collection[Bucket]) -> 
 
     A bucket of a budget that this database does not know (a spool that was moved here) is left out.
     """
+    # SQLite has no locks on rows, and would let another process change them between this look and the write.
+    await begin_writing(session)
     found = await _read_windows(session, buckets)
     missing = sorted(set(buckets) - set(found))
     if missing:

@@ -30,6 +30,8 @@ class Oracle:
     spent: Counter[Place] = field(default_factory=Counter)
     excess: Counter[Place] = field(default_factory=Counter)
     """What charges exceeded their holds by: as much may be let in too much."""
+    lent_beyond: Counter[Place] = field(default_factory=Counter)
+    """What was lent or booked beyond the limit when it was changed last."""
     holds: list[Hold] = field(default_factory=list)
     rows: dict[str, tuple[str, str, int]] = field(default_factory=dict)
     """State, payer and charge by attempt."""
@@ -43,7 +45,9 @@ class Oracle:
         return self.limits[place[0]] - self.spent[place] - held
 
     def may_admit(self, amount: int, places: tuple[Place, ...]) -> bool:
-        return all(amount <= self.room(place) + self.excess[place] for place in places)
+        return all(
+            amount <= self.room(place) + self.excess[place] + self.lent_beyond[place] for place in places
+        )
 
     def must_admit(self, amount: int, places: tuple[Place, ...]) -> bool:
         return all(amount <= self.room(place) for place in places)

@@ -148,6 +148,17 @@ class AnyOrder(RuleBasedStateMachine):
     def change_limit(self, budget: str, limit: int) -> None:
         self.run(self.site.change(budget, limit_usd_nanos=limit))
         self.oracle.limits[budget] = limit
+        self.run(self.see_what_is_lent(budget, limit))
+
+    async def see_what_is_lent(self, budget: str, limit: int) -> None:
+        """A lowered limit binds what is lent from then on: what is lent already may still be spent."""
+        names = {budget_id: name for name, budget_id in self.ids().items()}
+        for budget_id, start, taken in await self.site.rows(
+            "SELECT budget_id, window_start_ms, posted_usd_nanos + leased_usd_nanos + unattributed_usd_nanos"
+            " FROM budget_windows"
+        ):
+            if names[budget_id] == budget:
+                self.oracle.lent_beyond[budget, start] = max(0, taken - limit)
 
     @rule(price=st.integers(1, 5))
     def change_price(self, price: int) -> None:
@@ -230,7 +241,8 @@ class AnyOrder(RuleBasedStateMachine):
             "SELECT budget_id, window_start_ms, posted_usd_nanos, leased_usd_nanos + unattributed_usd_nanos"
             " FROM budget_windows"
         )
-        assert not any(row[3] for row in windows), "something is lent still"
+        slices = await self.site.rows("SELECT * FROM budget_slices")
+        assert not any(row[3] for row in windows), f"lent still: {windows}, {slices}"
         posted = {(names[row[0]], row[1]): row[2] for row in windows if row[2]}
         assert posted == {place: spent for place, spent in self.oracle.spent.items() if spent}
         paid = {

@@ -8,8 +8,9 @@ import random
 import pytest
 
 from gateway.errors import BudgetExceeded
-from gateway.ledger.buckets import Account, Scope
+from gateway.ledger.buckets import Account, Bucket, Scope
 from gateway.ledger.budgets import Reservation
+from gateway.ledger.slice_store import locked_windows, save_windows
 from tests.integration.ledger.site import ACCOUNT, Process, Site
 
 
@@ -112,3 +113,32 @@ async def test_a_dead_process_gives_back_what_it_did_not_spend(site: Site, *, ha
     states = await site.rows("SELECT state, payer, charge_usd_nanos FROM attempts ORDER BY state")
     interrupted = ("interrupted", "platform", 3)
     assert states == ([("answered", "tenant", 100)] if has_reserve else []) + [interrupted]
+
+
+async def test_whoever_looks_at_a_bucket_to_change_it_has_it_alone(site: Site) -> None:
+    """Two that look first and write later would each undo what the other has lent or given back."""
+    process = await site.process()
+    budget = await site.budget(1_000)
+    bucket = Bucket(budget.id, 0)
+    has_looked, may_write = asyncio.Event(), asyncio.Event()
+    async with process.sessions() as session:  # it is there already: making it is a write
+        await locked_windows(session, [bucket])
+        await session.commit()
+
+    async def lend(amount: int) -> None:
+        async with process.sessions() as session:
+            windows = await locked_windows(session, [bucket])
+            has_looked.set()
+            await may_write.wait()
+            windows[bucket].leased_usd_nanos += amount
+            await save_windows(session, windows)
+            await session.commit()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(lend(7))
+        await has_looked.wait()
+        other = group.create_task(lend(9))
+        await asyncio.sleep(0.3)  # long enough to look, if nothing keeps it from that
+        may_write.set()
+        await other
+    assert (await site.window())["leased"] == 16
