@@ -8,6 +8,7 @@ other, so what one of them wants to be told of another is filled in here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import msgspec
 
@@ -21,6 +22,7 @@ from gateway.identity.auth import Caller, admit
 from gateway.identity.limits import UNLIMITED, Permit
 from gateway.inference import AttemptState, Call, Task, UsageSource
 from gateway.ledger.admission import Budgets
+from gateway.ledger.budgets import Reservation
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Plan, Routing, ServedFacts
@@ -58,7 +60,7 @@ class Pipeline:
         self._clock = clock
         self._courses = Courses()
 
-    async def serve(self, call: Call, caller: Caller, request_id: str) -> Served:
+    def serve(self, call: Call, caller: Caller, request_id: str) -> Awaitable[Served]:
         """A whole answer to `call`.
 
         Raises:
@@ -73,6 +75,9 @@ class Pipeline:
             AllAttemptsFailed: every target was tried.
         """
         plan = self._plan(call, caller, request_id)
+        return self._serve(plan) if plan.permit is UNLIMITED else self._serve_limited(plan)
+
+    async def _serve_limited(self, plan: Plan) -> Served:
         with plan.permit:
             return await self._serve(plan)
 
@@ -81,7 +86,7 @@ class Pipeline:
         if kept is not None:
             return Served(self._settled(plan, kept), kept.replayed(), charge_usd_nanos=UsdNanos(0))
         call, caller = plan.call, plan.caller
-        log = await self._reserve(plan)
+        log = self._reserve_now(plan) or await self._reserve(plan)
         try:
             answer = await self._dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
             completion = answer.completion
@@ -119,7 +124,7 @@ class Pipeline:
         if kept is not None:
             return ReplayedStream(self._settled(plan, kept), kept.replayed())
         call, caller = plan.call, plan.caller
-        log = await self._reserve(plan)
+        log = self._reserve_now(plan) or await self._reserve(plan)
         try:
             stream = await self._dispatcher.open_stream(
                 call, plan.decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
@@ -199,6 +204,10 @@ class Pipeline:
             return frozenset({*self._registry.specs, *policy.external} - prices.by_target.keys())
         return prices.refused
 
+    def _reserve_now(self, plan: Plan) -> AttemptLog | None:
+        reservation = self._budgets.reserve_now(account_of(plan.caller), most_of(plan.bounds))
+        return None if reservation is None else self._log(plan, reservation)
+
     async def _reserve(self, plan: Plan) -> AttemptLog:
         account = account_of(plan.caller)
         bound = most_of(plan.bounds)
@@ -212,6 +221,9 @@ class Pipeline:
             bound = plan.course.hold(plan.call, input_tokens=counted)
             reservation = await self._budgets.reserve(account, bound)
             plan = msgspec.structs.replace(plan, counted_input=counted)
+        return self._log(plan, reservation)
+
+    def _log(self, plan: Plan, reservation: Reservation) -> AttemptLog:
         return AttemptLog(
             plan, reservation, settlement=self._settlement, clock=self._clock, telemetry=self._telemetry
         )
