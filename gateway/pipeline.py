@@ -158,17 +158,7 @@ class Pipeline:
         if caller.caches_answers:
             scope = routing.answer_scopes[call.model_alias]
             slot = slot_for(call, policy.cache, secret=caller.cache_secret, scope=scope)
-        return Plan(
-            call=call,
-            caller=caller,
-            request_id=request_id,
-            task=task,
-            course=course,
-            prices=prices,
-            bounds=course.bounds(call),
-            slot=slot,
-            permit=permit,
-        )
+        return Plan(call, caller, request_id, task, course, prices, course.bounds(call), slot, permit)
 
     def _course(self, call: Call, caller: Caller, task: Task, *, policy: Policy, prices: Prices) -> Course:
         may_leave, unpriced = not caller.is_internal_only, self._unusable(prices, caller, policy)

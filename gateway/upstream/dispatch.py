@@ -523,4 +523,4 @@ def _ms_since(started_s: float) -> int:
 
 
 def _timing(started_s: float) -> AttemptTiming:
-    return AttemptTiming(total_ms=_ms_since(started_s))
+    return AttemptTiming(None, _ms_since(started_s))

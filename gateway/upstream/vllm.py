@@ -102,12 +102,8 @@ def read_completion(body: bytes, *, alias: str) -> Completion:
     for name in ENGINE_ONLY:
         fields.pop(name, None)
     fields["model"] = raw_name(alias)
-    return Completion(
-        body=encode_object(fields),
-        usage=usage,
-        usage_source=UsageSource.MEASURED if usage is not None else UsageSource.ESTIMATED,
-        engine=engine,
-    )
+    source = UsageSource.MEASURED if usage is not None else UsageSource.ESTIMATED
+    return Completion(encode_object(fields), usage, source, engine)
 
 
 def error_of(status: int, body: bytes, *, replica: str) -> UpstreamError:
