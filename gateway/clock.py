@@ -28,11 +28,11 @@ class Clock:
 
     def epoch_ms(self) -> int:
         """Milliseconds since 1970, for ids and stored instants."""
-        return self.machine_ms() - self.ahead_ms
+        return time.time_ns() // 1_000_000 - self.ahead_ms
 
     def machine_ms(self) -> int:
         """Milliseconds since 1970 as this machine believes."""
-        return time.time_ns() // 1_000_000  # (the only place that asks)
+        return time.time_ns() // 1_000_000
 
     def monotonic_s(self) -> float:
         """Seconds that only grow, for durations."""

@@ -8,6 +8,7 @@ other, so what one of them wants to be told of another is filled in here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import msgspec
 
@@ -21,6 +22,7 @@ from gateway.identity.limits import UNLIMITED, Permit
 from gateway.identity.shedding import Seat, Shedder
 from gateway.inference import AttemptState, Call, Task, UsageSource
 from gateway.ledger.admission import Budgets
+from gateway.ledger.budgets import Reservation
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Plan, Routing, ServedFacts
@@ -63,7 +65,7 @@ class Pipeline:
         """The program ends: what it cuts from now on is its own account."""
         self._settlement.is_stopping = True
 
-    async def serve(self, call: Call, caller: Caller, request_id: str) -> Served:
+    def serve(self, call: Call, caller: Caller, request_id: str) -> Awaitable[Served]:
         """A whole answer to `call`.
 
         Raises:
@@ -78,6 +80,9 @@ class Pipeline:
             AllAttemptsFailed: every target was tried.
         """
         plan = self._plan(call, caller, request_id)
+        return self._serve(plan) if plan.permit is UNLIMITED else self._serve_limited(plan)
+
+    async def _serve_limited(self, plan: Plan) -> Served:
         with plan.permit:
             return await self._serve(plan)
 
@@ -90,7 +95,7 @@ class Pipeline:
 
     async def _answer(self, plan: Plan) -> Served:
         call, caller = plan.call, plan.caller
-        log = await self._reserve(plan)
+        log = self._reserve_now(plan) or await self._reserve(plan)
         try:
             answer = await self._dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
             completion = answer.completion
@@ -136,7 +141,7 @@ class Pipeline:
 
     async def _opened(self, plan: Plan, seat: Seat) -> ServedStream:
         call, caller = plan.call, plan.caller
-        log = await self._reserve(plan)
+        log = self._reserve_now(plan) or await self._reserve(plan)
         try:
             stream = await self._dispatcher.open_stream(
                 call, plan.decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
@@ -171,17 +176,7 @@ class Pipeline:
         if caller.caches_answers:
             scope = routing.answer_scopes[call.model_alias]
             slot = slot_for(call, policy.cache, secret=caller.cache_secret, scope=scope)
-        return Plan(
-            call=call,
-            caller=caller,
-            request_id=request_id,
-            task=task,
-            course=course,
-            prices=prices,
-            bounds=course.bounds(call),
-            slot=slot,
-            permit=permit,
-        )
+        return Plan(call, caller, request_id, task, course, prices, course.bounds(call), slot, permit)
 
     def _course(self, call: Call, caller: Caller, task: Task, *, policy: Policy, prices: Prices) -> Course:
         may_leave, unpriced = not caller.is_internal_only, self._unusable(prices, caller, policy)
@@ -217,6 +212,10 @@ class Pipeline:
             return frozenset({*self._registry.specs, *policy.external} - prices.by_target.keys())
         return prices.refused
 
+    def _reserve_now(self, plan: Plan) -> AttemptLog | None:
+        reservation = self._budgets.reserve_now(account_of(plan.caller), most_of(plan.bounds))
+        return None if reservation is None else self._log(plan, reservation)
+
     async def _reserve(self, plan: Plan) -> AttemptLog:
         account = account_of(plan.caller)
         bound = most_of(plan.bounds)
@@ -230,6 +229,9 @@ class Pipeline:
             bound = plan.course.hold(plan.call, input_tokens=counted)
             reservation = await self._budgets.reserve(account, bound)
             plan = msgspec.structs.replace(plan, counted_input=counted)
+        return self._log(plan, reservation)
+
+    def _log(self, plan: Plan, reservation: Reservation) -> AttemptLog:
         return AttemptLog(
             plan, reservation, settlement=self._settlement, clock=self._clock, telemetry=self._telemetry
         )

@@ -78,14 +78,14 @@ class Plan(msgspec.Struct, frozen=True):
         """What the answer of a replica says about itself."""
         call, decision = self.call, self.decision
         return ServedFacts(
-            request_id=self.request_id,
-            task=self.task,
-            policy_version=decision.policy_version,
-            pool=target.pool,
-            replica=replica,
-            cache=self.cache,
-            dropped=call.dropped + target.withheld,
-            max_tokens_set=None if call.max_tokens is not None else output_bound(call, decision, target),
+            self.request_id,
+            self.task,
+            decision.policy_version,
+            target.pool,
+            replica,
+            self.cache,
+            call.dropped + target.withheld,
+            None if call.max_tokens is not None else output_bound(call, decision, target),
         )
 
     def facts_of_kept(self, kept: KeptAnswer) -> ServedFacts:

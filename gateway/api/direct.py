@@ -13,8 +13,8 @@ what `shutdown` and `connection_lost` expect of `cycle`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -27,8 +27,14 @@ BODY_BYTES_MAX: Final = 65_536
 _SPECIAL: Final = frozenset({b"expect", b"upgrade", b"transfer-encoding"})
 _CLOSE: Final = (b"connection", b"close")
 
-Serve = Callable[["DirectWire", str, str, Headers], Coroutine[Any, Any, None]]
-"""Serves one request: the way to its client, method, path, headers (names in lower case)."""
+
+class Serve(Protocol):
+    """The edge."""
+
+    def __call__(
+        self, wire: DirectWire, method: str, path: str, *, headers: Headers
+    ) -> Coroutine[Any, Any, None]:
+        """Serve one request; the headers' names are in lower case."""
 
 
 class _NobodyWaits:
@@ -244,7 +250,7 @@ class DataPlaneProtocol(ClientConnection):
 
     async def _run(self, wire: DirectWire) -> None:
         try:
-            await self._serve(wire, "POST", wire.path, wire.headers)
+            await self._serve(wire, "POST", wire.path, headers=wire.headers)
         finally:
             if wire.task is not None:
                 self.tasks.discard(wire.task)

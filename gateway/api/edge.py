@@ -80,10 +80,10 @@ class Edge:
         if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
             await self._app(scope, receive, send)
             return
-        await self.serve(AsgiWire(receive, send), scope["method"], scope["path"], scope["headers"])
+        await self.serve(AsgiWire(receive, send), scope["method"], scope["path"], headers=scope["headers"])
 
     def serve(
-        self, wire: Wire, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], /
+        self, wire: Wire, method: str, path: str, *, headers: Iterable[tuple[bytes, bytes]]
     ) -> Coroutine[Any, Any, None]:
         """Answer one request of the data plane."""
         return _Exchange(wire, method, path).run(self._runtime, headers)
@@ -145,7 +145,9 @@ class _Exchange:
             raise MethodNotAllowed(f"{self._path} takes {', '.join(methods)}, not {self._method}.")
         caller = services.keys.authenticate(headers)
         self._limits = caller.limits
-        body = await self._read_body(headers, services.settings.limits.body_bytes_max)
+        limit_bytes = services.settings.limits.body_bytes_max
+        _refuse_unreadable(headers, limit_bytes)
+        body = await self._wire.read_body(limit_bytes)
         request = EdgeRequest(services, caller, headers, body, self._path, self._request_id)
         self._wire.watch()
         response = await handler(request)
@@ -154,18 +156,6 @@ class _Exchange:
         self._has_started = True
         self._status = response.status
         await response.send(self._wire)
-
-    async def _read_body(self, headers: Mapping[str, str], limit_bytes: int) -> bytes:
-        encoding = headers.get("content-encoding", "identity").lower()
-        if encoding != "identity":
-            raise UnsupportedEncoding(
-                f"The request body is compressed ({encoding[:32]}): send it uncompressed,"
-                " without a Content-Encoding header."
-            )
-        announced = headers.get("content-length")
-        if announced is not None and announced.isdigit() and int(announced) > limit_bytes:
-            raise too_large(limit_bytes)
-        return await self._wire.read_body(limit_bytes)
 
     async def _refuse(self, error: GatewayError) -> None:
         self._status = error.status_code
@@ -184,6 +174,19 @@ class _Exchange:
             methods = ROUTES[route_of(self._path) or ""]
             headers.append((b"allow", ", ".join(methods).encode()))
         await self._wire.whole(error.status_code, headers, openai_error(error))
+
+
+def _refuse_unreadable(headers: Mapping[str, str], limit_bytes: int) -> None:
+    """Refuse a body before it is read, where its headers say enough."""
+    encoding = headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise UnsupportedEncoding(
+            f"The request body is compressed ({encoding[:32]}): send it uncompressed,"
+            " without a Content-Encoding header."
+        )
+    announced = headers.get("content-length")
+    if announced is not None and announced.isdigit() and int(announced) > limit_bytes:
+        raise too_large(limit_bytes)
 
 
 def route_of(path: str) -> str | None:

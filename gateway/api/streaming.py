@@ -6,6 +6,8 @@ without a wait that a cancellation could cut short.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from gateway.api.error_bodies import Headers, openai_error
 from gateway.api.wire import Wire
 from gateway.errors import UpstreamError
@@ -59,10 +61,10 @@ class PlainResponse:
         self.headers = headers
         self._body = body
 
-    async def send(self, wire: Wire) -> None:
+    def send(self, wire: Wire) -> Awaitable[None]:
         """Send it."""
         wire.unwatch()
-        await wire.whole(self.status, self.headers, self._body)
+        return wire.whole(self.status, self.headers, self._body)
 
 
 Response = PlainResponse | EventStreamResponse

@@ -7,7 +7,7 @@ writes to the socket itself and serves nearly all calls. The edge cannot tell th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from starlette.types import Receive, Send
@@ -38,7 +38,7 @@ class Wire(Protocol):
     def unwatch(self) -> None:
         """The answer is complete: nobody is cancelled any more."""
 
-    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+    def whole(self, status: int, headers: Headers, body: bytes) -> Awaitable[None]:
         """Send one whole answer."""
 
     async def begin(self, status: int, headers: Headers) -> None:

@@ -161,12 +161,12 @@ class KeyRing:
         return caller
 
     def _require_fresh(self) -> None:
-        age_s = self.age_s
-        if age_s is None or age_s > self._stale_max_s:
+        confirmed_at_s = self._confirmed_at_s
+        if confirmed_at_s is None or self._clock.monotonic_s() - confirmed_at_s > self._stale_max_s:
             raise Overloaded(
                 "API keys cannot be checked at the moment. Try again shortly.",
                 retry_after_s=5,
-                operator_detail=f"keys were last confirmed {age_s} s ago",
+                operator_detail=f"keys were last confirmed {self.age_s} s ago",
             )
 
     def _refusal(self, key: str, digest: bytes) -> GatewayError:

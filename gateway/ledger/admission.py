@@ -23,6 +23,14 @@ class Budgets:
         self._lessor = lessor
         self._clock = clock
 
+    def reserve_now(self, account: Account, bound: UsdNanos) -> Reservation | None:
+        """Hold `bound` in every budget over the account if that needs no wait; None: `reserve` may wait."""
+        binding = self.book.binding(account, self._clock.epoch_ms())
+        if not binding.counted:
+            return Reservation(self.holds, bound)
+        now_s = self._clock.monotonic_s()
+        return self.holds.try_reserve(bound, binding.hard_buckets, counted=binding.counted, now_s=now_s)
+
     async def reserve(self, account: Account, bound: UsdNanos) -> Reservation:
         """Hold `bound` in every budget over the account, or in none.
 
@@ -30,16 +38,12 @@ class Budgets:
             BudgetExceeded: a hard budget cannot hold it, whatever other processes give back.
             Overloaded: the database cannot be asked.
         """
-        binding = self.book.binding(account, self._clock.epoch_ms())
-        if not binding.counted:
-            return Reservation(self.holds, bound)
-        hard = binding.hard_buckets
-        now_s = self._clock.monotonic_s()
-        held = self.holds.try_reserve(bound, hard, counted=binding.counted, now_s=now_s)
+        held = self.reserve_now(account, bound)
         if held is not None:
             return held
+        binding = self.book.binding(account, self._clock.epoch_ms())
         await self._lessor.obtain(binding.hard, bound)
-        lots = [self.holds.lot(bucket) for bucket in hard]
+        lots = [self.holds.lot(bucket) for bucket in binding.hard_buckets]
         return Reservation(self.holds, bound, lots, counted=binding.counted, is_held=True)
 
     def is_bound(self, account: Account) -> bool:

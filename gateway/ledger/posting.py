@@ -210,7 +210,8 @@ async def _book_on_budgets(
         return
     drawn = {bucket for bucket in windows if spent.get(bucket)}
     await save_windows(session, {bucket: windows[bucket] for bucket in drawn})
-    await save_slices(session, ((bucket, state) for bucket, state in slices.items() if bucket in drawn))
+    drawn_slices = [(bucket, state) for bucket, state in slices.items() if bucket in drawn]
+    await save_slices(session, drawn_slices, may_be_new=False)
     await session.execute(insert(metadata.tables["budget_postings"]), postings)
     booked.alerts += await _tell_once(session, reached, now_ms=now_ms)
 

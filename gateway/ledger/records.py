@@ -1,7 +1,8 @@
 """What does the ledger want to be told of an attempt?
 
 Two records: one when an attempt starts, one when it ends. They are what the spool keeps (one JSON line
-each) and together they are one row of `attempts`. Plain values, filled in by the pipeline.
+each) and together they are one row of `attempts`. Plain values, filled in by the pipeline; by position where
+every request makes one, because 28 keywords take 1.5 µs and 28 positions 0.25.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from gateway.inference import AttemptState, Payer, UsageSource
 NO_RECEIPT = msgspec.Raw(b"null")
 
 
-class AttemptStart(msgspec.Struct, frozen=True, tag="start", kw_only=True):
+class AttemptStart(msgspec.Struct, frozen=True, tag="start"):
     """Who tries what, where, at which price; written before the request is sent."""
 
     attempt_id: str
@@ -38,26 +39,27 @@ class AttemptStart(msgspec.Struct, frozen=True, tag="start", kw_only=True):
     price_version: str
     service_tier: str | None
     tags: dict[str, str]
-    cache: str = "bypass"
-    """hit, miss or bypass; spools that were written before the cache existed do not say."""
     hold_usd_nanos: int
     estimated_input_tokens: int
     """What is booked if nothing is ever heard of the attempt again."""
     estimated_charge_usd_nanos: int | None
     started_at_ms: int
+    cache: str = "bypass"
+    """hit, miss or bypass; spools that were written before the cache existed do not say."""
     buckets: tuple[tuple[str, int], ...] = ()
     """Where the charge counts: budget ids and the first instants of their windows."""
     receipt: msgspec.Raw = NO_RECEIPT
     """How the request was decided, JSON; of its first attempt only."""
 
 
-class AttemptEnd(msgspec.Struct, frozen=True, tag="end", kw_only=True):
+class AttemptEnd(msgspec.Struct, frozen=True, tag="end"):
     """How it ended, what it used, who pays."""
 
     attempt_id: str
     state: AttemptState
     payer: Payer
     usage_source: UsageSource
+    ended_at_ms: int
     input_tokens: int = 0
     cached_input_tokens: int = 0
     cache_write_tokens: int = 0
@@ -74,7 +76,6 @@ class AttemptEnd(msgspec.Struct, frozen=True, tag="end", kw_only=True):
     draft_steps: int | None = None
     draft_tokens: int | None = None
     accepted_tokens: int | None = None
-    ended_at_ms: int
 
 
 Record = AttemptStart | AttemptEnd

@@ -215,8 +215,16 @@ def _slices_query(*, of_some: bool, of_one_owner: bool) -> Select[Any]:
     return statement
 
 
-async def save_slices(session: AsyncSession, states: Iterable[tuple[Bucket, SliceState]]) -> None:
-    """Write slices, new ones too."""
+async def save_slices(
+    session: AsyncSession, states: Iterable[tuple[Bucket, SliceState]], *, may_be_new: bool = True
+) -> None:
+    """Write slices.
+
+    Args:
+        session: the caller's; it has locked the buckets.
+        states: by bucket.
+        may_be_new: some of them may not be there yet.
+    """
     rows: list[dict[str, Any]] = [
         {
             "budget_id": bucket.budget_id,
@@ -232,7 +240,8 @@ async def save_slices(session: AsyncSession, states: Iterable[tuple[Bucket, Slic
     ]
     if not rows:
         return
-    await insert_ignoring_duplicates(session, BudgetSlice, rows)
+    if may_be_new:
+        await insert_ignoring_duplicates(session, BudgetSlice, rows)
     await session.execute(
         _slices_update(tuple(rows[0])),
         [

@@ -32,7 +32,8 @@ REFUSED_FILE = "refused.jsonl"
 TRIM_BYTES = 1_000_000
 """A file longer than this is rewritten; one in which nothing is needed any more is emptied at once."""
 
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
+_encode, _encode_into = _encoder.encode, _encoder.encode_into
 _decode = msgspec.json.Decoder(Record).decode
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Spool:
         self._ready: deque[Ended] = deque()
         self._path = folder / f"{clock.epoch_ms():013d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
         self._file = _create_locked(self._path)
+        self._line = bytearray()
+        """The last line that was written: its memory serves for the next one."""
         self._size = 0
         self._needed_bytes = 0
         """What the last trim could not throw away; the next one waits until the file is well beyond."""
@@ -188,9 +191,11 @@ class Spool:
         return ended
 
     def _append(self, record: Record) -> None:
-        line = _encode(record) + b"\n"
+        line = self._line
+        _encode_into(record, line)
+        line += b"\n"
         if self._is_torn:  # so that this record starts on a line of its own
-            line = b"\n" + line
+            line.insert(0, 10)
         written = os.write(self._file, line)
         self._size += written
         if not self._is_dirty:

@@ -6,6 +6,7 @@ twice, also by way of an escape such as `mod\u0065l`, is refused: two readers co
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -63,6 +64,12 @@ def is_there(value: msgspec.Raw) -> bool:
 def encode_object(fields: dict[str, msgspec.Raw]) -> bytes:
     """The JSON object of raw values."""
     return _encode(fields)
+
+
+@functools.lru_cache(maxsize=4096)
+def raw_name(name: str) -> msgspec.Raw:
+    """The same for what comes again and again: names of models, salts."""
+    return raw(name)
 
 
 def raw(value: object) -> msgspec.Raw:

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -362,6 +362,8 @@ class Dispatcher:
         limit_s = self._timeouts.first_token_s
         if not attempt.target.is_external:
             answer = await self._post(attempt, Patience(limit_s, _FIRST))
+            if answer.status != _OK:
+                raise await _refusal_in(answer, attempt)
             return await self._begun(attempt, answer, relay, started_s=started_s)
         with StallGuard(limit_s, _FIRST):
             source = await self._abroad().open(attempt.call, attempt.decision, attempt.target)
@@ -396,6 +398,8 @@ class Dispatcher:
             with StallGuard(limit_s, _WHOLE):
                 return await self._abroad().complete(attempt.call, attempt.decision, attempt.target)
         response = await self._post(attempt, Patience(limit_s, _WHOLE))
+        if response.status != _OK:
+            raise await _refusal_in(response, attempt)
         try:
             body = await response.read_all(limit_bytes=ANSWER_BYTES_MAX)
         except UpstreamError as error:
@@ -405,22 +409,14 @@ class Dispatcher:
             response.close()
         return read_completion(body, alias=attempt.call.model_alias)
 
-    async def _post(self, attempt: _Try, patience: Patience) -> UpstreamResponse:
-        """An answer whose status is good."""
-        response = await self._client.post(
+    def _post(self, attempt: _Try, patience: Patience) -> Awaitable[UpstreamResponse]:
+        return self._client.post(
             self._origin(attempt.lease.url),
             _PATHS[attempt.call.endpoint],
             headers=REQUEST_HEADERS,
             body=request_body(attempt.call, attempt.decision, attempt.target, cache_salt=attempt.cache_salt),
             patience=patience,
         )
-        if response.status == _OK:
-            return response
-        try:
-            body = await response.read_all(limit_bytes=ERROR_BYTES_MAX)
-        finally:
-            response.close()
-        raise error_of(response.status, body, replica=attempt.lease.replica)
 
     def _abroad(self) -> Outside:
         if self._outside is None:
@@ -467,6 +463,15 @@ def _close_begun(opening: _Opening) -> UpstreamError | None:
         return outcome
     outcome.close()
     return None
+
+
+async def _refusal_in(response: UpstreamResponse, attempt: _Try) -> UpstreamError:
+    """What an answer that is not a good one says."""
+    try:
+        body = await response.read_all(limit_bytes=ERROR_BYTES_MAX)
+    finally:
+        response.close()
+    return error_of(response.status, body, replica=attempt.lease.replica)
 
 
 def _nobody_answered(failures: list[UpstreamError]) -> AllAttemptsFailed | NoEligibleTarget:

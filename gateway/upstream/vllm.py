@@ -19,7 +19,7 @@ from gateway.errors import (
     UpstreamUnavailable,
 )
 from gateway.inference import Call, Completion, EngineMetrics, RouteDecision, Target, UsageSource
-from gateway.protocols.json_body import encode_object, raw
+from gateway.protocols.json_body import encode_object, raw, raw_name
 from gateway.protocols.openai import read_engine_metrics, read_usage
 
 REQUEST_HEADERS = b"content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
@@ -70,8 +70,8 @@ def output_bound(call: Call, decision: RouteDecision, target: Target) -> int:
 def request_body(call: Call, decision: RouteDecision, target: Target, *, cache_salt: str) -> bytes:
     """The body for one attempt at one target."""
     fields = dict(call.fields)
-    fields["model"] = raw(target.upstream_model)
-    fields["cache_salt"] = raw(cache_salt)
+    fields["model"] = raw_name(target.upstream_model)
+    fields["cache_salt"] = raw_name(cache_salt)
     if call.max_tokens is None:
         # vLLM clamps a limit to what is left of the context (get_max_tokens), so this never causes a refusal.
         fields["max_tokens"] = raw(output_bound(call, decision, target))
@@ -101,13 +101,9 @@ def read_completion(body: bytes, *, alias: str) -> Completion:
         ) from None
     for name in ENGINE_ONLY:
         fields.pop(name, None)
-    fields["model"] = raw(alias)
-    return Completion(
-        body=encode_object(fields),
-        usage=usage,
-        usage_source=UsageSource.MEASURED if usage is not None else UsageSource.ESTIMATED,
-        engine=engine,
-    )
+    fields["model"] = raw_name(alias)
+    source = UsageSource.MEASURED if usage is not None else UsageSource.ESTIMATED
+    return Completion(encode_object(fields), usage, source, engine)
 
 
 def error_of(status: int, body: bytes, *, replica: str) -> UpstreamError:

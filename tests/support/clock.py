@@ -43,6 +43,10 @@ class ShiftedClock(Clock):
         self._shift_s = shift_s
         self._leapt_s = 0.0
 
+    def epoch_ms(self) -> int:
+        """As the database has set it."""
+        return self.machine_ms() - self.ahead_ms
+
     def machine_ms(self) -> int:
         """Wrong by the shift."""
         return super().machine_ms() + int((self._shift_s + self._leapt_s) * 1000)

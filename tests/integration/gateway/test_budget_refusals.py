@@ -9,6 +9,7 @@ from tests.support.mock_process import MockVllm
 
 async def _limit(gateway: Gateway, usd_nanos: int) -> None:
     services = gateway.services
+    book_before = services.pipeline._budgets.book  # before the commit: the news of it may be there at once
     async with services.sessions() as session:
         await create_budget(
             session,
@@ -20,8 +21,7 @@ async def _limit(gateway: Gateway, usd_nanos: int) -> None:
             act=make_act(services.clock),
         )
         await session.commit()
-    account_is_bound = services.pipeline._budgets.book
-    await eventually(lambda: services.pipeline._budgets.book is not account_is_bound)
+    await eventually(lambda: services.pipeline._budgets.book is not book_before)
 
 
 async def test_a_tight_budget_is_held_against_tokens_that_an_engine_counted(

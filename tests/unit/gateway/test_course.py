@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.course import TEMPLATE_TOKENS, Course
+from gateway.course import TEMPLATE_TOKENS, Course, Courses
 from gateway.errors import Unpriced
-from gateway.inference import Call, RouteDecision, TokenUsage
+from gateway.inference import Call, Drop, RouteDecision, TokenUsage
 from gateway.pricing.book import Prices
 from gateway.pricing.rates import Price, Rates, charge
-from tests.support.factories import make_call, make_decision, make_target, make_task
+from gateway.routing.receipts import Candidate, Dropped, ReceiptFacts
+from tests.support.factories import make_call, make_decision, make_policy, make_target, make_task
 
 rates = st.builds(Rates, *[st.integers(0, 10**12)] * 6)
 
@@ -95,3 +97,43 @@ def test_no_answer_costs_more_than_was_held(data: st.DataObject) -> None:
     cached, reasoning = draw(st.integers(0, sum(inputs))), draw(st.integers(0, sum(outputs)))
     usage = TokenUsage(sum(inputs) - cached, cached, 0, sum(outputs) - reasoning, reasoning)
     assert charge(usage, priced[answering]) <= hold
+
+
+def test_a_receipt_holds_the_decision_and_the_calls_own_numbers() -> None:
+    prices = Prices({"plain": Price("plain@3", Rates(0, 0, 0, 10**6, 0))}, allows_unpriced=True)
+    targets = (make_target(), make_target(pool="50%", is_external=True))
+    decision = make_decision(targets=targets, drops=(Drop("other", "no replica is up: 100 %"),))
+    course = Course(decision, prices, task=make_task(), baseline=("plain", "plain@3"))
+    for call in (make_call(max_tokens=7), make_call(dropped=("priority", "cache_salt"))):
+        bounds = course.bounds(call)
+        facts = msgspec.json.decode(course.receipt(call, bounds), type=ReceiptFacts)
+        assert facts == ReceiptFacts(
+            task="extraction",
+            source="declared",
+            confidence=1.0,
+            nature="predictable",
+            reason=decision.reason,
+            candidates=[Candidate("plain", bounds[0], False), Candidate("50%", None, True)],
+            drops=[Dropped("other", "no replica is up: 100 %")],
+            policy="test@0",
+            baseline=("plain", "plain@3"),
+            max_tokens=call.max_tokens or 256,
+            removed=list(call.dropped),
+        )
+
+
+def test_a_course_is_made_once_for_a_policy_and_its_prices() -> None:
+    courses, made = Courses(), []
+    policy, prices = make_policy(), Prices({"plain": Price("plain@0", Rates(0, 0, 0, 1, 0))})
+
+    def make() -> Course:
+        made.append(Course(make_decision(), prices, task=make_task(), baseline=None))
+        return made[-1]
+
+    first = courses.find("a", make, policy=policy, prices=prices)
+    assert courses.find("a", make, policy=policy, prices=prices) is first
+    assert courses.find("b", make, policy=policy, prices=prices) is not first
+    later = Prices(prices.by_target)
+    assert courses.find("a", make, policy=policy, prices=later) is not first
+    assert courses.find("a", make, policy=make_policy(), prices=later) is made[-1]
+    assert len(made) == 4
