@@ -101,6 +101,7 @@ class Soak:
             "cpu_us_per_event": round(1e6 * cpu_s / max(1, seen.events), 1),
             "memory_before_mb": round(before_mb, 1),
             "memory_highest_mb": round(max(mb for _, mb in seen.memory), 1),
+            "memory_mb_every_10_s": [round(mb, 1) for _, mb in seen.memory[:: round(10 / SAMPLE_S)]],
             "memory_slope_mb_per_minute": round(60 * slope(steady), 2),
             "open_files": seen.files,
         }
