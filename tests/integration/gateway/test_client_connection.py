@@ -15,9 +15,27 @@ from uvicorn.server import ServerState
 from gateway.client_connection import ClientConnection, ClientRule
 
 
+async def endless(scope: Any, receive: Any, send: Any) -> None:
+    """Send until nobody is there."""
+    assert scope["path"] == "/endless"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    async with asyncio.TaskGroup() as group:
+        left = group.create_task(_left(receive))
+        while not left.done():
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+            await asyncio.sleep(0)
+
+
+async def _left(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def hello(scope: Any, receive: Any, send: Any) -> None:
     """Answer with the size of the body."""
-    assert scope["type"] == "http"
+    if scope["path"] == "/endless":
+        await endless(scope, receive, send)
+        return
     size, message = 0, {"more_body": True}
     while message.get("more_body"):
         message = await receive()
@@ -51,7 +69,15 @@ async def listening(rule: ClientRule) -> AsyncIterator[int]:
 
 
 def rule(**values: Any) -> ClientRule:
-    return ClientRule(**{"head_bytes_max": 2_000, "headers_max": 60, "request_timeout_s": 30.0, **values})
+    return ClientRule(
+        **{
+            "head_bytes_max": 2_000,
+            "headers_max": 60,
+            "request_timeout_s": 30.0,
+            "read_timeout_s": 30.0,
+            **values,
+        }
+    )
 
 
 async def said(port: int, *pieces: bytes) -> tuple[int, str, bytes]:
@@ -87,7 +113,7 @@ async def test_a_usual_request_is_served_however_it_is_cut() -> None:
         assert await said(port, post + b"x" * 4_000, b"x" * 5_000) == (200, "9000", b"")
         many = b"".join(b"x-%d: y\r\n" % number for number in range(55))
         assert await said(port, GET + many + CLOSE) == (200, "0", b"")
-    assert limits.refused == {"head": 0, "time": 0}
+    assert set(limits.refused.values()) == {0}
 
 
 @pytest.mark.parametrize(
@@ -105,14 +131,14 @@ async def test_a_head_that_is_too_large_is_refused_and_the_connection_closed(
 ) -> None:
     async with listening(limits := rule()) as port:
         assert await said(port, *pieces) == (431, "head_too_large", b"")
-    assert limits.refused == {"head": 1, "time": 0}
+    assert limits.refused == {"head": 1, "time": 0, "read": 0}
 
 
 @pytest.mark.parametrize("start", [b"", b"GET", GET, b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nx"])
 async def test_what_is_no_request_in_time_is_refused_and_the_connection_closed(start: bytes) -> None:
     async with listening(limits := rule(request_timeout_s=0.2)) as port:
         assert await said(port, start) == (408, "request_timeout", b"")
-    assert limits.refused == {"head": 0, "time": 1}
+    assert limits.refused == {"head": 0, "time": 1, "read": 0}
 
 
 async def test_the_second_request_of_a_connection_has_its_own_time() -> None:
@@ -134,3 +160,20 @@ async def test_what_is_no_http_is_still_a_400() -> None:
         writer.write(b"hello there\r\n\r\n")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400")
         writer.close()
+
+
+async def test_who_reads_nothing_of_an_answer_has_left_and_who_reads_slowly_has_not() -> None:
+    async with listening(limits := rule(read_timeout_s=3.0)) as port:
+        readers = [await asyncio.open_connection("127.0.0.1", port, limit=1_000) for _ in range(2)]
+        for _, writer in readers:
+            writer.write(b"GET /endless HTTP/1.1\r\n\r\n")
+        (reader, slow), (_, silent) = readers
+        async with asyncio.timeout(60):
+            while not limits.refused["read"]:
+                for _ in range(100):
+                    assert await reader.read(100_000), "it reads, if slowly"
+                await asyncio.sleep(0.05)
+        assert await reader.read(100_000)
+        slow.close()
+        silent.close()
+    assert limits.refused == {"head": 0, "time": 0, "read": 1}
