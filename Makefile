@@ -9,7 +9,7 @@ COVERAGE_TOTAL ?= 90
 INSTALL = $(PYTHON) -m backends.install
 
 .DEFAULT_GOAL := help
-.PHONY: help run test checks proof lock clean python gateway gateway-dev engine system-packages
+.PHONY: help run test checks proof lock clean python gateway gateway-dev engine system-packages proof-packages
 
 help: ## this list
 	@echo "Tollgate: a cost-aware gateway for a company's own vLLM fleet"
@@ -29,7 +29,7 @@ test: system-packages gateway-dev engine ## install what is missing, lint, type-
 checks: gateway-dev ## linters, types and import contracts only
 	@exec .venv/bin/python scripts/run_tests.py --only checks
 
-proof: system-packages gateway-dev ## the long and measured work (about half an hour); results in tests/load/results
+proof: proof-packages gateway-dev ## the long and measured work (about 40 minutes); results in tests/load/results
 	@exec .venv/bin/python scripts/proof.py
 
 lock: ## pin the newest versions of what requirements/*.in ask for
@@ -56,3 +56,6 @@ engine: python
 
 system-packages:
 	@scripts/system_packages.sh
+
+proof-packages:
+	@scripts/system_packages.sh proof

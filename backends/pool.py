@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from backends.breaker import Standing
+from backends.choice import Rule
 
 FlagValue = str | int | float | bool | list[str | int | float]
 """What a pass-through vLLM flag may carry; `True` alone renders as a bare flag, `False` as `--no-…`."""
@@ -219,6 +220,32 @@ class BatchingSpec(_Strict):
         return self
 
 
+AT_EASE_MAX = 8
+AT_EASE_RATIO = 4
+"""So many requests, and at most this part of a batch, are never too many for one replica."""
+
+
+class ReplicaChoiceSpec(_Strict):
+    """Which replica of the pool gets a request."""
+
+    rule: Rule | None = Field(
+        default=None, description="left out: affinity where the pool caches prefixes, two_choices elsewhere"
+    )
+    load_factor: float = Field(
+        default=1.25,
+        ge=1,
+        le=100,
+        description="affinity: a replica that would have more than this times the mean load passes it on",
+    )
+
+    @model_validator(mode="after")
+    def _bounds_what_it_chooses(self) -> Self:
+        if "load_factor" in self.model_fields_set and self.rule not in {None, Rule.AFFINITY}:
+            message = f"load_factor is for rule 'affinity'; rule '{self.rule}' balances anyway: leave it out"
+            raise ValueError(message)
+        return self
+
+
 class HardwareSpec(_Strict):
     """What one replica occupies, and what that costs the company."""
 
@@ -245,6 +272,7 @@ class PoolSpec(_Strict):
         default=None, description="instead of rates: what the hardware costs at a declared utilisation"
     )
     replicas: int = Field(default=1, ge=1, le=64)
+    replica_choice: ReplicaChoiceSpec = ReplicaChoiceSpec()
     urls: tuple[Annotated[str, AfterValidator(_base_url)], ...] = Field(
         default=(), description="external: base URLs, without /v1"
     )
@@ -252,6 +280,34 @@ class PoolSpec(_Strict):
         default_factory=dict, description="other vLLM flags, no leading dashes"
     )
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replicas")
+
+    @property
+    def choice_rule(self) -> Rule:
+        """How a replica is chosen for a request."""
+        if self.replica_choice.rule is not None:
+            return self.replica_choice.rule
+        return Rule.AFFINITY if self.batching.enable_prefix_caching else Rule.TWO_CHOICES
+
+    @property
+    def requests_at_ease(self) -> int:
+        """So many requests are never too many for a replica, however few the others have.
+
+        The first few slow a batch down too little to be worth the prefixes that others would read again
+        (tests/load/results/replica_choice.json).
+        """
+        return min(AT_EASE_MAX, max(1, self.batching.max_num_seqs // AT_EASE_RATIO))
+
+    @model_validator(mode="after")
+    def _has_prefixes_to_go_by(self) -> Self:
+        choice = self.replica_choice
+        wants_affinity = choice.rule is Rule.AFFINITY or "load_factor" in choice.model_fields_set
+        if wants_affinity and not self.batching.enable_prefix_caching:
+            message = (
+                "replica_choice: affinity brings requests to the prefixes that they share, and "
+                "batching.enable_prefix_caching is off; leave replica_choice out, or cache prefixes"
+            )
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _driver_has_what_it_needs(self) -> Self:

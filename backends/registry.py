@@ -2,7 +2,13 @@
 
 The one mutable object that the request path reads. Only the event loop touches it: no locks, no awaits, no
 I/O. The monitor writes states and loads; whoever sends a request holds a lease meanwhile and reports how
-it went. It does not decide which pool is best, only which replica of a given pool.
+it went. It does not decide which pool is best, only which replica of a given pool, and that by the rule of
+`choice.py`.
+
+A replica's load is what we have under way there and what others have: what its /metrics said less what was
+ours at that moment, averaged over some scrapes. Our own part moves with every lease, so that only the others'
+is old. Of a replica that does not say, the others' part is taken to be what it is at its siblings: to be
+silent must not attract requests.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ from time import monotonic
 from types import MappingProxyType
 
 from backends.breaker import Breaker, BreakerRule
+from backends.choice import Chooser, Key, Why, multiplier_of, others_now
 from backends.pool import PoolSnapshot, PoolSpec, ReplicaLoad, ReplicaSnapshot, ReplicaState
 
 
@@ -23,9 +30,12 @@ class _Replica:
         "detail",
         "in_flight",
         "load",
+        "multiplier",
         "name",
+        "of_others",
         "picture",
         "pool",
+        "requests",
         "state",
         "url",
     )
@@ -34,8 +44,15 @@ class _Replica:
         self.pool = pool
         self.name = name
         self.url = url
+        # Where somebody else runs them, an address is all that one is known by: names are only places in the
+        # list. Where we run them, the address changes with every start.
+        self.multiplier = multiplier_of(url if pool.spec.driver == "external" else name)
         self.state = ReplicaState.STARTING
         self.in_flight = 0
+        self.of_others: float | None = None
+        """Requests there that are not ours; None: not known."""
+        self.requests = 0
+        """Both together."""
         self.load: ReplicaLoad | None = None
         self.breaker = Breaker(pool.breaker_rule)
         self.detail = "not looked at yet"
@@ -76,18 +93,30 @@ class _Replica:
 class _Pool:
     """One pool's replicas, with the ready ones at hand so that a lease looks at nothing else."""
 
-    __slots__ = ("breaker_rule", "ready", "replicas", "spec", "turn")
+    __slots__ = ("breaker_rule", "choices", "chooser", "ready", "replicas", "spec")
 
     def __init__(self, spec: PoolSpec, breaker_rule: BreakerRule) -> None:
         self.spec = spec
         self.breaker_rule = breaker_rule
         self.replicas: dict[str, _Replica] = {}
         self.ready: tuple[_Replica, ...] = ()
-        self.turn = 0
-        """Where the next lease begins to look, so that equally loaded replicas take turns."""
+        self.chooser = Chooser(
+            spec.choice_rule,
+            load_factor=spec.replica_choice.load_factor,
+            at_ease=spec.requests_at_ease,
+        )
+        self.choices = dict.fromkeys(Why, 0)
 
     def refresh(self) -> None:
         self.ready = tuple(one for one in self.replicas.values() if one.state is ReplicaState.READY)
+        self.reckon()
+
+    def reckon(self) -> None:
+        """Take what is known of others' requests into each replica's load."""
+        known = [one.of_others for one in self.ready if one.of_others is not None]
+        typical = sum(known) / len(known) if known else 0.0
+        for one in self.replicas.values():
+            one.requests = one.in_flight + round(typical if one.of_others is None else one.of_others)
 
 
 class ReplicaLease:
@@ -96,10 +125,11 @@ class ReplicaLease:
     A lease outlives its replica: what it reports after a restart falls on the old process, not on the new.
     """
 
-    __slots__ = ("_has_failed", "_is_released", "_replica", "pool", "replica", "url")
+    __slots__ = ("_has_failed", "_is_released", "_replica", "pool", "replica", "url", "why")
 
-    def __init__(self, replica: _Replica) -> None:
+    def __init__(self, replica: _Replica, why: Why) -> None:
         replica.in_flight += 1
+        replica.requests += 1
         replica.picture = None
         self._replica = replica
         self._is_released = False
@@ -108,12 +138,14 @@ class ReplicaLease:
         self.replica = replica.name
         self.url = replica.url
         """Base URL without /v1 and without a trailing slash."""
+        self.why = why
 
     def release(self) -> None:
         """The request is over, however it ended. Only the first call counts."""
         if not self._is_released:
             self._is_released = True
             self._replica.in_flight -= 1
+            self._replica.requests -= 1
             self._replica.picture = None
 
     def succeeded(self) -> None:
@@ -170,29 +202,33 @@ class PoolRegistry:
         """All pools at this moment, in the order of their files."""
         return tuple(self.snapshot(pool) for pool in self._pools)
 
-    def lease(self, pool: str, *, excluding: frozenset[str] = frozenset()) -> ReplicaLease | None:
-        """Claim the ready replica with the fewest requests of ours under way; equals take turns.
+    def lease(
+        self, pool: str, *, excluding: frozenset[str] = frozenset(), key: Key | None = None
+    ) -> ReplicaLease | None:
+        """Claim the replica that the pool's rule chooses among those that are ready.
 
         Args:
             pool: the pool's name.
             excluding: names of replicas that shall not be used, such as those that failed this request.
+            key: what the request shares with those that it should meet; asked for only where there is a
+                choice. It has to keep tenants apart: their prefixes are apart in the engine's cache.
 
         Returns:
             None if no replica of the pool is ready (or all that are, are excluded).
         """
         entry = self._pools[pool]
         ready = entry.ready
-        best: _Replica | None = None
-        start = entry.turn
-        count = len(ready)
-        for offset in range(count):
-            candidate = ready[(start + offset) % count]
-            if (best is None or candidate.in_flight < best.in_flight) and candidate.name not in excluding:
-                best = candidate
-        if best is None:
+        if excluding:
+            ready = tuple([one for one in ready if one.name not in excluding])
+        if not ready:
             return None
-        entry.turn = (start + 1) % count
-        return ReplicaLease(best)
+        replica, why = entry.chooser.choose(ready, key)
+        entry.choices[why] += 1
+        return ReplicaLease(replica, why)
+
+    def choices(self, pool: str) -> Mapping[Why, int]:
+        """How many leases there were since the start, by why their replica was chosen."""
+        return self._pools[pool].choices
 
     def set_replicas(self, pool: str, urls: Mapping[str, str]) -> None:
         """Make these (name → base URL) the pool's replicas.
@@ -242,3 +278,9 @@ class PoolRegistry:
         one = self._replicas[replica]
         one.load = load
         one.picture = None
+        if load is None:
+            one.of_others = None
+        else:
+            seen = load.requests_running + load.requests_waiting - one.in_flight
+            one.of_others = others_now(one.of_others, seen)
+        one.pool.reckon()

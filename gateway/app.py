@@ -425,6 +425,12 @@ class _Parts:
             label="pool",
             read={name: _ready(self._registry, name) for name in self._registry.specs},
         )
+        self._telemetry.count_by_labels(
+            "tollgate_replica_choices",
+            "Requests to replicas of a pool, by why that one was chosen",
+            labels=("pool", "why"),
+            read=lambda: _choices(self._registry),
+        )
 
     def _shedder(self) -> Shedder:
         asked = self._settings.overload
@@ -588,3 +594,7 @@ def _count(spool: Spool) -> _Read:
 
 def _ready(registry: PoolRegistry, pool: str) -> _Read:
     return lambda: registry.snapshot(pool).ready_count
+
+
+def _choices(registry: PoolRegistry) -> dict[tuple[str, ...], float]:
+    return {(pool, why): count for pool in registry.specs for why, count in registry.choices(pool).items()}

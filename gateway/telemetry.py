@@ -7,7 +7,7 @@ looked up once and kept, because a labels() call costs more than the increment.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -81,7 +81,18 @@ class Telemetry:
 
     def count(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A counter that somebody else counts, asked for when somebody looks."""
-        self.registry.register(_Counted(name, text, read))
+        self.registry.register(_Counted(name, text, lambda: {(): read()}))
+
+    def count_by_labels(
+        self,
+        name: str,
+        text: str,
+        *,
+        labels: Sequence[str],
+        read: Callable[[], Mapping[tuple[str, ...], float]],
+    ) -> None:
+        """A counter per combination of label values that somebody else counts, asked for likewise."""
+        self.registry.register(_Counted(name, text, read, labels=labels))
 
     def watch_by_label(
         self, name: str, text: str, *, label: str, read: dict[str, Callable[[], float]]
@@ -95,13 +106,15 @@ class Telemetry:
         self, name: str, text: str, *, label: str, read: Callable[[], Mapping[str, float]]
     ) -> None:
         """One gauge per label value that there is when somebody looks."""
-        self.registry.register(_Labelled(GaugeMetricFamily, name, text, label=label, read=read))
+        self.registry.register(_Watched(name, text, label=label, read=read))
 
     def count_each(
         self, name: str, text: str, *, label: str, read: Callable[[], Mapping[str, float]]
     ) -> None:
         """One counter per label value that there is when somebody looks."""
-        self.registry.register(_Labelled(CounterMetricFamily, name, text, label=label, read=read))
+        self.count_by_labels(
+            name, text, labels=(label,), read=lambda: {(value,): number for value, number in read().items()}
+        )
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""
@@ -118,37 +131,39 @@ def _labelled(sample: re.Match[bytes], label: bytes) -> bytes:
 
 
 class _Counted(Collector):
-    """One counter whose value is kept elsewhere."""
-
-    def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
-        self._name = name
-        self._text = text
-        self._read = read
-
-    def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(self._name, self._text, value=self._read())
-
-
-class _Labelled(Collector):
-    """Values kept elsewhere, by one label."""
+    """A counter whose values are kept elsewhere, by the values of its labels."""
 
     def __init__(
         self,
-        family: type[CounterMetricFamily | GaugeMetricFamily],
         name: str,
         text: str,
+        read: Callable[[], Mapping[tuple[str, ...], float]],
         *,
-        label: str,
-        read: Callable[[], Mapping[str, float]],
+        labels: Sequence[str] = (),
     ) -> None:
-        self._family = family
+        self._name = name
+        self._text = text
+        self._read = read
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for values, count in self._read().items():
+            family.add_metric(values, count)
+        yield family
+
+
+class _Watched(Collector):
+    """Gauges whose values are kept elsewhere, by the values of one label."""
+
+    def __init__(self, name: str, text: str, *, label: str, read: Callable[[], Mapping[str, float]]) -> None:
         self._name = name
         self._text = text
         self._label = label
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        family = self._family(self._name, self._text, labels=(self._label,))
+        family = GaugeMetricFamily(self._name, self._text, labels=(self._label,))
         for value, number in self._read().items():
             family.add_metric((value,), number)
         yield family

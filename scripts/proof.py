@@ -3,6 +3,9 @@
 A part that fails does not keep the others from running. Figures are worth what the machine is: each result
 names it, and how busy it was.
 
+A missed gate is a failure too: `peers` compares Tollgate with nginx, and with the gateways that
+tests/load/peers.sh has installed.
+
 Usage: python scripts/proof.py [--only PART]
 """
 # ruff: noqa: INP001, T201, S603
@@ -17,13 +20,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DATABASE_AWAY = "tests/e2e/faults/test_database_away.py"
 PARTS = {
+    "peers": ["tests.load.peer_table"],
     "ledger": ["tests.load.bench_ledger"],
+    "replicas": ["tests.load.replica_choice"],
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
     "killed": ["tests.load.killed_replicas", "--seconds", "70", "--every", "10"],
     "streams": ["tests.load.streams_soak", "--streams", "1000", "--seconds", "60"],
     "soak": ["tests.load.soak", "--seconds", "600"],
+    "outage": ["pytest", "-q", "-s", f"{DATABASE_AWAY}::test_requests_go_on_while_the_database_is_away"],
 }
+LONGER = {"OUTAGE_S": "60"}
+"""What makes tests of `make test` longer here."""
 
 
 def main() -> int:
@@ -38,7 +47,8 @@ def main() -> int:
                 f"\n{name}: {' '.join([module, *arguments])} (load now: {os.getloadavg()[0]:.1f})", flush=True
             )
             command = [sys.executable, "-m", module, *arguments]
-            if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+            environment = {**os.environ, **LONGER}  # noqa: TID251 - the parts need PATH and HOME
+            if subprocess.run(command, cwd=ROOT, check=False, env=environment).returncode != 0:
                 failed.append(name)
     for name in failed:
         print(f"FAILED: {name}")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Debian packages that the tests need: installed when we are root and apt is there, otherwise named.
+# Debian packages that the tests need, with the argument `proof` also what `make proof` does: installed when we are root and apt is there, otherwise named.
 # PostgreSQL and Redis are started by the tests themselves, on free ports; the packages' own services are not used.
 set -eu
 
@@ -8,6 +8,11 @@ ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/n
 command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
 command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || missing="$missing chromium"
 [ -n "$(ls /usr/lib/*/libnuma.so.1 /usr/lib64/libnuma.so.1 2>/dev/null)" ] || missing="$missing libnuma1"
+
+# The lab's load and upstream are C programs.
+command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+# Debian keeps daemons out of the PATH of ordinary users.
+[ "${1:-}" != proof ] || [ -x /usr/sbin/nginx ] || command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
 
 [ -n "$missing" ] || exit 0
 

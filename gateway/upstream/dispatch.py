@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
+from backends.choice import Key
 from backends.registry import PoolRegistry
 from gateway.errors import (
     AllAttemptsFailed,
@@ -27,6 +29,7 @@ from gateway.errors import (
     UpstreamRejected,
 )
 from gateway.inference import AttemptTiming, Call, Completion, RouteDecision, Target
+from gateway.protocols.affinity import affinity_key
 from gateway.settings import TimeoutSettings
 from gateway.upstream import token_count
 from gateway.upstream.answer_stream import AnswerStream, Lease, count_failure, is_refused, timing_since
@@ -167,7 +170,8 @@ class Dispatcher:
             NoEligibleTarget: no replica was left to try.
         """
         failures: list[UpstreamError] = []
-        for target, lease in self._tries(decision, failures, set()):
+        key = functools.partial(affinity_key, call, cache_salt)
+        for target, lease in self._tries(decision, failures, set(), key=key):
             started_s = time.monotonic()
             try:
                 observer.started(target, lease.replica, len(failures) + 1)
@@ -216,7 +220,8 @@ class Dispatcher:
         failures: list[UpstreamError] = []
         tried: set[str] = set()
         attempts = 0
-        for target, lease in self._tries(decision, failures, tried):
+        key = functools.partial(affinity_key, call, cache_salt)
+        for target, lease in self._tries(decision, failures, tried, key=key):
             attempt = _Try(call, decision, target, lease, cache_salt)
             running = _Running(attempt, observer, relay_of, tried, time.monotonic(), attempts + 1)
             try:
@@ -246,18 +251,20 @@ class Dispatcher:
             lease.release()
 
     def _tries(
-        self, decision: RouteDecision, failures: list[UpstreamError], tried: set[str]
+        self, decision: RouteDecision, failures: list[UpstreamError], tried: set[str], *, key: Key
     ) -> Iterator[tuple[Target, Lease]]:
         """Who is tried next, as long as trying again is allowed; `failures` and `tried` grow meanwhile."""
         self.retries.began(time.monotonic())
-        for target, lease in self._candidates(decision, tried):
+        for target, lease in self._candidates(decision, tried, key):
             # What was refused at the door was no work for anybody: it may always be tried elsewhere.
             if failures and not is_refused(failures[-1]) and not self.retries.allows(time.monotonic()):
                 lease.release()
                 return
             yield target, lease
 
-    def _candidates(self, decision: RouteDecision, tried: set[str]) -> Iterator[tuple[Target, Lease]]:
+    def _candidates(
+        self, decision: RouteDecision, tried: set[str], key: Key
+    ) -> Iterator[tuple[Target, Lease]]:
         attempts_max = self._attempts_max
         # Pools must not use up every attempt: the overflow exists for when they fail.
         pools_max = max(1, attempts_max - 1) if decision.targets[-1].is_external else attempts_max
@@ -269,7 +276,7 @@ class Dispatcher:
                     yield target, _OUTSIDE
                 continue
             while len(tried) < pools_max:
-                lease = self.registry.lease(target.pool, excluding=frozenset(tried))
+                lease = self.registry.lease(target.pool, excluding=frozenset(tried), key=key)
                 if lease is None:
                     break
                 tried.add(lease.replica)

@@ -19,7 +19,8 @@ def _mocks() -> Iterator[dict[str, MockVllm]]:
 @pytest.fixture(scope="session")
 def _site(_mocks: dict[str, MockVllm], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("gateway")
-    with GatewayProcess(folder, {name: [mock.url] for name, mock in _mocks.items()}) as gateway:
+    urls = {name: [mock.url] for name, mock in _mocks.items()}
+    with GatewayProcess(folder, urls, is_measured=True) as gateway:
         yield Site(gateway, **_mocks)
 
 

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 from gateway.cli import app
 from gateway.migrate import upgrade
 from tests.e2e.site import attempts, eventually
-from tests.support.gateway_process import GatewayProcess, environment, json_of, run_cli
+from tests.support.gateway_process import GatewayProcess, environment, json_of
 from tests.support.mock_process import MockVllm
+from tests.support.own_process import run_here
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
 
 Outcome = tuple[int, str, str]
@@ -36,11 +37,11 @@ class Home:
         upgrade(f"sqlite+aiosqlite:///{folder / 'state' / 'tollgate.db'}")
 
     def run(self, *arguments: str, **settings: str) -> Outcome:
-        outcome = run_cli(environment(self.folder, settings), self.folder, *arguments)
+        outcome = run_here(environment(self.folder, settings), self.folder, *arguments)
         return outcome.returncode, outcome.stdout, outcome.stderr
 
     def json(self, *arguments: str) -> Any:
-        return json_of(run_cli(environment(self.folder), self.folder, *arguments, "--json"))
+        return json_of(run_here(environment(self.folder), self.folder, *arguments, "--json"))
 
 
 @pytest.fixture
@@ -264,7 +265,8 @@ def test_pools_that_are_right(home: Home) -> None:
 # --------------------------------------------------------------------------------- with a running gateway
 @pytest.fixture
 def gateway(tmp_path: Path, mocks: dict[str, MockVllm]) -> Iterator[GatewayProcess]:
-    with GatewayProcess(tmp_path, {name: [mock.url] for name, mock in mocks.items()}) as started:
+    urls = {name: [mock.url] for name, mock in mocks.items()}
+    with GatewayProcess(tmp_path, urls, is_measured=True) as started:
         yield started
 
 

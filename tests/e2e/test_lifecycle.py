@@ -54,7 +54,7 @@ def test_a_killed_gateway_books_what_it_had_under_way_once_when_it_is_back(
         assert len(_spools(gateway)) == 1
     mocks["plain"].wait_for(aborted=1, in_flight=0)
     for _ in range(2):  # the second start finds nothing left to book
-        with GatewayProcess(tmp_path, urls) as again:
+        with GatewayProcess(tmp_path, urls, is_measured=True) as again:
             assert again.key == key
             eventually(lambda: len(attempts(again)) >= 2)
             rows = attempts(again)

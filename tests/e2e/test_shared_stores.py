@@ -59,7 +59,11 @@ def start(tmp_path: Path, urls: dict[str, list[str]], shared: dict[str, str]) ->
     def begin(**more: str) -> GatewayProcess:
         folder = tmp_path / f"gateway-{len(running)}"
         folder.mkdir()
-        running.append(GatewayProcess(folder, urls, settings={**shared, **more}))
+        settings = {**shared, **more}
+        # Several workers run in no other test: their coverage counts.
+        running.append(
+            GatewayProcess(folder, urls, settings=settings, is_measured="TOLLGATE_WORKERS" in more)
+        )
         return running[-1]
 
     yield begin

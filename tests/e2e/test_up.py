@@ -43,7 +43,7 @@ class Up:
             self.process = subprocess.Popen(
                 [*PROGRAM, *command],
                 cwd=folder,
-                env=environment(folder, {"TOLLGATE_POOLS": str(ROOT / "backends/pools")}),
+                env=environment(folder, {"TOLLGATE_POOLS": str(ROOT / "backends/pools")}, is_measured=True),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -69,7 +69,7 @@ class Disruption:
         quick = {"TOLLGATE_HEALTH__POLL_INTERVAL_S": "0.2", "TOLLGATE_HEALTH__BACKOFF_S_MAX": "1"}
         self.settings = {**settings, **quick, "TOLLGATE_POLICY": str(policy)}
         urls = {"plain": [each.engine.url for each in self.replicas]}
-        self.gateway = GatewayProcess(folder, urls, settings=self.settings, is_measured=False)
+        self.gateway = GatewayProcess(folder, urls, settings=self.settings)
         json_of(self.gateway.cli("tenants", "create", "disrupted", "--json"))
         issued = json_of(self.gateway.cli("keys", "create", "--tenant", "disrupted", "--json"))
         self.key: str = issued["key"]

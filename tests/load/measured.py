@@ -54,7 +54,7 @@ def write_result(name: str, figures: dict[str, Any], *, folder: Path = RESULTS) 
     """Write `<name>.json` with everything that is needed to measure it again, and print it."""
     result = {
         "name": name,
-        "command": "python " + " ".join([_module(), *sys.argv[1:]]),
+        "command": command_line(),
         "commit": commit(),
         "date": Clock().now().isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -67,6 +67,11 @@ def write_result(name: str, figures: dict[str, Any], *, folder: Path = RESULTS) 
     path.write_text(text + "\n")
     print(text, flush=True)
     return path
+
+
+def command_line() -> str:
+    """What was typed to get this."""
+    return "python " + " ".join([_module(), *sys.argv[1:]])
 
 
 def _module() -> str:

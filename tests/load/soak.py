@@ -97,7 +97,7 @@ class Soak:
         urls = {name: [mock.url] for name, mock in self.mocks.items()}
         folder = self.folder / f"gateway-{number}"
         folder.mkdir(exist_ok=True)
-        return GatewayProcess(folder, urls, settings=self.settings, is_measured=False)
+        return GatewayProcess(folder, urls, settings=self.settings)
 
     def new_key(self, tenant: str) -> str:
         """A key of a new tenant."""

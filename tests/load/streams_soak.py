@@ -60,9 +60,7 @@ class Soak:
         urls = [engine.url for engine in self.engines]
         # Twice as many as there are streams: the last seats of a class are not given to one tenant alone.
         settings = {"TOLLGATE_OVERLOAD__IN_FLIGHT_MAX": str(2 * streams)}
-        self.gateway = GatewayProcess(
-            folder, {"speculative": urls, "plain": urls}, settings=settings, is_measured=False
-        )
+        self.gateway = GatewayProcess(folder, {"speculative": urls, "plain": urls}, settings=settings)
         self.seen = Seen()
         body = {"model": "auto", "messages": [{"role": "user", "content": "Tell me a story"}]}
         content = json.dumps({**body, "stream": True, "max_tokens": tokens}).encode()

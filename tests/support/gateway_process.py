@@ -24,10 +24,10 @@ from typing import Any, Final, Self
 from tests.support.pool_files import DEFAULT_POLICY, ROOT, write_pools
 from tests.support.servers import die_with_parent
 
-PATIENCE_S: Final = 40.0
+PATIENCE_S: Final = 120.0
+"""For a start or a stop on a busy machine: only against what hangs."""
 COVERAGE: Final = "COVERAGE_PROCESS_CONFIG"
 """What coverage.py (7.x, `patch = subprocess`) leaves for child processes."""
-"""For a start or a stop on a busy machine."""
 _SERVES: Final = re.compile(r"Tollgate serves on (http://127\.0\.0\.1:\d+)")
 # The gateway must be reached directly, whatever proxy the environment names.
 _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -45,7 +45,7 @@ class GatewayProcess:
         is_up: bool = True,
         start_timeout_s: float = PATIENCE_S,
         program: Sequence[str] | None = None,
-        is_measured: bool = True,
+        is_measured: bool = False,
     ) -> None:
         """Start it and wait until it serves.
 
@@ -57,7 +57,7 @@ class GatewayProcess:
             is_up: wait until /readyz says yes; else only until it listens.
             start_timeout_s: how long it may take to listen.
             program: what stands for `tollgate`; None: itself.
-            is_measured: its coverage counts where its parent's does; it is twice as slow then.
+            is_measured: its coverage counts where its parent's does; see `environment`.
 
         Raises:
             RuntimeError: it ended or did not serve in time; its log is in the message.
@@ -66,9 +66,7 @@ class GatewayProcess:
         self.state_dir = folder / "state"
         self.log = folder / "gateway.log"
         write_pools(folder / "pools", urls)
-        self.environment = environment(folder, settings)
-        if not is_measured:
-            self.environment.pop(COVERAGE, None)
+        self.environment = environment(folder, settings, is_measured=is_measured)
         with self.log.open("ab") as log:
             self._log_starts_at = log.tell()
             self.process = subprocess.Popen(
@@ -183,10 +181,21 @@ PROGRAM: Final[tuple[str, ...]] = (
 )
 
 
-def environment(folder: Path, settings: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a Tollgate that lives in this folder: this machine's, without its Tollgate."""
+def environment(
+    folder: Path, settings: Mapping[str, str] | None = None, *, is_measured: bool = False
+) -> dict[str, str]:
+    """The environment of a Tollgate that lives in this folder: this machine's, without its Tollgate.
+
+    Args:
+        folder: its working folder.
+        settings: further `TOLLGATE_…` variables, or others of these names.
+        is_measured: its coverage counts where its parent's does. Only for what no test runs in its own
+            process: measured programs take twice as long.
+    """
     own = os.environ  # noqa: TID251 - a child needs PATH and HOME
+    unwanted = set() if is_measured else {COVERAGE}
     kept = {name: value for name, value in own.items() if not name.startswith("TOLLGATE_")}
+    kept = {name: value for name, value in kept.items() if name not in unwanted}
     return {
         **kept,
         "PYTHONPATH": str(ROOT),

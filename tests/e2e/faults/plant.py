@@ -129,9 +129,7 @@ class Plant:
             folder = self.folder / name
             write_fleet(folder, urls)
             settings = {**self.settings, **more}
-            found = self._running[name] = GatewayProcess(
-                folder, {}, settings=settings, program=program, is_measured=False
-            )
+            found = self._running[name] = GatewayProcess(folder, {}, settings=settings, program=program)
         assert found.process.poll() is None, f"the gateway ended by itself:\n{found.said()[-4000:]}"
         return found
 

@@ -106,7 +106,6 @@ def _dying(case: Case, point: Point, armed_by: Path) -> Iterator[GatewayProcess]
         settings=case.settings,
         program=program,
         start_timeout_s=START_S,
-        is_measured=False,
     )
     case.recovery_s.append(time.monotonic() - began_s)
     try:
@@ -161,6 +160,13 @@ def _ask_fatally(case: Case, point: Point, gateway: GatewayProcess, armed_by: Pa
         asked = Asked(gateway, case.key, {**STORY, "stream": True, "max_tokens": 400})
         asked.read_until(b'"delta":{"content"', times=3)
         gateway.kill9()
+        return asked
+    if point.name == "before fsync":
+        # Armed once the engine has it: any record that waits to be synced would be the fatal one otherwise.
+        plain.control(ttft_ms=300)
+        asked = Asked(gateway, case.key)
+        plain.wait_for(in_flight=1)
+        armed_by.touch()
         return asked
     body = BIG if point.name == "slice granted" else STORY
     return Asked(gateway, case.key, body, just_before=armed_by.touch)
@@ -218,7 +224,7 @@ def test_a_kill_at_any_point_loses_nothing_and_doubles_nothing(
     for point in POINTS:
         _live_and_die(case, point)
     began_s = time.monotonic()
-    with GatewayProcess(case.folder, {}, settings=case.settings, is_measured=False) as gateway:
+    with GatewayProcess(case.folder, {}, settings=case.settings) as gateway:
         case.recovery_s.append(time.monotonic() - began_s)
         _look_back(case, gateway)
         assert chat(gateway, case.key, name="at last").status_code == 200

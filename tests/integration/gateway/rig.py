@@ -149,7 +149,7 @@ def settings_for(folder: Path, urls: Mapping[str, Sequence[str]], **more: Any) -
         "state_dir": state,
         "pools": write_pools(folder / "pools", urls),
         "policy": DEFAULT_POLICY,
-        "timeouts": TimeoutSettings(connect_s=2, first_token_s=20, between_tokens_s=20, total_s=30),
+        "timeouts": TimeoutSettings(connect_s=20, first_token_s=20, between_tokens_s=20, total_s=30),
         "freshness": FreshnessSettings(poll_interval_s=0.05),
         "spool": SpoolSettings(ship_interval_ms=10, fsync_interval_ms=20),
         **more,

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from backends.choice import Rule
 from backends.pool import PoolSnapshot, ReplicaLoad, ReplicaSnapshot, ReplicaState
 from tests.unit.backends.conftest import PoolMaker
 
+UNCACHED = {"max_num_seqs": 32, "max_num_batched_tokens": 2048, "enable_prefix_caching": False}
 EXTERNAL_MODEL = {"served_name": "reference", "max_model_len": 1024}
 
 
@@ -45,6 +47,17 @@ EXTERNAL_MODEL = {"served_name": "reference", "max_model_len": 1024}
             "there are none",
         ),
         ({"replicas": 0}, "greater than or equal to 1"),
+        ({"replica_choice": {"load_factor": 0.9}}, "greater than or equal to 1"),
+        ({"replica_choice": {"rule": "random"}}, "'affinity', 'two_choices' or 'round_robin'"),
+        ({"replica_choice": {"rule": "two_choices", "load_factor": 2}}, "load_factor is for rule 'affinity'"),
+        (
+            {"replica_choice": {"rule": "affinity"}, "batching": UNCACHED},
+            r"batching\.enable_prefix_caching is off",
+        ),
+        (
+            {"replica_choice": {"load_factor": 2}, "batching": UNCACHED},
+            r"batching\.enable_prefix_caching is off",
+        ),
         ({"hardware": {"gpu": "cpu", "usd_per_hour": 0}}, "greater than 0"),
     ],
 )
@@ -149,3 +162,15 @@ def test_the_acceptance_length_counts_the_bonus_token(
 ) -> None:
     load = ReplicaLoad(0, 0, 0.0, 0, 0, 0, 0, drafts, drafts, accepted, 0.0)
     assert load.mean_acceptance_length == length
+
+
+def test_affinity_is_the_rule_where_prefixes_are_cached(make_pool: PoolMaker) -> None:
+    assert make_pool().choice_rule is Rule.AFFINITY
+    assert make_pool(batching=UNCACHED).choice_rule is Rule.TWO_CHOICES
+    assert make_pool(replica_choice={"rule": "round_robin"}).choice_rule is Rule.ROUND_ROBIN
+
+
+@pytest.mark.parametrize(("batch", "at_ease"), [(1, 1), (4, 1), (16, 4), (32, 8), (1024, 8)])
+def test_a_few_requests_are_never_too_many(make_pool: PoolMaker, batch: int, at_ease: int) -> None:
+    pool = make_pool(batching={"max_num_seqs": batch, "max_num_batched_tokens": 2048})
+    assert pool.requests_at_ease == at_ease

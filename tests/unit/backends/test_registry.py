@@ -1,12 +1,15 @@
-"""Leases go to ready, least loaded replicas, and never lose count."""
+"""Leases go to ready replicas, by the pool's rule and with what is known of loads, and never lose count."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from backends.breaker import FAILURES_TO_EJECT
+from backends.choice import Key, Why, key_of
 from backends.pool import PoolSpec, ReplicaLoad, ReplicaSnapshot, ReplicaState
 from backends.registry import PoolRegistry, ReplicaLease
 
@@ -38,8 +41,8 @@ def only(registry: PoolRegistry) -> ReplicaSnapshot:
     return replica
 
 
-def lease_of(registry: PoolRegistry) -> ReplicaLease:
-    lease = registry.lease("plain")
+def lease_of(registry: PoolRegistry, *, key: Key | None = None) -> ReplicaLease:
+    lease = registry.lease("plain", key=key)
     assert lease is not None
     return lease
 
@@ -54,22 +57,100 @@ def test_a_new_replica_gets_nothing_until_it_is_ready() -> None:
     assert (lease.pool, lease.replica, lease.url) == ("plain", "plain-0", "http://10.0.0.1:1")
 
 
-def test_equally_loaded_replicas_take_turns() -> None:
-    registry = registry_of(1, 2, 3)
-    names = []
-    for _ in range(6):
-        lease = lease_of(registry)
-        names.append(lease.replica)
-        lease.release()
-    assert names == ["plain-1", "plain-2", "plain-3"] * 2
-
-
-def test_the_least_loaded_replica_is_taken() -> None:
+def test_the_less_loaded_replica_is_taken() -> None:
     registry = registry_of(1, 2)
     first, second = lease_of(registry), lease_of(registry)
     assert {first.replica, second.replica} == {"plain-1", "plain-2"}
     second.release()
     assert lease_of(registry).replica == second.replica
+
+
+def loaded(running: int, waiting: int = 0) -> ReplicaLoad:
+    return dataclasses.replace(LOAD, requests_running=running, requests_waiting=waiting)
+
+
+def test_what_others_have_there_counts() -> None:
+    registry = registry_of(1, 2)
+    registry.set_load("plain-1", loaded(2, 1))
+    registry.set_load("plain-2", loaded(0))
+    leases = [lease_of(registry) for _ in range(3)]
+    assert {lease.replica for lease in leases} == {"plain-2"}
+    for lease in leases:
+        lease.release()
+    registry.set_load("plain-2", loaded(5))
+    assert lease_of(registry).replica == "plain-2"  # one look is a moment
+    for _ in range(8):
+        registry.set_load("plain-2", loaded(5))
+    assert lease_of(registry).replica == "plain-1"
+
+
+def test_our_own_requests_count_once_whether_the_engine_has_seen_them_or_not() -> None:
+    registry = registry_of(1, 2)
+    ours = [registry.lease("plain", excluding=frozenset({"plain-2"})) for _ in range(2)]
+    registry.set_load("plain-2", loaded(1))
+    registry.set_load("plain-1", loaded(2))  # both of ours
+    assert lease_of(registry).replica == "plain-2"  # 1 of others' against 2 of ours
+    for lease in ours:
+        assert lease is not None
+        lease.release()
+    assert lease_of(registry).replica == "plain-1"  # idle, as we know better than the last scrape
+
+
+def test_a_replica_that_does_not_say_how_loaded_it_is_attracts_nothing() -> None:
+    registry = registry_of(1, 2)
+    registry.set_load("plain-1", loaded(4))
+    assert (
+        registry.lease("plain", excluding=frozenset({"plain-1"})) is not None
+    )  # 4 like its sibling, and ours
+    assert lease_of(registry).replica == "plain-1"
+    registry.set_load("plain-1", None)  # nobody says anything: ours alone, one each
+    assert {lease_of(registry).replica for _ in range(2)} == {"plain-1", "plain-2"}
+
+
+def test_requests_with_one_key_meet_and_the_key_is_asked_for_only_where_there_is_a_choice() -> None:
+    registry = registry_of(1, 2)
+    keys = iter([1234] * 5)
+    leases = [lease_of(registry, key=keys.__next__) for _ in range(5)]
+    assert {(lease.replica, lease.why) for lease in leases} == {(leases[0].replica, Why.AFFINITY)}
+    lease = registry.lease("plain", excluding=frozenset({"plain-1"}), key=keys.__next__)  # would raise
+    assert lease is not None
+    assert (lease.replica, lease.why) == ("plain-2", Why.ONLY)
+    assert registry.choices("plain")[Why.AFFINITY] == 5
+    assert registry.choices("plain")[Why.ONLY] == 1
+    assert not any(registry.choices("other").values())
+
+
+def test_an_overloaded_replica_passes_its_requests_on() -> None:
+    registry = registry_of(1, 2, 3)
+    first = lease_of(registry, key=lambda: 99)
+    registry.set_load(first.replica, loaded(40))
+    for other in {"plain-1", "plain-2", "plain-3"} - {first.replica}:
+        registry.set_load(other, loaded(1))
+    passed = [lease_of(registry, key=lambda: 99) for _ in range(3)]
+    assert {lease.why for lease in passed} == {Why.PASSED_ON}
+    (second,) = {lease.replica for lease in passed}
+    assert second != first.replica
+    for _ in range(20):
+        registry.set_load(first.replica, loaded(1))
+    assert lease_of(registry, key=lambda: 99).replica == first.replica
+
+
+def test_a_list_of_addresses_that_changes_moves_no_keys_of_those_that_stay() -> None:
+    keys = [key_of(bytes([number])) for number in range(64)]
+
+    def homes(*ports: int) -> list[str]:
+        registry = PoolRegistry({"plain": POOL})
+        urls = {f"plain-{at}": f"http://10.0.0.1:{port}" for at, port in enumerate(ports)}
+        registry.set_replicas("plain", urls)
+        for name in urls:
+            registry.set_state(name, ReplicaState.READY)
+        numbers = iter(keys)
+        return [lease_of(registry, key=numbers.__next__).url for _ in keys]
+
+    before, after = homes(1, 2, 3), homes(2, 3)
+    gone = "http://10.0.0.1:1"
+    assert gone in before
+    assert all(new == old for old, new in zip(before, after, strict=True) if old != gone)
 
 
 def test_excluded_replicas_are_not_taken() -> None:
@@ -210,7 +291,8 @@ class Registry(RuleBasedStateMachine):
             assert not eligible
             return
         (taken,) = (replica for replica in eligible if replica.replica == lease.replica)
-        assert taken.in_flight == min(replica.in_flight for replica in eligible)
+        # Of any two replicas the more loaded one is not taken, so the most loaded of all is never.
+        assert taken.in_flight <= sorted(replica.in_flight for replica in eligible)[-2:][0]
         self.open.append((lease, self.ports[lease.replica]))
 
     @precondition(lambda self: self.open)
