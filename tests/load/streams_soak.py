@@ -5,7 +5,8 @@
 One `tollgate serve` on an embedded database, two mock replicas, so many connections that each ask for one
 stream after the other. The gateway's resident memory is read twice a second; reported are its slope over the
 measured time by least squares, the highest value, open files, events per second and the CPU time of one
-event. A warm-up goes before: in the first minute buffers grow, and the books are audited for the first time. What must hold: every stream ends with [DONE] and without an error, and nothing is under way or held
+event. A warm-up goes before: in the first minute buffers grow, and the books are audited for the first time.
+What must hold: every stream ends with [DONE] and without an error, and nothing is under way or held
 afterwards. The slope is for people: on a busy machine a short run says little.
 """
 
