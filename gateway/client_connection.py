@@ -140,10 +140,7 @@ class ClientConnection(HttpToolsProtocol):
     def _end(self, status: int, code: str, message: str) -> None:
         if self.transport.is_closing():
             return
-        has_answer = (
-            self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-        )
-        if not has_answer:
+        if self._may_speak():
             error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
             body = json.dumps({"error": error}).encode()
             lines = (
@@ -155,6 +152,16 @@ class ClientConnection(HttpToolsProtocol):
             )
             self.transport.write("\r\n".join((*lines, "", "")).encode() + body)
         self.transport.close()
+
+    def _may_speak(self) -> bool:
+        """Whether an answer now would be that of the request that is not whole, and its first."""
+        cycle = self.cycle
+        if cycle is None:
+            return True
+        if self._is_in_head:  # the cycle is that of the request before
+            return cycle.response_complete
+        # A cycle that knows no beginning has begun nothing while its request is not whole.
+        return not (cycle.response_complete or getattr(cycle, "response_started", False))
 
     def _stop_unread_timer(self) -> None:
         if self._unread_timer is not None:

@@ -36,7 +36,7 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/endless":
         await endless(scope, receive, send)
         return
-    size, message = 0, {"more_body": True}
+    size, message = 0, {"more_body": scope["path"] != "/at-once"}
     while message.get("more_body"):
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -152,6 +152,16 @@ async def test_the_second_request_of_a_connection_has_its_own_time() -> None:
         writer.write(GET)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 408")
         writer.close()
+
+
+async def test_a_body_that_stops_behind_its_answer_is_closed_without_another_one() -> None:
+    async with listening(limits := rule(request_timeout_s=0.5)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /at-once HTTP/1.1\r\ncontent-length: 9\r\n\r\nx")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert await reader.read() == b"0"
+        writer.close()
+    assert limits.refused["time"] == 1
 
 
 async def test_what_is_no_http_is_still_a_400() -> None:
