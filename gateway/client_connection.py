@@ -1,9 +1,10 @@
-"""How much may a client send before it is a request, and how long may it take for that?
+"""How much may a client send before it is a request, how long may it take for that, and to read its answer?
 
-uvicorn's protocol on httptools (0.54) bounds neither: a head of any length is kept, and a connection that
-never says anything, or a byte a minute, stays for ever. Here a head has a size and a number of headers (431),
-and a request is whole within a time of its first byte, or of the connection (408). Nothing is asked per body
-chunk, and a request that comes in one piece arms no timer but the one of its connection.
+uvicorn's protocol on httptools (0.54) bounds none of it: a head of any length is kept, and a connection that
+never says anything, or a byte a minute, or reads nothing of a stream, stays for ever. Here a head has a size
+and a number of headers (431), a request is whole within a time of its first byte, or of the connection (408),
+and who takes in nothing of an answer for a while has left. Nothing is asked per chunk, and a request that
+comes in one piece arms no timer but the one of its connection.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ class ClientRule:
     head_bytes_max: int
     headers_max: int
     request_timeout_s: float
-    refused: dict[str, int] = field(default_factory=lambda: {"head": 0, "time": 0})
-    """Connections that were closed for the size of a head, or for the time that a request took."""
+    read_timeout_s: float
+    refused: dict[str, int] = field(default_factory=lambda: {"head": 0, "time": 0, "read": 0})
+    """Connections that were closed for the size of a head, for the time that a request took, or because
+    nothing of an answer was read."""
 
 
 class ClientConnection(HttpToolsProtocol):
@@ -46,6 +49,7 @@ class ClientConnection(HttpToolsProtocol):
         self._is_in_request = False
         self._is_head_too_large = False
         self._timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Expect a request."""
@@ -55,7 +59,19 @@ class ClientConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Expect nothing any more."""
         self._stop_timer()
+        self._stop_unread_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than we write: it shall read something before long."""
+        super().pause_writing()
+        if self._unread_timer is None:
+            self._unread_timer = self.loop.call_later(self._rule.read_timeout_s, self._unread)
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._stop_unread_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and look at what is still incomplete."""
@@ -117,13 +133,15 @@ class ClientConnection(HttpToolsProtocol):
         self._rule.refused["time"] += 1
         self._end(408, "request_timeout", f"No whole request within {self._rule.request_timeout_s:g} s.")
 
+    def _unread(self) -> None:
+        self._unread_timer = None
+        self._rule.refused["read"] += 1
+        self.transport.abort()  # what is buffered would keep it open
+
     def _end(self, status: int, code: str, message: str) -> None:
         if self.transport.is_closing():
             return
-        has_answer = (
-            self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-        )
-        if not has_answer:
+        if self._may_speak():
             error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
             body = json.dumps({"error": error}).encode()
             lines = (
@@ -135,6 +153,21 @@ class ClientConnection(HttpToolsProtocol):
             )
             self.transport.write("\r\n".join((*lines, "", "")).encode() + body)
         self.transport.close()
+
+    def _may_speak(self) -> bool:
+        """Whether an answer now would be that of the request that is not whole, and its first."""
+        cycle = self.cycle
+        if cycle is None:
+            return True
+        if self._is_in_head:  # the cycle is that of the request before
+            return cycle.response_complete
+        # A cycle that knows no beginning has begun nothing while its request is not whole.
+        return not (cycle.response_complete or getattr(cycle, "response_started", False))
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -65,11 +65,16 @@ def make_server(app: Application, settings: Settings) -> Server:
     """A server for the app, not started."""
     _take_all_descriptors()
     asked = settings.clients
-    rule = ClientRule(asked.head_bytes_max, asked.headers_max, asked.request_timeout_s)
+    rule = ClientRule(
+        head_bytes_max=asked.head_bytes_max,
+        headers_max=asked.headers_max,
+        request_timeout_s=asked.request_timeout_s,
+        read_timeout_s=asked.read_timeout_s,
+    )
     runtime: Runtime = app.state.runtime
     runtime.telemetry.count_each(
         "tollgate_connections_refused",
-        "Connections closed for the size of a request's head, or for the time that a request took",
+        "Connections closed for a head's size, a request's time, or an answer that nobody reads",
         label="reason",
         read=lambda: rule.refused,
     )

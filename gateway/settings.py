@@ -64,6 +64,9 @@ class ClientSettings(BaseModel):
     request_timeout_s: float = Field(
         default=60.0, gt=0, description="from a request's first byte, or the connection, to its last byte"
     )
+    read_timeout_s: float = Field(
+        default=120.0, gt=0, description="a client that takes in nothing of its answer for so long has left"
+    )
     keep_alive_s: int = Field(
         default=75, gt=0, description="idle connections; longer than clients keep theirs, or they lose races"
     )

@@ -175,6 +175,19 @@ def test_two_workers_share_a_port_and_one_that_dies_is_replaced(start: Start) ->
     assert not any(_is_running(pid) for pid in workers)
 
 
+def test_a_revoked_key_stops_on_every_worker_within_two_seconds(start: Start) -> None:
+    gateway = start(TOLLGATE_WORKERS="2")
+    key = new_key(gateway, "acme")
+    # A new connection each time: the kernel spreads them over the workers.
+    eventually(lambda: all(knows(gateway, key) for _ in range(12)))
+    outcome = gateway.cli("keys", "revoke", key)
+    assert outcome.returncode == 0, outcome.stderr
+    eventually(lambda: not any(knows(gateway, key) for _ in range(12)), within_s=FRESH_S)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(gateway, key).status_code, range(16)))
+    assert answers == [401] * 16
+
+
 def test_workers_end_when_their_parent_is_killed(start: Start) -> None:
     gateway = start(TOLLGATE_WORKERS="2")
     workers = _worker_pids(gateway)

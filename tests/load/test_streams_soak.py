@@ -7,7 +7,7 @@ from tests.load.streams_soak import slope, soak
 
 
 def test_many_streams_at_once_all_end_whole_and_leave_nothing() -> None:
-    figures = soak(streams=150, seconds=8, tokens=8, tpot_ms=200)
+    figures = soak(streams=150, seconds=6, warm_up_s=2, tokens=8, tpot_ms=200)
     sys.stdout.write(f"\n{json.dumps(figures, indent=2)}\n")
     assert figures["streams_whole"] >= 150
     assert figures["open_files"] > 300, "a call under way is two connections"

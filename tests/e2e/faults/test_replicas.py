@@ -31,6 +31,11 @@ WATCHFUL: Final = {
 }
 
 
+def story_number(number: int, **fields: Any) -> dict[str, Any]:
+    """Another conversation for each number: all turns of one go to the same replica."""
+    return {**STORY, "messages": [{"role": "user", "content": f"Tell me story {number}"}], **fields}
+
+
 class Twins:
     """Two replicas of the plain pool, and the gateway that asks them before any other pool."""
 
@@ -73,14 +78,6 @@ class Twins:
 
     def other_than(self, one: MockVllm) -> MockVllm:
         return next(replica for replica in self.replicas if replica is not one)
-
-    def upcoming(self, key: str) -> MockVllm:
-        """The one that the next request goes to.
-
-        Whether they take turns or a conversation stays where it is: the one before the last.
-        """
-        asked = [chat(self.gateway, key) for _ in range(2)]
-        return self.replicas[int(asked[0].headers["x-tollgate-replica"].removeprefix("plain-"))]
 
     def name_of(self, one: MockVllm) -> str:
         return f"plain-{self.replicas.index(one)}"
@@ -181,19 +178,19 @@ def test_no_request_fails_before_its_first_content_while_replicas_are_killed(
         ("hang", None, "upstream_timeout"),
     ],
 )
-def test_a_replica_that_gives_no_answer_is_replaced_and_the_platform_pays(
+def test_replicas_that_give_no_answer_are_replaced_and_the_platform_pays(
     twins: Twins, customer: Customer, *, fault: str, value: Any, code: str
 ) -> None:
-    victim = twins.upcoming(customer.keys["key"])
-    other = twins.other_than(victim)
-    victim.fault(fault, value)
+    for replica in twins.replicas:
+        replica.fault(fault, value, times=1)
     with Asked(twins.gateway, customer.keys["key"], STREAM) as asked:
         reply = asked.reply()
     assert (reply.status, reply.is_complete, reply.events()[-1]) == (200, True, "[DONE]")
     assert b'"error"' not in reply.body
-    first, second = twins.rows_of(customer, asked.name)
-    assert (*_told(first), first["error_code"]) == (twins.name_of(victim), "failed", "platform", code)
-    assert _told(second) == (twins.name_of(other), "answered", "tenant")
+    *failed, answered = twins.rows_of(customer, asked.name)
+    assert {row["replica"] for row in failed} == {"plain-0", "plain-1"}
+    assert {(*_told(row)[1:], row["error_code"]) for row in failed} == {("failed", "platform", code)}
+    assert _told(answered) == ("third-0", "answered", "tenant")
 
 
 @pytest.mark.parametrize(
@@ -220,31 +217,35 @@ def test_a_replica_that_stops_in_the_middle_ends_the_stream_with_an_error(
 def test_a_hung_engine_that_answers_health_is_found_left_alone_and_taken_back(
     twins: Twins, customer: Customer
 ) -> None:
-    victim = twins.upcoming(customer.keys["key"])
-    other = twins.other_than(victim)
+    gateway, key = twins.gateway, customer.keys["key"]
+    victim, other = twins.replicas
     victim.fault("hang")
-    hangs = metric(twins.gateway, "tollgate_replica_hangs_total")
-    with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(chat, twins.gateway, customer.keys["key"], STREAM) for _ in range(2)]
-        eventually(lambda: metric(twins.gateway, "tollgate_replica_hangs_total") == hangs + 1)
+    hangs = metric(gateway, "tollgate_replica_hangs_total")
+    with ThreadPoolExecutor(40) as pool:
+        asked = []
+        for number in range(40):  # conversations, until one is the victim's
+            asked.append(pool.submit(chat, gateway, key, story_number(number, stream=True)))
+            if victim.stats()["in_flight"]:
+                break
+        eventually(lambda: metric(gateway, "tollgate_replica_hangs_total") == hangs + 1)
         assert httpx.get(f"{victim.url}/health", trust_env=False, timeout=10).status_code == 200
         before = victim.stats()["paths"].get(CHAT, 0)
-        for _ in range(6):
-            answer = chat(twins.gateway, customer.keys["key"])
+        for number in range(8):
+            answer = chat(gateway, key, story_number(number))
             assert answer.headers["x-tollgate-replica"] == twins.name_of(other)
         assert victim.stats()["paths"].get(CHAT, 0) == before, "nobody waits for it any more"
         assert {each.result().status_code for each in asked} == {200}, "who waited got the other one's answer"
     twins.until_up()  # it generates a token again
-    name = twins.name_of(victim)
-    sample = f'tollgate_replica_breaker{{replica="{name}"}}'
 
     def has_served_again() -> bool:
-        chat(twins.gateway, customer.keys["key"])
+        for number in range(8):
+            chat(gateway, key, story_number(number))
         return CHAT in victim.stats()["paths"]
 
     eventually(has_served_again)
-    eventually(lambda: metric(twins.gateway, sample) == 0)
-    twins.plant.assert_right(twins.gateway)
+    breaker = f'tollgate_replica_breaker{{replica="{twins.name_of(victim)}"}}'
+    eventually(lambda: metric(gateway, breaker) == 0)
+    twins.plant.assert_right(gateway)
 
 
 # ------------------------------------------------------------------------------------------------- hedging
@@ -259,18 +260,22 @@ def test_a_slow_replica_is_outrun_by_a_fast_one(twins: Twins, customer: Customer
     )
     plant.until_known(gateway)
     key = customer.keys["key"]
-    seen = [chat(gateway, key, STREAM).headers["x-tollgate-replica"] for _ in range(22)]
-    slow = twins.replicas[int(seen[-2].removeprefix("plain-"))]
-    slow.control(ttft_ms=LONG_MS)
+    assert {chat(gateway, key, STREAM).status_code for _ in range(20)} == {200}
+    for replica in twins.replicas:
+        replica.fault("hold")
+    slow, fast = twins.replicas
     with Asked(gateway, key, STREAM) as asked:
+        for replica in twins.replicas:
+            replica.wait_for(timeout_s=PATIENCE_S, in_flight=1)
+        fast.clear()
         reply = asked.reply()
     assert (reply.status, reply.is_complete, reply.events()[-1]) == (200, True, "[DONE]")
     slow.wait_for(timeout_s=PATIENCE_S, in_flight=0)
     plant.assert_right(gateway)
-    loser, winner = plant.rows(customer, "client_request_id = :name", name=asked.name)
-    assert (*_told(loser), loser["error_code"]) == (twins.name_of(slow), "failed", "platform", "hedge_lost")
-    assert _told(winner)[1:] == ("answered", "tenant")
-    assert metric(gateway, "tollgate_hedges_won_total") == 1
+    rows = plant.rows(customer, "client_request_id = :name", name=asked.name)
+    found = {row["replica"]: (row["state"], row["payer"], row["error_code"]) for row in rows}
+    assert found[twins.name_of(slow)] == ("failed", "platform", "hedge_lost")
+    assert found[twins.name_of(fast)] == ("answered", "tenant", None)
 
 
 # ------------------------------------------------------------------------------------------------ changes

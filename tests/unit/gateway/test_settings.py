@@ -250,3 +250,15 @@ def test_a_mistake_in_the_keys_does_not_tell_them(folder: Path) -> None:
     (folder / "tollgate.toml").write_text(f'external_keys = "{SECRET}"\n')
     assert "external_keys" in refusal()
     assert SECRET not in refusal()
+
+
+def test_weights_of_tenants_are_json_and_above_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, OVERLOAD__TENANT_WEIGHTS='{"acme": 3, "of: a name": 0.5}')
+    assert load_settings().overload.tenant_weights == {"acme": 3, "of: a name": 0.5}
+    set_all(monkeypatch, OVERLOAD__TENANT_WEIGHTS='{"acme": 0}')
+    assert "a weight must be above 0" in refusal()
+
+
+def test_flex_is_never_refused_after_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, OVERLOAD__FLEX_SHARE="0.95")
+    assert "flex_share must not be above default_share" in refusal()
