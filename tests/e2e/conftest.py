@@ -20,7 +20,8 @@ def _mocks() -> Iterator[dict[str, MockVllm]]:
 def _site(_mocks: dict[str, MockVllm], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("gateway")
     urls = {name: [mock.url] for name, mock in _mocks.items()}
-    with GatewayProcess(folder, urls, is_measured=True) as gateway:
+    settings = {"TOLLGATE_CLIENTS__KEEP_ALIVE_S": "5"}  # a test waits for it
+    with GatewayProcess(folder, urls, settings=settings, is_measured=True) as gateway:
         yield Site(gateway, **_mocks)
 
 
