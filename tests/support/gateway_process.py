@@ -208,6 +208,9 @@ def environment(
         "TOLLGATE_PORT": "0",
         "TOLLGATE_FRESHNESS__POLL_INTERVAL_S": "0.1",
         "TOLLGATE_SPOOL__SHIP_INTERVAL_MS": "50",
+        # Tests count what their engines are asked, and hold requests for longer than an engine stands still.
+        "TOLLGATE_HEALTH__IDLE_PROBE_S": "86400",
+        "TOLLGATE_HEALTH__STALL_S": "86400",
         **(settings or {}),
     }
 

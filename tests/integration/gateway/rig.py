@@ -25,7 +25,14 @@ from gateway.identity import key_store
 from gateway.identity import store as identity
 from gateway.identity.root_key import load_admin_key
 from gateway.ledger.tables import Attempt
-from gateway.settings import CacheSettings, FreshnessSettings, Settings, SpoolSettings, TimeoutSettings
+from gateway.settings import (
+    CacheSettings,
+    FreshnessSettings,
+    HealthSettings,
+    Settings,
+    SpoolSettings,
+    TimeoutSettings,
+)
 from tests.support.factories import make_act
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
 
@@ -152,6 +159,8 @@ def settings_for(folder: Path, urls: Mapping[str, Sequence[str]], **more: Any) -
         "timeouts": TimeoutSettings(connect_s=20, first_token_s=20, between_tokens_s=20, total_s=30),
         "freshness": FreshnessSettings(poll_interval_s=0.05),
         "spool": SpoolSettings(ship_interval_ms=10, fsync_interval_ms=20),
+        # Tests count what their engines are asked.
+        "health": HealthSettings(idle_probe_s=86_400, stall_s=86_400),
         **more,
     }
     return Settings(**values)
