@@ -49,7 +49,7 @@ def on_both_loops(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[...
             gc.collect()
         finally:
             gc.unfreeze()
-        assert unheard == []
+        assert unheard == [], [str(one) for one in unheard]
 
     run.__name__ = test.__name__
     return run
@@ -73,7 +73,9 @@ class Visit:
         return body
 
     def send(self, data: bytes) -> None:
-        self.writer.write(data)
+        # A client that hung up is no fault of the server's; uvloop raises where asyncio writes to nobody.
+        if not self.writer.transport.is_closing():
+            self.writer.write(data)
 
     async def until_gone(self) -> None:
         """Until the client ends the connection; what it still sends does not matter."""
