@@ -115,6 +115,7 @@ class KeyRing:
         records = list(records)
         rotated_from = {record.id: record.rotated_from for record in records}
         by_owner = {(limit.scope, limit.scope_id): limit for limit in limits}
+        self.limiter.has_limits = bool(by_owner)
         callers: dict[bytes, Caller] = {}
         refused: dict[bytes, KeyRecord] = {}
         ending: dict[bytes, KeyRecord] = {}

@@ -111,7 +111,8 @@ class LimitSharing:
         loop = asyncio.get_running_loop()
         while not self._stop.is_set():
             started_s = loop.time()
-            await self.exchange()
+            if self._limiter.has_limits or self._limiter.meters or self._told:
+                await self.exchange()
             pause_s = REST_S if self.is_alone else EXCHANGE_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(

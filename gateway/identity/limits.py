@@ -199,6 +199,8 @@ class Limiter:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.swept_minute = 0
+        self.has_limits = True
+        """Somebody's calls are limited, or that is not known yet: what the others count is of interest."""
         self.meters: dict[str, Meter] = {}
         """By `Limit.meter_name`."""
         self.refused = 0

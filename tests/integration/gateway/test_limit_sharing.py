@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.errors import RateLimited
-from gateway.identity.limit_sharing import BEAT_S, DEAD_S, FORGOTTEN_S, PREFIX, LimitSharing
+from gateway.identity.limit_sharing import BEAT_S, DEAD_S, EXCHANGE_S, FORGOTTEN_S, PREFIX, LimitSharing
 from gateway.identity.limits import Limit, Limiter, Permit, Scope
 from gateway.redis_client import RedisClient, close_redis, redis_client
 from tests.integration.gateway.rig import eventually
@@ -247,3 +247,16 @@ async def test_it_runs_by_itself_and_leaves_a_last_word(client: RedisClient) -> 
     await running[1]
     assert two.limiter.meters[BUSY.meter_name].others_under_way == 0
     assert 0 < await client.ttl(PREFIX + BUSY.meter_name) <= FORGOTTEN_S
+
+
+async def test_redis_is_not_asked_while_nobody_is_limited(clock: MovableClock) -> None:
+    async with connected(f"redis://127.0.0.1:{free_port()}/0") as client:  # where nobody answers
+        (one,) = some(client, clock, 1)
+        one.limiter.has_limits = False
+        running = asyncio.create_task(one.sharing.run())  # noqa: TID251 - a test
+        await asyncio.sleep(5 * EXCHANGE_S)
+        assert one.sharing.failures == 0
+        one.limiter.has_limits = True
+        await eventually(lambda: one.sharing.failures)
+        one.sharing.stop()
+        await running

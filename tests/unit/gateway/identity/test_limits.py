@@ -173,3 +173,12 @@ def test_the_limit_of_a_key_follows_its_rotations(clock: MovableClock) -> None:
         limits[2].admit(1)
     permit.end(1)
     limits[2].admit(1)
+
+
+def test_what_others_count_is_of_interest_once_anybody_is_limited() -> None:
+    keys = KeyRing(b"r" * 64, MovableClock(), stale_max_s=900)
+    assert keys.limiter.has_limits, "before the first look nobody knows"
+    keys.replace([make_key_record()])
+    assert not keys.limiter.has_limits
+    keys.replace([make_key_record()], [PROJECT])
+    assert keys.limiter.has_limits
