@@ -16,7 +16,7 @@ from gateway.attempt_log import AttemptLog, account_of, start_of, tokens_for
 from gateway.cache.lookup import AnswerCache, CacheStatus, KeptAnswer, slot_for
 from gateway.clock import Clock
 from gateway.course import Course, Courses, baseline_of, most_of
-from gateway.errors import BudgetExceeded, GatewayError
+from gateway.errors import BudgetExceeded
 from gateway.identity.auth import Caller, admit, latency_class
 from gateway.identity.limits import UNLIMITED, Permit
 from gateway.identity.shedding import Seat, Shedder
@@ -111,7 +111,7 @@ class Pipeline:
         except asyncio.CancelledError:
             log.cancelled()
             raise
-        except GatewayError:
+        except Exception:  # a bug too must not leave an attempt open
             log.given_up()
             raise
         finally:

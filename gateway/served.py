@@ -145,7 +145,9 @@ class ServedStream:
 
     def abandon(self) -> None:
         """The client left: close the engine's connection, so that it stops generating."""
-        self._end(AttemptState.CANCELLED, None)
+        # After [DONE] the client has all of it: only the end of the engine's message was still to come.
+        whole = self._stream.relay.is_done
+        self._end(AttemptState.ANSWERED if whole else AttemptState.CANCELLED, None)
 
     def _end(self, state: AttemptState, error: UpstreamError | None) -> None:
         self._seat.leave()

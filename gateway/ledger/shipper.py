@@ -106,7 +106,8 @@ class Shipper:
 
     async def drain(self) -> None:
         """Ship all that has ended so far, or leave it to the next process if the database is away."""
-        _fsync(self._spool.file_to_sync())
+        with contextlib.suppress(OSError):  # what cannot be synced can still be shipped
+            _fsync(self._spool.file_to_sync())
         try:
             while await self._ship_batch():
                 pass
@@ -123,8 +124,13 @@ class Shipper:
             await self._written.wait()  # nothing is done for a gateway that nobody uses
             self._written.clear()
             await asyncio.sleep(interval_s)
-            if (descriptor := self._spool.file_to_sync()) is not None:
-                await asyncio.to_thread(_fsync, descriptor)
+            try:
+                if (descriptor := self._spool.file_to_sync()) is not None:
+                    await asyncio.to_thread(_fsync, descriptor)
+            except OSError as error:  # no descriptor left, a full disk: no reason to stop serving
+                _log.warning("the spool could not be synced (will try again): %s", error)
+                self._spool.sync_failed()
+                self._written.set()
 
     async def _ship_loop(self) -> None:
         interval_s, full = self._settings.ship_interval_ms / 1000, self._settings.batch_records_max
@@ -225,6 +231,9 @@ def _is_refusal(error: StatementError | OverflowError) -> bool:
 
 
 def _fsync(descriptor: int | None) -> None:
-    if descriptor is not None:
+    if descriptor is None:
+        return
+    try:
         os.fsync(descriptor)
+    finally:
         os.close(descriptor)

@@ -143,8 +143,13 @@ class Spool:
         """A descriptor of its own to fsync and close, elsewhere; None when nothing was written since."""
         if not self._is_dirty:
             return None
+        descriptor = os.dup(self._file)
         self._is_dirty = False
-        return os.dup(self._file)
+        return descriptor
+
+    def sync_failed(self) -> None:
+        """What was handed out by `file_to_sync` is not on the disk: the next call hands it out again."""
+        self._is_dirty = True
 
     def close(self) -> None:
         """Give up the file; one that is still needed stays for the next process to recover."""

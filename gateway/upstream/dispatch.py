@@ -322,9 +322,11 @@ class Dispatcher:
             if rival is None:
                 if not is_settled:
                     _close_begun(tries[0])
-            elif is_settled and winner is not tries[0]:
+            elif (winner is not tries[0]) if is_settled else _has_failed(tries[0]):
                 _end_loser(running, tries[0])
                 running.go_on_as(rival)
+                if not is_settled:  # the client leaves: it leaves the one that was still at work
+                    _close_begun(tries[1])
             else:
                 _end_loser(rival, tries[1])
                 if not is_settled:
@@ -452,6 +454,11 @@ def _end_loser(loser: _Running, opening: _Opening) -> None:
         loser.observer.failed(error, timing)
         count_failure(loser.lease, error)
     loser.lease.release()
+
+
+def _has_failed(opening: _Opening) -> bool:
+    is_over = opening.done() and not opening.cancelled() and opening.exception() is None
+    return is_over and isinstance(opening.result(), UpstreamError)
 
 
 def _close_begun(opening: _Opening) -> UpstreamError | None:

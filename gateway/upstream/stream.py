@@ -132,7 +132,7 @@ class StreamRelay:
             return DONE
         try:
             parsed = _event.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UpstreamProtocolError(
                 "The model's answer cannot be read.",
                 operator_detail=f"not an OpenAI stream event: {error}: {data[:200]!r}",
@@ -155,7 +155,7 @@ class StreamRelay:
             self.usage = read_usage(event.usage) or self.usage
             if is_there(event.metrics):
                 self.engine = read_engine_metrics(event.metrics)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise UpstreamProtocolError(
                 "The model's answer cannot be read.", operator_detail=f"unreadable usage in a stream: {error}"
             ) from None

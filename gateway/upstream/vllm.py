@@ -94,7 +94,7 @@ def read_completion(body: bytes, *, alias: str) -> Completion:
         usage = read_usage(fields.get("usage"))
         metrics = fields.get("metrics")
         engine = EngineMetrics() if metrics is None else read_engine_metrics(metrics)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UpstreamProtocolError(
             "The model's answer cannot be read.",
             operator_detail=f"not an OpenAI answer: {error}: {body[:200]!r}",

@@ -12,7 +12,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from gateway.client_connection import ClientConnection, ClientRule
+from gateway.api.direct import DataPlaneProtocol
+from gateway.client_connection import ClientRule
 
 
 async def endless(scope: Any, receive: Any, send: Any) -> None:
@@ -48,6 +49,11 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+async def _never(*_: Any, **__: Any) -> None:
+    """No path is served without ASGI here."""
+    raise AssertionError
+
+
 @asynccontextmanager
 async def listening(rule: ClientRule) -> AsyncIterator[int]:
     """The port of a server with this rule."""
@@ -56,7 +62,9 @@ async def listening(rule: ClientRule) -> AsyncIterator[int]:
     config.load()
     state = ServerState()
     server = await loop.create_server(
-        lambda: ClientConnection(rule=rule, config=config, server_state=state, app_state={}, _loop=loop),
+        lambda: DataPlaneProtocol(
+            _never, {}, rule=rule, config=config, server_state=state, app_state={}, _loop=loop
+        ),
         "127.0.0.1",
         0,
     )

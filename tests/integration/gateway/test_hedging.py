@@ -191,6 +191,27 @@ async def test_a_client_that_leaves_stops_both_and_pays_for_one(
         assert _told(second) == ("failed", "platform", "hedge_lost")
 
 
+async def test_a_client_that_leaves_after_the_first_failed_pays_for_the_one_that_was_at_work(
+    home: Path, urls: dict[str, list[str]], plain: MockVllm, sister: MockVllm
+) -> None:
+    async with pair(home, urls, plain, sister) as two, asyncio.TaskGroup() as group:
+        two.hold()
+        for mock in two.mocks:
+            mock.fault("die_before_first_chunk")
+        asked = await two.asked(group)
+        open_attempts = two.gateway.services.spool._open.values()
+        (failing,) = (start.replica for start in open_attempts if start.attempt_number == 1)
+        number = int(failing.removeprefix("plain-"))
+        two.mocks[number].clear()  # lets it go on, to its death
+        await asyncio.to_thread(two.mocks[number].wait_for, PATIENCE_S, in_flight=0)
+        await asyncio.sleep(0.2)  # until the gateway has seen it
+        asked.cancel()
+        await asyncio.to_thread(two.mocks[1 - number].wait_for, PATIENCE_S, aborted=1, in_flight=0)
+        first, second = await two.rows(2)
+        assert _told(first) == ("failed", "platform", "upstream_unavailable")
+        assert _told(second)[:2] == ("cancelled", "tenant")
+
+
 async def test_the_allowance_is_kept(
     home: Path, urls: dict[str, list[str]], plain: MockVllm, sister: MockVllm
 ) -> None:

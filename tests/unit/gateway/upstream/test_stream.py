@@ -351,6 +351,7 @@ def test_a_stream_that_is_done_may_end() -> None:
         b'data: {"choices":{}}\n\n',
         b'data: {"choices":[{"text":1}]}\n\n',
         b"data:\n\n",
+        pytest.param(b'data: {"x":' + b"[" * 100_000 + b"\n\n", id="too deep for the parser"),
     ],
 )
 def test_what_is_no_stream_of_this_format_is_a_broken_answer(event: bytes) -> None:

@@ -117,6 +117,7 @@ def test_an_answer_may_come_without_metrics() -> None:
         b'{"choices":[],"usage":5}',
         b'{"choices":[],"metrics":5}',
         b'{"a":1,}',
+        pytest.param(b'{"x":' + b"[" * 100_000, id="too deep for the parser"),
     ],
 )
 def test_what_is_no_answer_is_refused(body: bytes) -> None:
