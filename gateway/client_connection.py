@@ -48,6 +48,9 @@ class ClientConnection(HttpToolsProtocol):
         self._is_in_head = False
         self._is_in_request = False
         self._is_head_too_large = False
+        self._is_more_in_piece = False
+        """What was read last held some of a body, or the end of a request before."""
+        self._unread_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
 
@@ -66,25 +69,27 @@ class ClientConnection(HttpToolsProtocol):
         """The client reads more slowly than we write: it shall read something before long."""
         super().pause_writing()
         if self._unread_timer is None:
-            self._unread_timer = self.loop.call_later(self._rule.read_timeout_s, self._unread)
+            self._await_reader()
 
     def resume_writing(self) -> None:
         """It has caught up."""
-        self._stop_unread_timer()
+        if not self.transport.is_closing():  # then only the end counts
+            self._stop_unread_timer()
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and look at what is still incomplete."""
+        self._is_more_in_piece = False
         super().data_received(data)
         if not self._is_in_request:
-            if self._timer is not None:
+            if self._timer is not None and self.cycle is not None:  # line ends alone are no request
                 self._stop_timer()
             return
-        if self._is_in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._rule.head_bytes_max:
-                self._refuse_head()
-                return
+        # A head, or trailers, which httptools keeps too.
+        self._head_bytes = 1 if self._is_more_in_piece else self._head_bytes + len(data)
+        if self._head_bytes > self._rule.head_bytes_max and not self._is_head_too_large:
+            self._refuse_head()
+            return
         if self._timer is None:
             self._timer = self.loop.call_later(self._rule.request_timeout_s, self._overdue)
 
@@ -100,24 +105,31 @@ class ClientConnection(HttpToolsProtocol):
         Raises:
             _HeadTooLarge: there are too many of them, or they are too long.
         """
-        self._is_in_head = False
         headers = self.headers
         if len(headers) > _FEW_HEADERS or self._head_bytes:
             size = sum(len(name) + len(value) for name, value in headers) + len(self.url)
             if size > self._rule.head_bytes_max or len(headers) > self._rule.headers_max:
                 self._is_head_too_large = True
                 raise _HeadTooLarge
+        self._is_in_head = False
 
     def request_is_whole(self) -> None:
         """Its last byte is there."""
         self._is_in_request = False
+        self._is_more_in_piece = True
+
+    def body_comes(self) -> None:
+        """Some of its body is there."""
+        self._is_more_in_piece = True
 
     def send_400_response(self, msg: str) -> None:
         """Say what is wrong with what cannot be read; uvicorn calls it for an error of the parser."""
         if self._is_head_too_large:
             self._refuse_head()
-        else:
+        elif self._may_speak():
             super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     # ------------------------------------------------------------------------------------------- refusing
     def _refuse_head(self) -> None:
@@ -130,11 +142,17 @@ class ClientConnection(HttpToolsProtocol):
         self._timer = None
         if self.cycle is not None and not self._is_in_request:
             return  # it is whole: how long its answer takes is another matter
+        if self.pipeline:  # it is us who do not read on, until the answers before it are out
+            self._timer = self.loop.call_later(self._rule.request_timeout_s, self._overdue)
+            return
         self._rule.refused["time"] += 1
         self._end(408, "request_timeout", f"No whole request within {self._rule.request_timeout_s:g} s.")
 
     def _unread(self) -> None:
         self._unread_timer = None
+        if self.transport.get_write_buffer_size() < self._unread_bytes:
+            self._await_reader()  # it reads, if slowly
+            return
         self._rule.refused["read"] += 1
         self.transport.abort()  # what is buffered would keep it open
 
@@ -152,14 +170,26 @@ class ClientConnection(HttpToolsProtocol):
                 "connection: close",
             )
             self.transport.write("\r\n".join((*lines, "", "")).encode() + body)
+        self.close_soon()
+
+    def close_soon(self) -> None:
+        """Close once the client has read everything, or nothing for a while."""
         self.transport.close()
+        if self._unread_timer is None and self.transport.get_write_buffer_size():
+            self._await_reader()
+
+    def _await_reader(self) -> None:
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        self._unread_timer = self.loop.call_later(self._rule.read_timeout_s, self._unread)
 
     def _may_speak(self) -> bool:
         """Whether an answer now would be that of the request that is not whole, and its first."""
         cycle = self.cycle
         if cycle is None:
             return True
-        if self._is_in_head:  # the cycle is that of the request before
+        if self.pipeline:  # others are answered first
+            return False
+        if not self._is_in_request or self._is_in_head:  # the cycle is that of the request before
             return cycle.response_complete
         # A cycle that knows no beginning has begun nothing while its request is not whole.
         return not (cycle.response_complete or getattr(cycle, "response_started", False))

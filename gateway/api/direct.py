@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.api.error_bodies import Headers
 from gateway.api.wire import too_large
@@ -26,6 +26,11 @@ BODY_BYTES_MAX: Final = 65_536
 """A larger body goes through uvicorn, which holds the client back until somebody has looked at its key."""
 _SPECIAL: Final = frozenset({b"expect", b"upgrade", b"transfer-encoding"})
 _CLOSE: Final = (b"connection", b"close")
+_BODY: Final = frozenset({b"content-length", b"transfer-encoding"})
+
+
+class _UpgradeWithBody(Exception):  # httptools carries it out of a callback and wraps it
+    """Not served: nothing is upgraded here."""
 
 
 class Serve(Protocol):
@@ -185,23 +190,30 @@ class DataPlaneProtocol(ClientConnection):
         self._direct: DirectWire | None = None
         """The request that is being read or served without ASGI."""
         self._is_reading_direct = False
+        self._served: RequestResponseCycle | None = None
+        """Through ASGI; `cycle` may be one that waits behind it."""
         self._idle_since_s: float | None = None
 
     # ---------------------------------------------------------------------------- the parser's callbacks
     def on_message_begin(self) -> None:
         """Only what every request needs; ASGI's scope is made for those that take its way."""
         self.request_begins()
+        self._idle_since_s = None
         self.url = b""
         self.headers = []
         self._is_reading_direct = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep it."""
-        self.headers.append((name.lower(), value))
+        """Keep it, unless it is a trailer: those are nobody's headers."""
+        if self._is_in_head:
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Which way does it take?"""
         self.head_is_whole()
+        self._idle_since_s = None
+        if self.parser.should_upgrade() and not _BODY.isdisjoint(dict(self.headers)):
+            raise _UpgradeWithBody  # httptools would take the body for the next request
         path = self._paths.get(self.url)
         if path is not None and self._can_be_direct(dict(self.headers)):
             wire = DirectWire(self, path, self.headers, keep_alive=self.parser.should_keep_alive())
@@ -228,10 +240,12 @@ class DataPlaneProtocol(ClientConnection):
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused  # uvicorn waits for the client to read what it has
         )
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece."""
+        self.body_comes()
         if not self._is_reading_direct:
             super().on_body(body)
         elif self._direct is not None:
@@ -262,6 +276,9 @@ class DataPlaneProtocol(ClientConnection):
         """Stop what is under way for a client that left."""
         if self._direct is not None and not self._direct.response_complete:
             self._direct.lost()
+        if self._served is not None and not self._served.response_complete:
+            self._served.disconnected = True
+            self._served.message_event.set()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
@@ -270,12 +287,13 @@ class DataPlaneProtocol(ClientConnection):
     # ----------------------------------------------------------------------------------- between requests
     # One timer per connection that looks when it is due, instead of one for every pause.
     def _unset_keepalive_if_required(self) -> None:
-        self._idle_since_s = None
+        """A request's beginning does; line ends between two do not."""
 
     def on_response_complete(self) -> None:
         """Read on, and let an idle client go after a while."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
+            self.close_soon()
             return
         self._idle_since_s = None
         self.flow.resume_reading()
@@ -286,6 +304,10 @@ class DataPlaneProtocol(ClientConnection):
         if self.timeout_keep_alive_task is None:
             self._look_again_in(self.timeout_keep_alive)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
+
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection if it has been idle for so long."""
         self.timeout_keep_alive_task = None
@@ -295,7 +317,7 @@ class DataPlaneProtocol(ClientConnection):
         if left_s > 0:
             self._look_again_in(left_s)
         else:
-            self.transport.close()
+            self.close_soon()
 
     def _look_again_in(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)

@@ -109,6 +109,8 @@ class AnswerStream:
             if self.relay.failure is not None:  # nobody has seen anything of it yet
                 raise self.relay.failure
         self._ttft_ms = _ms_since(self._started_s)
+        if self._pours is not None:  # the first token is there: its limit must not end a slow client's stream
+            self._expect(self._pours)
 
     async def read(self) -> bytes:
         """The next bytes for the client; nothing once the stream is complete.
@@ -159,7 +161,9 @@ class AnswerStream:
                 return True
             if block and not write(block):
                 is_full = True
-            return is_full or relay.is_done
+            if relay.failure is not None:  # it came behind content, in the same piece
+                failed.append(relay.failure)
+            return is_full or relay.is_done or bool(failed)
 
         patience.renew()
         while not (relay.is_done or is_full):

@@ -220,7 +220,8 @@ class Connection(asyncio.Protocol):
             return
         if patience.is_renewed and self._waiter is None:
             patience.renew()  # the client reads slowly: what the engine sent lies here
-            return
+            if patience.deadline_s > now_s:
+                return
         self._fail(patience.error())
         self.abort("took too long")
 

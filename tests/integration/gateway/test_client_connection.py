@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,6 +39,9 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/endless":
         await endless(scope, receive, send)
         return
+    if scope["path"] == "/large":  # more than a socket takes, less than makes the server wait
+        await _send_large(send)
+        return
     size, message = 0, {"more_body": scope["path"] != "/at-once"}
     while message.get("more_body"):
         message = await receive()
@@ -54,11 +59,25 @@ async def _never(*_: Any, **__: Any) -> None:
     raise AssertionError
 
 
+async def _send_large(send: Any) -> None:
+    body = b"x" * 4_000_000
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 @asynccontextmanager
-async def listening(rule: ClientRule) -> AsyncIterator[int]:
+async def listening(rule: ClientRule, *, keep_alive_s: int = 75) -> AsyncIterator[int]:
     """The port of a server with this rule."""
     loop = asyncio.get_running_loop()
-    config = uvicorn.Config(hello, http="httptools", ws="none", lifespan="off", log_config=None)
+    config = uvicorn.Config(
+        hello,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        timeout_keep_alive=keep_alive_s,
+    )
     config.load()
     state = ServerState()
     server = await loop.create_server(
@@ -195,3 +214,87 @@ async def test_who_reads_nothing_of_an_answer_has_left_and_who_reads_slowly_has_
         slow.close()
         silent.close()
     assert limits.refused == {"head": 0, "time": 0, "read": 1}
+
+
+async def until_closed(port: int, *pieces: bytes, within_s: float = 20.0) -> bytes:
+    """All that is answered to these bytes until the server closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answer = b""
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(within_s):
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(100_000):
+                    answer += data
+    finally:
+        writer.close()
+    return answer
+
+
+async def test_trailers_are_bounded_and_no_headers() -> None:
+    async with listening(limits := rule()) as port:
+        chunked = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n" + CLOSE
+        assert await said(port, chunked + b"1\r\nx\r\n0\r\n", b"x-a: b\r\n\r\n") == (200, "1", b"")
+        trailer = b"x-long: " + b"y" * 500 + b"\r\n"
+        answer = await until_closed(port, chunked + b"0\r\n", *[trailer] * 4)
+        assert answer.startswith(b"HTTP/1.1 431")
+    assert limits.refused["head"] == 1
+
+
+async def test_a_body_behind_an_upgrade_is_not_taken_for_a_request() -> None:
+    async with listening(rule()) as port:
+        inner = GET + b"\r\n"
+        head = b"POST / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\ncontent-length: %d\r\n\r\n"
+        answer = await until_closed(port, head % len(inner), inner)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("first", [b"", GET + b"\r\n"])
+async def test_line_ends_alone_keep_no_connection(first: bytes) -> None:
+    async with listening(rule(request_timeout_s=0.3), keep_alive_s=1) as port:
+        answer = await until_closed(port, first + b"\r\n", b"\r\n", b"\r\n", within_s=10)
+    assert answer.startswith(b"HTTP/1.1 200" if first else b"HTTP/1.1 408")
+
+
+async def test_a_request_that_waits_behind_an_answer_is_not_late() -> None:
+    async with listening(limits := rule(request_timeout_s=0.3)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /endless HTTP/1.1\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nx")
+        loop = asyncio.get_running_loop()
+        end_s, seen = loop.time() + 1.5, b""
+        while loop.time() < end_s:
+            seen = seen[-20:] + await reader.read(1_000_000)
+            assert b"HTTP/1.1" not in seen
+        writer.close()
+    assert limits.refused == {"head": 0, "time": 0, "read": 0}
+
+
+async def test_the_second_head_of_a_connection_is_bounded_too() -> None:
+    async with listening(limits := rule()) as port:
+        many = b"".join(b"x-%d: y\r\n" % number for number in range(70))
+        answer = await until_closed(port, GET + b"\r\n", GET + many + b"\r\n")
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"HTTP/1.1 431" in answer
+        body = b"POST / HTTP/1.1\r\ncontent-length: 3000\r\n\r\n"
+        # A body's end and the next head's beginning, in one piece that is larger than a head may be.
+        answer = await until_closed(port, body, b"x" * 3_000 + GET[:10], GET[10:] + CLOSE)
+        assert answer.count(b"HTTP/1.1 200") == 2
+    assert limits.refused["head"] == 1
+
+
+async def test_a_closed_connection_ends_though_its_answer_is_not_read() -> None:
+    async with listening(limits := rule(read_timeout_s=0.5), keep_alive_s=1) as port:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+            client.connect(("127.0.0.1", port))
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(client, b"GET /large HTTP/1.1\r\n" + CLOSE)
+            async with asyncio.timeout(20):
+                while not limits.refused["read"]:  # noqa: ASYNC110 - counted, without an event
+                    await asyncio.sleep(0.05)

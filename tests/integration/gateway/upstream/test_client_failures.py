@@ -5,11 +5,13 @@ import contextlib
 import json
 import socket
 import ssl
+import time
 
 import pytest
 
 from gateway.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnavailable
 from gateway.upstream.client import Origin
+from gateway.upstream.patience import Patience
 from tests.integration.gateway.upstream.scripted_server import (
     HELLO,
     Visit,
@@ -338,3 +340,22 @@ async def test_cancelling_in_the_handshake_ends_the_connection() -> None:
         await soon(server.asked)
         await cancelled(work)
         await soon(server.noticed)
+
+
+@on_both_loops
+async def test_a_stream_has_an_end_though_its_client_reads_slowly() -> None:
+    async def script(visit: Visit) -> None:
+        await visit.request()
+        visit.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+        await visit.until_gone()
+
+    async with serving(script) as (server, origin), client_of() as client:
+        response = await post(client, origin)
+        until_s = time.monotonic() + 0.3
+        response.allow(Patience(0.05, "further token", is_renewed=True, until_s=until_s))
+        assert await response.read() == b"a"
+        # Nobody waits for the next piece now.
+        await soon(server.noticed)
+        with pytest.raises(UpstreamTimeout, match="too long in all"):
+            await response.read()
+        response.close()
