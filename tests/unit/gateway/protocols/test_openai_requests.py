@@ -21,6 +21,8 @@ from gateway.protocols.openai import (
     INSTRUCTION_CHARS,
     TOKENS_MAX,
     ParseLimits,
+    _ReadChat,
+    _refusal,
     parse_call,
 )
 
@@ -192,6 +194,24 @@ def test_a_field_nested_to_the_edge_of_what_can_be_read_is_read_or_refused() -> 
         except InvalidRequest as error:
             refused = error
     assert "nested too deeply" in refused.caller_detail
+
+
+@pytest.mark.parametrize(
+    ("depth", "said", "param"),
+    [
+        (100_000, "`messages` is nested too deeply.", "messages"),
+        # A level less than the whole body has: how deep one may go depends on who calls.
+        (1, "The request cannot be read: too deep.", None),
+    ],
+)
+def test_a_request_that_is_too_deep_is_told_by_the_field_or_as_a_whole(
+    depth: int, said: str, param: str | None
+) -> None:
+    nested = b"[" * depth + b"]" * depth
+    message = b'[{"role":"user","content":"Hi","x":' + nested + b"}]"
+    fields = {"model": msgspec.Raw(b'"auto"'), "messages": msgspec.Raw(message)}
+    refused = _refusal(_ReadChat, fields, RecursionError("too deep"))
+    assert (refused.caller_detail, refused.param) == (said, param)
 
 
 # ------------------------------------------------------------------------------- model, messages and prompts
