@@ -32,7 +32,8 @@ from gateway.api.docs import add_docs
 from gateway.api.edge import Edge
 from gateway.cache.key import answer_scope
 from gateway.cache.lookup import AnswerCache
-from gateway.cache.storage import CacheStorage, MemoryStorage, RedisStorage
+from gateway.cache.pipelined import redis_storage
+from gateway.cache.storage import CacheStorage, MemoryStorage
 from gateway.clock import Clock
 from gateway.console.overview import console_router
 from gateway.db import create_engine, session_factory
@@ -355,18 +356,14 @@ class _Parts:
 
     async def _cache(self) -> AnswerCache:
         settings = self._settings.cache
+        within_s = settings.lookup_timeout_ms / 1000
         storage: CacheStorage
         if self._redis is None:
             storage = MemoryStorage(self._clock, bytes_max=settings.memory_bytes_max)
         else:
             await require_redis(self._redis)
-            storage = RedisStorage(self._redis)
-        return AnswerCache(
-            storage,
-            self._clock,
-            lookup_timeout_s=settings.lookup_timeout_ms / 1000,
-            entry_bytes_max=settings.entry_bytes_max,
-        )
+            storage = redis_storage(self._redis, within_s=within_s)
+        return AnswerCache(storage, self._clock, entry_bytes_max=settings.entry_bytes_max)
 
     def _sharing(self) -> LimitSharing | None:
         """How this process holds limits together with others, where there may be others."""

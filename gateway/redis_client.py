@@ -6,12 +6,18 @@ of its nodes, `redis+sentinel://host:26379,other:26379/mymaster/0` the master of
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError
 
 from gateway.errors import ConfigurationError
@@ -74,6 +80,39 @@ async def require_redis(client: RedisClient) -> None:
             f"Redis does not answer ({error or type(error).__name__}): is it running, and is"
             " TOLLGATE_REDIS_URL its address?"
         ) from error
+
+
+def is_one_server(client: RedisClient) -> bool:
+    """Whether it asks one server, whose address does not change."""
+    return isinstance(client, Redis) and not isinstance(client.connection_pool, SentinelConnectionPool)
+
+
+@contextlib.asynccontextmanager
+async def open_line(client: Redis, line: asyncio.Protocol) -> AsyncIterator[None]:
+    """A connection of its own, opened as the client opens its own, whose bytes then go to `line`.
+
+    redis-py connects, with TLS, password, user, database and name; `connection_made` comes after all that.
+    From then on RESP2 is spoken, and redis-py reads nothing of it. Its connection is closed at the end.
+
+    Raises:
+        RedisError: it could not be opened; OSError and TimeoutError too.
+    """
+    pool = client.connection_pool
+    # Notices of maintenance would come between the replies; who calls tries again by its own rule.
+    options = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
+    options |= {"protocol": 2, "retry": Retry(NoBackoff(), 0)}
+    connection: Any = pool.connection_class(**options)
+    try:
+        await connection.connect()
+        # redis-py 8.1 has no way to hand on an open connection; every test with Redis notices if it changes.
+        writer = connection._writer  # noqa: SLF001
+        if writer is None or writer.transport.is_closing():
+            raise RedisConnectionError("closed at once")
+        writer.transport.set_protocol(line)
+        line.connection_made(writer.transport)
+        yield
+    finally:
+        await connection.disconnect(nowait=True)
 
 
 def _by_sentinel(rest: str, options: dict[str, Any]) -> Redis:

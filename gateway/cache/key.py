@@ -8,7 +8,6 @@ nobody can guess a prompt from it. Pure.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Iterable
 
 import msgspec
@@ -17,6 +16,9 @@ from gateway.inference import Call
 
 _NOT_PART_OF_THE_ANSWER = frozenset({"stream", "stream_options"})
 """How the answer travels; what matters of it is added in words of our own."""
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def answer_scope(policy_version: str, models: Iterable[str]) -> str:
@@ -34,13 +36,13 @@ def answer_key(call: Call, *, secret: bytes, scope: str) -> bytes:
 
     Args:
         call: what was asked; its fields are compared by value, whatever their order and spacing.
-        secret: the tenant's own.
+        secret: the tenant's own, 64 bytes at most.
         scope: what else decides the answer: the policy's version and the models behind the alias.
     """
-    decode, encode = msgspec.json.decode, msgspec.json.encode
     fields = {
-        name: decode(value) for name, value in call.fields.items() if name not in _NOT_PART_OF_THE_ANSWER
+        name: _decode(value) for name, value in call.fields.items() if name not in _NOT_PART_OF_THE_ANSWER
     }
     form = (call.is_streaming, call.wants_usage, call.wants_continuous_usage)
-    asked = encode((scope, call.endpoint, call.model_alias, form, fields), order="sorted")
-    return hmac.digest(secret, asked, hashlib.sha512)
+    asked = _encode((scope, call.endpoint, call.model_alias, form, fields))
+    # BLAKE2b is a keyed hash by itself (RFC 7693, 2.9), at a third of what HMAC takes.
+    return hashlib.blake2b(asked, key=secret, digest_size=64).digest()

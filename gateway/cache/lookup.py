@@ -21,8 +21,6 @@ from gateway.cache.storage import CacheBroken, CacheStorage
 from gateway.clock import Clock
 from gateway.inference import CacheRule, Call
 
-KEEPING_MAX = 1_000
-"""Answers that may wait for the storage; more are not kept."""
 REST_S = 1.0
 """How long a storage that failed is not asked."""
 
@@ -98,15 +96,11 @@ def slot_for(call: Call, rule: CacheRule, *, secret: bytes, scope: str) -> Slot 
 class AnswerCache:
     """Finds and keeps answers."""
 
-    def __init__(
-        self, storage: CacheStorage, clock: Clock, *, lookup_timeout_s: float, entry_bytes_max: int
-    ) -> None:
+    def __init__(self, storage: CacheStorage, clock: Clock, *, entry_bytes_max: int) -> None:
         self._storage = storage
         self._clock = clock
-        self._lookup_timeout_s = lookup_timeout_s
         self.entry_bytes_max = entry_bytes_max
         self._rests_until_s = 0.0
-        self._keeping: asyncio.Queue[tuple[Slot, bytes]] = asyncio.Queue(KEEPING_MAX)
         self.hits = 0
         self.misses = 0
         self.failures = 0
@@ -119,49 +113,41 @@ class AnswerCache:
         if not slot.may_read or self._clock.monotonic_s() < self._rests_until_s:
             return None
         try:
-            async with asyncio.timeout(self._lookup_timeout_s):
-                value = await self._storage.get(slot.key)
-            answer = None if value is None else _decoder.decode(value)
-        except (CacheBroken, TimeoutError, msgspec.DecodeError) as error:
+            value = await self._storage.get(slot.key)
+            if value is None:
+                self.misses += 1
+                return None
+            answer = _decoder.decode(value)
+        except (CacheBroken, msgspec.DecodeError) as error:
             self._failed(error)
             return None
-        if answer is None:
-            self.misses += 1
-        else:
-            self.hits += 1
+        self.hits += 1
         return answer
 
     def keep(self, slot: Slot, answer: KeptAnswer) -> None:
         """Keep it soon; the caller does not wait."""
-        if len(answer.body) > self.entry_bytes_max:
-            self.not_kept += 1
-            return
-        try:
-            self._keeping.put_nowait((slot, _encoder.encode(answer)))
-        except asyncio.QueueFull:
+        is_kept = len(answer.body) <= self.entry_bytes_max and self._storage.keep(
+            slot.key, _encoder.encode(answer), ttl_s=slot.ttl_s
+        )
+        if not is_kept:
             self.not_kept += 1
 
     async def run(self) -> None:
-        """Hand answers to the storage until cancelled."""
-        while True:
-            slot, value = await self._keeping.get()
-            try:
-                await self._storage.put(slot.key, value, ttl_s=slot.ttl_s)
-            except CacheBroken as error:
-                self._failed(error)
-            finally:
-                self._keeping.task_done()
+        """Let the storage keep what it is given, until cancelled."""
+        await self._storage.run(self._failed)
 
     async def flush(self, *, timeout_s: float) -> None:
         """Wait until everything is kept, for so long at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._keeping.join()
+                await self._storage.flush()
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
-        self._rests_until_s = self._clock.monotonic_s() + REST_S
-        _log.warning("the cache is left alone for %g s: %r", REST_S, error)
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._rests_until_s:  # a lost connection fails for many at once
+            _log.warning("the cache is left alone for %g s: %r", REST_S, error)
+        self._rests_until_s = now_s + REST_S
 
 
 class Recording:

@@ -7,19 +7,20 @@ neither a dump of Redis nor its operator shows a prompt or an answer.
 
 from __future__ import annotations
 
-import secrets
+import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Protocol
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
+from gateway.cache.sealing import name_of, seal, unseal
 from gateway.clock import Clock
 from gateway.redis_client import REDIS_ERRORS, RedisClient
 
-PREFIX = b"tollgate:answer:"
-NONCE_BYTES = 12
-HALF = 32
+KEEPING_MAX = 1_000
+"""Answers that may wait for a storage; more are not kept."""
+
+Failed = Callable[[Exception], None]
+"""Is told of each answer that a storage took and could not keep."""
 
 
 class CacheBroken(Exception):
@@ -33,15 +34,17 @@ class CacheStorage(Protocol):
         """What is kept under the key; None if nothing is.
 
         Raises:
-            CacheBroken: it cannot be asked.
+            CacheBroken: it cannot be asked, or does not answer in time.
         """
 
-    async def put(self, key: bytes, value: bytes, *, ttl_s: int) -> None:
-        """Keep it for so many seconds.
+    def keep(self, key: bytes, value: bytes, *, ttl_s: int) -> bool:
+        """Keep it soon, for so many seconds; false: there is no room to wait in. Never waits itself."""
 
-        Raises:
-            CacheBroken: it cannot be kept.
-        """
+    async def run(self, failed: Failed) -> None:
+        """Do what `keep` was told, until cancelled."""
+
+    async def flush(self) -> None:
+        """Wait until everything that was taken is kept, or has failed."""
 
 
 class MemoryStorage:
@@ -64,15 +67,22 @@ class MemoryStorage:
         self._entries.move_to_end(key)
         return entry[1]
 
-    async def put(self, key: bytes, value: bytes, *, ttl_s: int) -> None:
-        """Keep it; what is larger than the whole storage is not kept."""
+    def keep(self, key: bytes, value: bytes, *, ttl_s: int) -> bool:
+        """Keep it now; what is larger than the whole storage is not kept."""
         self._drop(key)
         if len(value) > self._bytes_max:
-            return
+            return False
         self._entries[key] = (self._clock.monotonic_s() + ttl_s, value)
         self.size_bytes += len(value)
         while self.size_bytes > self._bytes_max:
             self._drop(next(iter(self._entries)))
+        return True
+
+    async def run(self, failed: Failed) -> None:
+        """Nothing is left to do."""
+
+    async def flush(self) -> None:
+        """Everything is kept."""
 
     def _drop(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)
@@ -81,29 +91,50 @@ class MemoryStorage:
 
 
 class RedisStorage:
-    """Answers in Redis, sealed."""
+    """Answers in Redis, sealed, by redis-py: each look-up takes a connection of its own from a pool.
 
-    def __init__(self, client: RedisClient) -> None:
+    For clusters and for masters that sentinels name; `PipelinedStorage` is for one server.
+    """
+
+    def __init__(self, client: RedisClient, *, within_s: float) -> None:
+        """Not connected.
+
+        Args:
+            client: who asks.
+            within_s: the longest that a look-up takes.
+        """
         self._client = client
+        self._within_s = within_s
+        self._keeping: asyncio.Queue[tuple[bytes, bytes, int]] = asyncio.Queue(KEEPING_MAX)
 
     async def get(self, key: bytes) -> bytes | None:
         """What Redis has under the key; an entry that does not open is none."""
         try:
-            sealed = await self._client.get(PREFIX + key[:HALF].hex().encode())
-        except REDIS_ERRORS as error:
+            async with asyncio.timeout(self._within_s):
+                sealed = await self._client.get(name_of(key))
+        except (*REDIS_ERRORS, TimeoutError) as error:
             raise CacheBroken(str(error) or repr(error)) from error
-        if not isinstance(sealed, bytes):  # the client could decode to text, but is not told to
-            return None
-        try:
-            return AESGCM(key[HALF:]).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
-        except (InvalidTag, ValueError):
-            return None
+        # The client could decode to text, but is not told to.
+        return unseal(key, sealed) if isinstance(sealed, bytes) else None
 
-    async def put(self, key: bytes, value: bytes, *, ttl_s: int) -> None:
-        """Seal it and hand it to Redis."""
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        sealed = nonce + AESGCM(key[HALF:]).encrypt(nonce, value, None)
-        try:
-            await self._client.set(PREFIX + key[:HALF].hex().encode(), sealed, ex=ttl_s)
-        except REDIS_ERRORS as error:
-            raise CacheBroken(str(error) or repr(error)) from error
+    def keep(self, key: bytes, value: bytes, *, ttl_s: int) -> bool:
+        """Queue it."""
+        if self._keeping.full():
+            return False
+        self._keeping.put_nowait((key, value, ttl_s))
+        return True
+
+    async def run(self, failed: Failed) -> None:
+        """Seal what is queued and hand it to Redis, one after the other."""
+        while True:
+            key, value, ttl_s = await self._keeping.get()
+            try:
+                await self._client.set(name_of(key), seal(key, value), ex=ttl_s)
+            except REDIS_ERRORS as error:
+                failed(CacheBroken(str(error) or repr(error)))
+            finally:
+                self._keeping.task_done()
+
+    async def flush(self) -> None:
+        """Wait for the queue."""
+        await self._keeping.join()

@@ -1,5 +1,6 @@
 """Does Redis keep answers, sealed, in each of its forms, and is it survived when it goes away?"""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.app import create_app
-from gateway.cache.storage import HALF, CacheBroken, RedisStorage
+from gateway.cache.pipelined import PipelinedStorage, redis_storage
+from gateway.cache.sealing import HALF
+from gateway.cache.storage import CacheBroken, CacheStorage, RedisStorage
 from gateway.errors import ConfigurationError
 from gateway.redis_client import RedisClient, close_redis, redis_client, require_redis
 from tests.integration.gateway.rig import bearer, lifespan_of, running, settings_for
@@ -27,21 +30,39 @@ async def connected(url: str) -> AsyncIterator[RedisClient]:
         await close_redis(client)
 
 
-@pytest.mark.parametrize("form", ["redis", "cluster", "sentinel"])
-async def test_what_is_kept_is_found_in_each_form_of_redis(form: str, request: pytest.FixtureRequest) -> None:
+@contextlib.asynccontextmanager
+async def storing(client: RedisClient) -> AsyncIterator[tuple[CacheStorage, list[Exception]]]:
+    """A storage at work, and what it could not keep."""
+    storage, failures = redis_storage(client, within_s=5), list[Exception]()
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(storage.run(failures.append))
+        await asyncio.sleep(0)
+        yield storage, failures
+        work.cancel()
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [("redis", PipelinedStorage), ("cluster", RedisStorage), ("sentinel", RedisStorage)]
+)
+async def test_what_is_kept_is_found_in_each_form_of_redis(
+    form: str, kind: type[CacheStorage], request: pytest.FixtureRequest
+) -> None:
     async with connected(request.getfixturevalue(form)) as client:
         await require_redis(client)
-        storage = RedisStorage(client)
-        assert await storage.get(KEY) is None
-        await storage.put(KEY, SECRET_ANSWER, ttl_s=60)
-        assert await storage.get(KEY) == SECRET_ANSWER
+        async with storing(client) as (storage, failures):
+            assert type(storage) is kind
+            assert await storage.get(KEY) is None
+            assert storage.keep(KEY, SECRET_ANSWER, ttl_s=60)
+            await storage.flush()
+            assert await storage.get(KEY) == SECRET_ANSWER
+            assert failures == []
 
 
 async def test_what_lies_in_redis_shows_neither_key_nor_answer(redis: str) -> None:
     key = b"\1" * HALF + b"\2" * HALF
-    async with connected(redis) as client:
-        storage = RedisStorage(client)
-        await storage.put(key, SECRET_ANSWER, ttl_s=60)
+    async with connected(redis) as client, storing(client) as (storage, _):
+        storage.keep(key, SECRET_ANSWER, ttl_s=60)
+        await storage.flush()
         name = b"tollgate:answer:" + (b"\1" * HALF).hex().encode()
         sealed: Any = await client.get(name)
         assert SECRET_ANSWER not in sealed
@@ -57,13 +78,29 @@ async def test_what_lies_in_redis_shows_neither_key_nor_answer(redis: str) -> No
 @pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
 async def test_a_redis_that_is_away_is_said_to_be_broken(scheme: str) -> None:
     async with connected(f"{scheme}://127.0.0.1:{free_port()}") as client:
-        storage = RedisStorage(client)
-        with pytest.raises(CacheBroken):
-            await storage.get(KEY)
-        with pytest.raises(CacheBroken):
-            await storage.put(KEY, b"", ttl_s=1)
+        async with storing(client) as (storage, failures):
+            is_taken = storage.keep(KEY, b"", ttl_s=1)
+            with pytest.raises(CacheBroken):
+                await storage.get(KEY)
+            await storage.flush()
+            assert len(failures) == is_taken
         with pytest.raises(ConfigurationError, match="Redis does not answer"):
             await require_redis(client)
+
+
+@pytest.mark.parametrize("form", ["redis", "sentinel"])
+async def test_a_redis_that_is_silent_is_not_waited_for(form: str, request: pytest.FixtureRequest) -> None:
+    async with connected(request.getfixturevalue(form)) as client:
+        await require_redis(client)
+        storage = redis_storage(client, within_s=0.05)
+        async with asyncio.TaskGroup() as group:
+            work = group.create_task(storage.run(lambda _: None))
+            await asyncio.sleep(0)
+            await client.execute_command("CLIENT", "PAUSE", "300", "ALL")
+            with pytest.raises(CacheBroken):
+                await storage.get(KEY)
+            work.cancel()
+        await asyncio.sleep(0.4)  # for the next test with this server
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ async def abandoned(spool: Spool, events: bytes, *, is_stopping: bool) -> Ended:
         timeouts=TimeoutSettings(),
     )
     await stream.read_until_content()
-    cache = AnswerCache(MemoryStorage(clock, bytes_max=1), clock, lookup_timeout_s=1, entry_bytes_max=1)
+    cache = AnswerCache(MemoryStorage(clock, bytes_max=1), clock, entry_bytes_max=1)
     seat = Shedder(lambda: 9, weights={}).admit("default", "acme")
     served = ServedStream(log.plan.facts(target, "plain-0"), stream, log, cache=cache, seat=seat)
     assert await served.read()
