@@ -1,0 +1,89 @@
+"""How can vLLM judge a pool whose model is not on this machine?
+
+By a folder that holds a configuration of the same measures and no weights: `create_engine_config` reads
+no more. Where the measures are unknown there is none, and the verdict stays at level B.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from backends.check.engine import Line
+from backends.check.shapes import ModelShape, shape_of
+from backends.launch.command import vllm_argv
+from backends.pool import PoolSpec
+
+ANY_PORT = 8000
+_AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
+_GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+_FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+_CONFIGS = {"awq": _AWQ, "gptq": _GPTQ, "fp8": _FP8}
+
+
+def line_of_pool(spec: PoolSpec, python: Path, folder: Path) -> Line:
+    """The command line of a replica as it is to be judged, its models replaced where they are not here.
+
+    Args:
+        spec: a pool with driver `process`.
+        python: the interpreter of vLLM's environment.
+        folder: where stand-ins may be written.
+
+    Raises:
+        ValueError: the config.json in the folder of the weights cannot be understood.
+    """
+    argv = vllm_argv(spec, python=python, port=ANY_PORT)[3:]
+    model, speculation = spec.model, spec.speculation
+    target = _stand_in(
+        model.path,
+        shape_of(model.path, model.shape, model.quantization),
+        folder / "target",
+        model.quantization,
+    )
+    draft: str | None = None
+    is_whole = target is not None
+    if speculation is not None and speculation.model is not None:
+        shape = shape_of(speculation.model, speculation.shape, speculation.quantization)
+        draft = _stand_in(speculation.model, shape, folder / "draft", speculation.quantization)
+        # Heads such as EAGLE's have configurations of their own kind, which measures do not give.
+        is_whole = is_whole and draft is not None and _is_enough(speculation.method, draft, speculation.model)
+    if target is not None:
+        argv[argv.index("--model") + 1] = target
+    if draft is not None:
+        place = argv.index("--speculative-config") + 1
+        argv[place] = json.dumps(json.loads(argv[place]) | {"model": draft})
+    return Line(tuple(argv), has_model=is_whole, is_for_gpu=spec.hardware.gpu != "cpu")
+
+
+def _is_enough(method: str, draft: str, named: str) -> bool:
+    return method == "draft_model" or draft == named
+
+
+def _stand_in(path: str | None, shape: ModelShape | None, folder: Path, wanted: str | None) -> str | None:
+    """The folder to judge with: the model's own where it is here, else one of its measures; None: neither."""
+    if path is not None and (Path(path) / "config.json").is_file():
+        return path
+    if shape is None or shape.mla_width is not None:
+        return None
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_attention_heads": shape.attention_heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": shape.is_tied,
+        "max_position_embeddings": shape.context_tokens or 1_048_576,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+    }
+    if wanted is None and shape.quantization in _CONFIGS:
+        config["quantization_config"] = _CONFIGS[shape.quantization]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(folder)
