@@ -99,10 +99,10 @@ def _set(text: str, path: tuple[str | int, ...], value: Any) -> str:
     if pair is not None:
         text = _remove(text, path)
         return _set(text, path, value)
-    return _append(text, section, str(path[-1]), value)
+    return _append(text, section, key=str(path[-1]), value=value)
 
 
-def _append(text: str, section: yaml.MappingNode, key: str, value: Any) -> str:
+def _append(text: str, section: yaml.MappingNode, *, key: str, value: Any) -> str:
     column = section.value[0][0].start_mark.column
     last_key, last_value = section.value[-1]
     lines = text.splitlines(keepends=True)

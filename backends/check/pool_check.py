@@ -7,6 +7,7 @@ judge, else the snapshot. Only reads; corrections are proposed as edits.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from backends.check.engine import EngineAnswer, EngineUnavailable, ask_engine, has_plugin, installed_version
+from backends.check.engine import (
+    EngineAnswer,
+    EngineUnavailable,
+    EngineVerdict,
+    ask_engine,
+    has_plugin,
+    installed_version,
+)
 from backends.check.findings import Edit, Finding, Severity, with_edits
 from backends.check.fit import Fit, NoFit, fit_of
 from backends.check.obsolete import find_obsolete
@@ -114,11 +122,11 @@ def check_files(
     drafts = [_read(file, snapshot) for file in files]
     _name_each_once(drafts)
     for draft in drafts:
-        _look_at(draft, snapshot, engine, also)
+        _look_at(draft, snapshot, engine=engine, also=also)
     asked = {str(number): draft for number, draft in enumerate(drafts) if _has_command(draft)}
     answer, why = _ask(asked, engine, while_asking)
     pools = tuple(
-        _judged(draft, snapshot, str(number), answer if str(number) in asked else None)
+        _judged(draft, snapshot, answer if str(number) in asked else None, key=str(number))
         for number, draft in enumerate(drafts)
     )
     local = {draft.name: draft.spec for draft in drafts if draft.spec is not None}
@@ -173,7 +181,7 @@ def _name_each_once(drafts: list[_Draft]) -> None:
             )
 
 
-def _look_at(draft: _Draft, snapshot: Snapshot, engine: Path | None, also: Rule) -> None:
+def _look_at(draft: _Draft, snapshot: Snapshot, *, engine: Path | None, also: Rule) -> None:
     if draft.spec is None:
         return
     refused = also(draft.spec)
@@ -221,7 +229,7 @@ def _and_which_release(reason: str, engine: Path) -> str:
     return reason
 
 
-def _judged(draft: _Draft, snapshot: Snapshot, key: str, answer: EngineAnswer | None) -> PoolCheck:
+def _judged(draft: _Draft, snapshot: Snapshot, answer: EngineAnswer | None, *, key: str) -> PoolCheck:
     word = level = ""
     if draft.spec is not None and draft.spec.driver == "external":
         word = "someone else runs it: the file is right, the servers were not asked"
@@ -229,10 +237,7 @@ def _judged(draft: _Draft, snapshot: Snapshot, key: str, answer: EngineAnswer | 
         verdict = answer.verdicts[key]
         word, level = f"real vLLM {answer.version}", verdict.level
         if verdict.error is not None:
-            said = " ".join(verdict.error.split())
-            draft.findings.append(
-                Finding(Severity.ERROR, (), f"vLLM {answer.version} refuses its command line: {said}")
-            )
+            draft.findings.append(_refusal(draft.spec, answer, verdict))
     elif _has_command(draft) and draft.spec is not None:
         word = f"snapshot {snapshot.version}"
         argv = vllm_argv(draft.spec, python=Path("python"), port=1)[3:]
@@ -249,6 +254,16 @@ def _judged(draft: _Draft, snapshot: Snapshot, key: str, answer: EngineAnswer | 
         spec=draft.spec,
         is_corrected=draft.is_corrected,
     )
+
+
+def _refusal(spec: PoolSpec, answer: EngineAnswer, verdict: EngineVerdict) -> Finding:
+    """What vLLM says against a pool; only a note where it may be about the machine that judges."""
+    said = " ".join((verdict.error or "").split())
+    is_elsewhere = answer.is_cpu and spec.hardware.gpu != "cpu"
+    if is_elsewhere and verdict.level == "B" and re.search(r"\bcpu\b", said, re.IGNORECASE):
+        message = f"the CPU build of vLLM {answer.version} cannot tell if the model fits its flags: {said}"
+        return Finding(Severity.NOTE, (), message)
+    return Finding(Severity.ERROR, (), f"vLLM {answer.version} refuses its command line: {said}")
 
 
 def _verdict(draft: _Draft, *, is_wrong: bool) -> Verdict:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.check.engine import Line
-from backends.check.shapes import ModelShape, shape_of
+from backends.check.shapes import ModelShape, named_quantization, shape_of
 from backends.launch.command import vllm_argv
 from backends.pool import PoolSpec
 
@@ -19,7 +19,7 @@ ANY_PORT = 8000
 _AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
 _GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
 _FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-_CONFIGS = {"awq": _AWQ, "gptq": _GPTQ, "fp8": _FP8}
+_CONFIGS: dict[str, dict[str, Any]] = {"awq": _AWQ, "gptq": _GPTQ, "fp8": _FP8}
 
 
 def line_of_pool(spec: PoolSpec, python: Path, folder: Path) -> Line:
@@ -35,32 +35,36 @@ def line_of_pool(spec: PoolSpec, python: Path, folder: Path) -> Line:
     """
     argv = vllm_argv(spec, python=python, port=ANY_PORT)[3:]
     model, speculation = spec.model, spec.speculation
-    target = _stand_in(
-        model.path,
-        shape_of(model.path, model.shape, model.quantization),
-        folder / "target",
-        model.quantization,
-    )
-    draft: str | None = None
+    is_for_gpu = spec.hardware.gpu != "cpu"
+    if is_for_gpu and _family(model.quantization) in {"awq", "gptq"}:
+        # Only CUDA makes `awq_marlin` and the like the same as what the checkpoint says.
+        place = argv.index("--quantization")
+        del argv[place : place + 2]
+    shape = shape_of(model.path, model.shape, model.quantization)
+    target = _stand_in(model.path, shape, folder / "target")
     is_whole = target is not None
-    if speculation is not None and speculation.model is not None:
-        shape = shape_of(speculation.model, speculation.shape, speculation.quantization)
-        draft = _stand_in(speculation.model, shape, folder / "draft", speculation.quantization)
-        # Heads such as EAGLE's have configurations of their own kind, which measures do not give.
-        is_whole = is_whole and draft is not None and _is_enough(speculation.method, draft, speculation.model)
     if target is not None:
         argv[argv.index("--model") + 1] = target
-    if draft is not None:
-        place = argv.index("--speculative-config") + 1
-        argv[place] = json.dumps(json.loads(argv[place]) | {"model": draft})
-    return Line(tuple(argv), has_model=is_whole, is_for_gpu=spec.hardware.gpu != "cpu")
+    if speculation is not None and speculation.model is not None:
+        shape = shape_of(speculation.model, speculation.shape, speculation.quantization)
+        draft = _stand_in(speculation.model, shape, folder / "draft")
+        # Heads such as EAGLE's have configurations of their own kind, which measures do not give.
+        is_known = speculation.method == "draft_model" or draft == speculation.model
+        is_whole = is_whole and draft is not None and is_known
+        if draft is not None:
+            place = argv.index("--speculative-config") + 1
+            argv[place] = json.dumps(json.loads(argv[place]) | {"model": draft})
+    return Line(tuple(argv), has_model=is_whole, is_for_gpu=is_for_gpu)
 
 
-def _is_enough(method: str, draft: str, named: str) -> bool:
-    return method == "draft_model" or draft == named
+def _family(quantization: str | None) -> str | None:
+    for family in _CONFIGS:
+        if quantization is not None and family in quantization:
+            return family
+    return None
 
 
-def _stand_in(path: str | None, shape: ModelShape | None, folder: Path, wanted: str | None) -> str | None:
+def _stand_in(path: str | None, shape: ModelShape | None, folder: Path) -> str | None:
     """The folder to judge with: the model's own where it is here, else one of its measures; None: neither."""
     if path is not None and (Path(path) / "config.json").is_file():
         return path
@@ -82,8 +86,9 @@ def _stand_in(path: str | None, shape: ModelShape | None, folder: Path, wanted: 
         "hidden_act": "silu",
         "torch_dtype": "bfloat16",
     }
-    if wanted is None and shape.quantization in _CONFIGS:
-        config["quantization_config"] = _CONFIGS[shape.quantization]
+    family = _family(shape.quantization)
+    if family in {"awq", "gptq"} or (family == "fp8" and named_quantization(path or "") == "fp8"):
+        config["quantization_config"] = _CONFIGS[family]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return str(folder)

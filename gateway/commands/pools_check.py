@@ -161,7 +161,8 @@ def _print_fit(fit: Fit | NoFit | None) -> None:
     table.columns[1].justify = "right"
     for title, value in _rows(fit):
         table.add_row(title, value)
-    out.print(Padding(table, (0, 0, 0, 4)), highlight=False)
+    out.print(Padding(table, (0, 0, 0, 4), expand=False), highlight=False)
+    _line(f"    ({'; '.join(fit.notes)})", "dim")
 
 
 def _in_a_sentence(fit: Fit) -> str:
