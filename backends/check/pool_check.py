@@ -147,6 +147,7 @@ def _read(file: Path, snapshot: Snapshot) -> _Draft:
     edits = tuple(edit for each in draft.findings if each.severity is Severity.ERROR for edit in each.edits)
     draft.is_corrected = any(each.severity is Severity.ERROR for each in draft.findings)
     handled = {each.path for each in draft.findings if each.severity is Severity.ERROR}
+    draft.lines = _with_lines_of_edits(draft.lines, draft.findings)
     try:
         spec = PoolSpec.model_validate(with_edits(document, edits))
     except ValidationError as error:
@@ -158,6 +159,16 @@ def _read(file: Path, snapshot: Snapshot) -> _Draft:
         return draft
     draft.spec = with_absolute_paths(spec, file.parent)
     return draft
+
+
+def _with_lines_of_edits(lines: Mapping[KeyPath, int], findings: list[Finding]) -> dict[KeyPath, int]:
+    """Lines also for keys that corrections bring: those of what is corrected."""
+    known = dict(lines)
+    for finding in findings:
+        for edit in finding.edits:
+            for length in range(1, len(edit.path) + 1):
+                known.setdefault(edit.path[:length], finding.line or 1)
+    return known
 
 
 def _as_finding(line: str, file: Path) -> Finding:

@@ -170,15 +170,16 @@ def _with_quantization(shape: ModelShape, wanted: str | None) -> ModelShape:
 
 
 def _from_folder(folder: Path) -> ModelShape:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'}: expected an object")  # noqa: TRY004 - a file's fault
-    text = config.get("text_config")
+    file = folder / "config.json"
     try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        text = config.get("text_config")
         shape = _from_config(config | text if isinstance(text, dict) else config, f"from {folder.name}")
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: no {error} in it") from None
-    return replace(shape, stored_bytes=stored_bytes(folder))
+        return replace(shape, stored_bytes=stored_bytes(folder))
+    except KeyError as error:
+        raise ValueError(f"{file}: no {error} in it") from None
+    except (ValueError, TypeError, AttributeError, OSError, struct.error) as error:
+        raise ValueError(f"{folder}: its files cannot be understood: {error}") from None
 
 
 def _from_config(config: Mapping[str, Any], source: str) -> ModelShape:
