@@ -85,10 +85,19 @@ def further(arguments: Any, line: dict[str, Any], *, reached: str) -> dict[str, 
     """The levels beyond the flags: the last one that held, and what vLLM says against the next."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+    from vllm.entrypoints.launchers.launcher import validate_api_server_args
+    from vllm.reasoning import ReasoningParserManager
     from vllm.usage.usage_lib import UsageContext
 
     try:
         validate_parsed_serve_args(arguments)
+        if not arguments.tool_parser_plugin and not arguments.reasoning_parser_plugin:
+            validate_api_server_args(arguments)
+            # This one the server finds only once the engine has been configured.
+            known = ["", None, *ReasoningParserManager.list_registered()]
+            if arguments.reasoning_parser not in known:
+                said = f"invalid reasoning parser: {arguments.reasoning_parser}"
+                return {"level": reached, "error": said}
         engine = AsyncEngineArgs.from_cli_args(arguments)
         reached = "B"
         if line["is_for_gpu"] and about()["is_cpu"]:

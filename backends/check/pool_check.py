@@ -254,6 +254,8 @@ def _judged(draft: _Draft, snapshot: Snapshot, answer: EngineAnswer | None, *, k
         argv = vllm_argv(draft.spec, python=Path("python"), port=1)[3:]
         draft.findings += list(_by_snapshot(draft, snapshot.mistakes(argv)))
     is_wrong = any(each.severity is Severity.ERROR for each in draft.findings)
+    if is_wrong and answer is None and draft.spec is not None and draft.spec.driver == "external":
+        word = ""
     return PoolCheck(
         source=draft.source,
         name=draft.name,

@@ -1,7 +1,8 @@
 """How can vLLM judge a pool whose model is not on this machine?
 
 By a folder that holds a configuration of the same measures and no weights: `create_engine_config` reads
-no more. Where the measures are unknown there is none, and the verdict stays at level B.
+no more. Where the measures are unknown it is of any measures (a name alone would be looked up on the Hub
+before a flag is looked at), and the verdict stays at level B.
 """
 
 from __future__ import annotations
@@ -43,8 +44,7 @@ def line_of_pool(spec: PoolSpec, python: Path, folder: Path) -> Line:
     shape = shape_of(model.path, model.shape, model.quantization)
     target = _stand_in(model.path, shape, folder / "target")
     is_whole = target is not None
-    if target is not None:
-        argv[argv.index("--model") + 1] = target
+    argv[argv.index("--model") + 1] = target or _written(_ANY, None, folder / "any")
     if speculation is not None and speculation.model is not None:
         shape = shape_of(speculation.model, speculation.shape, speculation.quantization)
         draft = _stand_in(speculation.model, shape, folder / "draft")
@@ -70,9 +70,7 @@ def _stand_in(path: str | None, shape: ModelShape | None, folder: Path) -> str |
         return path
     if shape is None or shape.mla_width is not None:
         return None
-    config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    measures = {
         "num_hidden_layers": shape.layers,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.intermediate,
@@ -81,14 +79,36 @@ def _stand_in(path: str | None, shape: ModelShape | None, folder: Path) -> str |
         "head_dim": shape.head_dim,
         "vocab_size": shape.vocabulary,
         "tie_word_embeddings": shape.is_tied,
-        "max_position_embeddings": shape.context_tokens or 1_048_576,
+        "max_position_embeddings": shape.context_tokens or _ANY["max_position_embeddings"],
+    }
+    family = _family(shape.quantization)
+    is_in_checkpoint = family in {"awq", "gptq"} or (named_quantization(path or "") == family == "fp8")
+    return _written(measures, _CONFIGS[family] if family and is_in_checkpoint else None, folder)
+
+
+_ANY: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 32,
+    "vocab_size": 2048,
+    "max_position_embeddings": 1_048_576,
+}
+
+
+def _written(measures: dict[str, Any], quantization: dict[str, Any] | None, folder: Path) -> str:
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
         "torch_dtype": "bfloat16",
+        **measures,
     }
-    family = _family(shape.quantization)
-    if family in {"awq", "gptq"} or (family == "fp8" and named_quantization(path or "") == "fp8"):
-        config["quantization_config"] = _CONFIGS[family]
+    if quantization is not None:
+        config["quantization_config"] = quantization
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return str(folder)

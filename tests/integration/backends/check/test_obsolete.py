@@ -204,7 +204,7 @@ KEYS = [
     is_flow=st.booleans(),
 )
 def test_whatever_is_corrected_reads_as_the_edits_say(
-    tmp_path: Path, top: list[str], nested: list[str], is_flow: bool
+    tmp_path: Path, top: list[str], nested: list[str], *, is_flow: bool
 ) -> None:
     text = POOL + "".join(f"{key}: 3  # why\n" for key in top)
     if nested and is_flow:

@@ -35,6 +35,8 @@ def test_it_is_stamped_and_small() -> None:
         "--device-memory-utilization 0.5",
         "--tool-call-parser hermes",
         "--quantization awq",
+        "--tool-call-parser ours --tool-parser-plugin ours.py",
+        "--reasoning-parser ours --reasoning-parser-plugin ours.py",
     ],
 )
 def test_what_vllm_takes(line: str) -> None:
