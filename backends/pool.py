@@ -18,11 +18,13 @@ from pydantic import AfterValidator, Field, model_validator
 from backends.breaker import Standing
 from backends.choice import Rule
 from backends.pool_sections import (
+    BatchingSpec,
     ExpectedLengths,
     KvCacheSpec,
     LatencyTargets,
+    ModelSpec,
     SchedulingPolicy,
-    ShapeSpec,
+    SpeculationSpec,
     Strict,
 )
 
@@ -146,115 +148,6 @@ class DerivedRates(Strict):
     )
 
 
-class ModelSpec(Strict):
-    """Which weights the pool serves, under which name."""
-
-    path: str | None = Field(
-        default=None,
-        description="folder or repository of the weights; a relative path is relative to the pool file",
-    )
-    served_name: str = Field(min_length=1, description="the name vLLM is asked for")
-    max_model_len: int = Field(gt=0, description="context, tokens of input and output together")
-    quantization: str | None = Field(default=None, description="left out: read from the checkpoint")
-    dtype: str = "auto"
-    shape: ShapeSpec | None = Field(
-        default=None, description="its measures, where `tollgate pools check` cannot read them from a folder"
-    )
-
-
-class SpeculationSpec(Strict):
-    """Speculative decoding (vLLM's --speculative-config)."""
-
-    method: Literal["draft_model", "ngram", "ngram_gpu", "suffix", "eagle", "eagle3", "mtp", "medusa"]
-    model: str | None = Field(default=None, description="draft weights; relative to the pool file")
-    num_speculative_tokens: int = Field(gt=0)
-    num_speculative_tokens_per_batch_size: tuple[tuple[int, int, int], ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="[first, last, tokens] by requests in the batch; 0 tokens: no speculation there",
-    )
-    draft_tensor_parallel_size: int | None = Field(
-        default=None, gt=0, description="left out: the target's tensor_parallel_size"
-    )
-    quantization: str | None = Field(
-        default=None, description="of the draft weights; left out: read from their checkpoint"
-    )
-    prompt_lookup_min: int | None = Field(default=None, gt=0)
-    prompt_lookup_max: int | None = Field(default=None, gt=0)
-    shape: ShapeSpec | None = Field(
-        default=None, exclude=True, description="the draft's measures, as in model; vLLM is not told"
-    )
-
-    @model_validator(mode="after")
-    def _schedule_covers_every_batch(self) -> Self:
-        # vLLM 0.32 finds these mistakes only when the engine is built, minutes into the start
-        # (v1/spec_decode/dynamic/utils.py), and cuts off too many tokens without a word.
-        schedule = self.num_speculative_tokens_per_batch_size
-        if schedule is None:
-            return self
-        if self.method == "suffix":
-            message = "method 'suffix' varies its tokens itself: it takes no schedule by batch size"
-            raise ValueError(message)
-        ends = (0, *(last for _, last, _ in schedule))
-        for before, (first, last, tokens) in zip(ends, schedule, strict=False):
-            if first <= before or last < first or (before == 0 and first != 1):
-                message = (
-                    "num_speculative_tokens_per_batch_size needs rising ranges [first, last, tokens] "
-                    f"that begin at 1 and do not overlap; [{first}, {last}, {tokens}] does not fit"
-                )
-                raise ValueError(message)
-            if not 0 <= tokens <= self.num_speculative_tokens:
-                message = f"{tokens} tokens for a batch of {first}: expected 0 to num_speculative_tokens"
-                raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
-    def _has_the_draft_it_needs(self) -> Self:
-        if self.method in _DRAFTED and self.model is None:
-            message = f"method '{self.method}' needs 'model': the folder or repository of the draft weights"
-            raise ValueError(message)
-        if self.method not in _DRAFTED and self.model is not None:
-            message = f"method '{self.method}' takes no 'model': it proposes tokens without draft weights"
-            raise ValueError(message)
-        if self.model is None and (self.draft_tensor_parallel_size or self.quantization):
-            message = (
-                "draft_tensor_parallel_size and quantization are about draft weights, and there are none"
-            )
-            raise ValueError(message)
-        return self
-
-
-_DRAFTED = frozenset({"draft_model", "eagle", "eagle3", "medusa"})
-
-
-class BatchingSpec(Strict):
-    """How much the engine works on at once; spelled out, never vLLM's per-hardware default."""
-
-    max_num_seqs: int = Field(gt=0, description="requests decoded together")
-    max_num_batched_tokens: int = Field(gt=0, description="tokens per engine step")
-    enable_chunked_prefill: bool = True
-    enable_prefix_caching: bool = True
-    max_num_queued_reqs: int | None = Field(
-        default=None, gt=0, description="waiting and running together; one more is answered 503 at once"
-    )
-    max_num_queued_tokens: int | None = Field(
-        default=None,
-        gt=0,
-        description="prompt tokens not yet read; about the wanted TTFT times prefill speed",
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            message = "max_num_batched_tokens must be at least max_num_seqs: each request needs a token"
-            raise ValueError(message)
-        if self.max_num_queued_reqs is not None and self.max_num_queued_reqs < self.max_num_seqs:
-            # vLLM counts the running ones too (v1/engine/async_llm.py), so the batch could never fill.
-            message = "max_num_queued_reqs counts running requests too: it must be at least max_num_seqs"
-            raise ValueError(message)
-        return self
-
-
 AT_EASE_MAX = 8
 AT_EASE_RATIO = 4
 """So many requests, and at most this part of a batch, are never too many for one replica."""
@@ -312,7 +205,7 @@ class PoolSpec(Strict):
     batching: BatchingSpec
     kv_cache: KvCacheSpec = KvCacheSpec()
     scheduling: SchedulingPolicy | None = Field(
-        default=None, description="priority: the gateway's latency classes decide who waits; left out: fcfs"
+        default=None, description="priority: by each request's priority; left out: fcfs, which ignores it"
     )
     hardware: HardwareSpec
     rates: RateCard | None = None

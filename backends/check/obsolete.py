@@ -153,6 +153,7 @@ def find_obsolete(
     *,
     own_keys: Callable[[KeyPath], Container[str]],
     engine_flags: Container[str],
+    speculation_keys: Container[str],
 ) -> list[Finding]:
     """Everything in the file that an older guide, or vLLM's own spelling, put there.
 
@@ -161,12 +162,13 @@ def find_obsolete(
         lines: where each key stands.
         own_keys: the keys that a section of a pool file has.
         engine_flags: all flags of vLLM as `--max-num-seqs`, to tell a flag at the top from a misspelling.
+        speculation_keys: all keys of vLLM's --speculative-config, for the same.
     """
     findings = []
     if isinstance(document.get("model"), str):
         findings.append(_model_as_a_word(document, lines))
     for found in _misplaced(document, own_keys):
-        said = _translated(found, engine_flags)
+        said = _translated(found, engine_flags, speculation_keys)
         if said is not None:
             message, edits = said
             place = line_of(found.path, lines)
@@ -189,7 +191,9 @@ def _misplaced(
                 yield _Found(name, (*place, str(key)), value, document)
 
 
-def _translated(found: _Found, engine_flags: Container[str]) -> tuple[str, tuple[Edit, ...]] | None:
+def _translated(
+    found: _Found, engine_flags: Container[str], speculation_keys: Container[str]
+) -> tuple[str, tuple[Edit, ...]] | None:
     """What to say of a key that is not where it belongs, and how to settle it; None: nothing to say."""
     away = Edit(found.path, is_removal=True)
     special = _SPECIAL.get(found.key)
@@ -202,7 +206,13 @@ def _translated(found: _Found, engine_flags: Container[str]) -> tuple[str, tuple
     if found.path[0] == "engine_args" and found.key in _STILL_IN_ENGINE_ARGS:
         return None
     if found.path[0] == "speculation":
-        return None
+        if found.key not in speculation_keys:
+            return None
+        passed_on = Edit(("speculation", "engine_args", found.key), found.value)
+        return (
+            f"passed on to vLLM: write it under speculation.engine_args: {found.key}: {found.value}",
+            (away, passed_on),
+        )
     target = PLACES.get(found.key)
     if target is not None and target != found.path:
         if found.key == "quantization":

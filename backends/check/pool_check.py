@@ -142,7 +142,11 @@ def _read(file: Path, snapshot: Snapshot) -> _Draft:
         return draft
     draft.name = str(document.get("name") or file.stem)
     draft.findings += find_obsolete(
-        document, draft.lines, own_keys=lambda path: known_keys(PoolSpec, path), engine_flags=snapshot.flags
+        document,
+        draft.lines,
+        own_keys=lambda path: known_keys(PoolSpec, path),
+        engine_flags=snapshot.flags,
+        speculation_keys=snapshot.speculation_keys,
     )
     edits = tuple(edit for each in draft.findings if each.severity is Severity.ERROR for edit in each.edits)
     draft.is_corrected = any(each.severity is Severity.ERROR for each in draft.findings)

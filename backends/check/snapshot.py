@@ -90,6 +90,14 @@ class Snapshot:
                 return f"{option} {value}: no such choice{hint}"
             if not choices and not _is_of_kind(value, kind):
                 return f"{option} {value}: expected {_KINDS[kind]}"
+        return self._wrong_keys(values[0]) if option == "--speculative-config" else None
+
+    def _wrong_keys(self, config: str) -> str | None:
+        for key in json.loads(config):
+            if key not in self.speculation_keys:
+                meant = nearest(key, list(self.speculation_keys))
+                hint = f"; did you mean {meant}?" if meant else ""
+                return f"--speculative-config: vLLM {self.version} knows no key {key}{hint}"
         return None
 
     def _choices_elsewhere(self, option: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from backends.check.findings import Edit, Finding, Severity, line_of
-from backends.check.fit import GIB, Fit, NoFit, flags_of, number
+from backends.check.fit import DEFAULT_UTILISATION, GIB, Fit, NoFit, flags_of, number
 from backends.check.shapes import ModelShape, bits_of, shape_of
 from backends.check.snapshot import Snapshot
 from backends.gpus import Gpu, gpu_of
@@ -328,19 +328,21 @@ def _batching(looked: Looked) -> Iterator[Finding]:
                 f"{max(1, int(fit.cache_tokens / mean))}, or vLLM throws requests out and computes them "
                 "again",
             )
-    if spec.latency_targets is not None and spec.scheduling != "priority":
+    if spec.latency_targets is None:
+        return
+    if spec.scheduling != "priority":
         yield looked.say(
             Severity.NOTE,
-            ("scheduling",),
-            "without scheduling: priority vLLM ignores the priority of a request, so latency classes "
-            "only decide in the gateway's own queue",
+            ("latency_targets",),
+            "vLLM serves in order of arrival and ignores a request's priority without a word; with "
+            "scheduling: priority it heeds it",
         )
-    if spec.batching.max_num_queued_reqs is None and spec.latency_targets is not None:
+    if spec.batching.max_num_queued_reqs is None:
         yield looked.say(
             Severity.NOTE,
-            ("batching",),
-            "vLLM's queue is unbounded: max_num_queued_reqs (requests running and waiting) makes it "
-            "answer 503 at once, and the gateway goes elsewhere",
+            ("latency_targets",),
+            "vLLM's queue is unbounded: with batching.max_num_queued_reqs (running and waiting ones) it "
+            "answers 503 at once, and the gateway goes elsewhere",
         )
 
 
@@ -399,8 +401,6 @@ def _engine_args(looked: Looked) -> Iterator[Finding]:
                 "its collisions can be made, and let one tenant's request meet another's cache (vLLM "
                 "advisory GHSA-rm76-4mrf-v9r8): keep sha256",
             )
-        if flag == "enable-sleep-mode" and value is True and looked.is_on_cpu:
-            yield looked.say(Severity.ERROR, path, "vLLM has no sleep mode on CPUs: leave it out")
 
 
 def _environment(looked: Looked) -> Iterator[Finding]:
@@ -459,20 +459,26 @@ def shared_gpus(specs: Mapping[str, PoolSpec]) -> list[str]:
 
     A replica without `device_ids` takes the first GPUs of the machine, as CUDA counts them.
     """
-    asked: dict[str, list[tuple[str, float]]] = {}
+    asked: dict[str, list[tuple[str, float, int]]] = {}
     for name, spec in specs.items():
         if spec.driver != "process" or spec.hardware.gpu == "cpu":
             continue
         flags = flags_of(spec)
         chosen = str(flags.get("device-ids", "")) or spec.env.get("CUDA_VISIBLE_DEVICES", "")
-        first = [str(number_) for number_ in range(spec.hardware.gpus_per_replica)]
+        first = [str(position) for position in range(spec.hardware.gpus_per_replica)]
+        share = number(flags, "gpu-memory-utilization", DEFAULT_UTILISATION)
         for gpu in [each.strip() for each in chosen.split(",") if each.strip()] or first:
-            share = number(flags, "gpu-memory-utilization", 0.92) * spec.replicas
-            asked.setdefault(gpu, []).append((name, share))
-    return [
-        f"GPU {gpu}: {' and '.join(name for name, _ in shares)} ask for "
-        f"{sum(share for _, share in shares):.2f} of its memory, together they may ask for less than 1: "
-        "give each its own (engine_args: device_ids), or a smaller kv_cache.gpu_memory_utilization"
-        for gpu, shares in sorted(asked.items())
-        if sum(share for _, share in shares) >= 1
-    ]
+            asked.setdefault(gpu, []).append((name, share, spec.replicas))
+    sentences = []
+    for gpu, shares in sorted(asked.items()):
+        total = sum(share * replicas for _, share, replicas in shares)
+        if total >= 1 and sum(replicas for _, _, replicas in shares) > 1:
+            names = " and ".join(
+                f"{name} ({replicas} replicas)" if replicas > 1 else name for name, _, replicas in shares
+            )
+            sentences.append(
+                f"GPU {gpu}: {names} ask for {total:.2f} of its memory, and together they may ask for less "
+                "than 1. Give each its own GPUs (a pool for each, engine_args: device_ids), or a smaller "
+                "kv_cache.gpu_memory_utilization"
+            )
+    return sentences

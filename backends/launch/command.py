@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from backends.pool import FlagValue, PoolSpec, SpeculationSpec, flag_name, plain_flags
+from backends.pool import FlagValue, PoolSpec, flag_name, plain_flags
+from backends.pool_sections import SpeculationSpec
 
 
 def vllm_argv(spec: PoolSpec, *, python: Path, port: int, host: str = "127.0.0.1") -> list[str]:
@@ -99,4 +100,5 @@ def _flag(name: str, value: FlagValue) -> list[str]:
 
 
 def _speculative_config(speculation: SpeculationSpec) -> str:
-    return json.dumps(speculation.model_dump(exclude_none=True), separators=(",", ":"))
+    config = speculation.model_dump(exclude_none=True) | speculation.engine_args
+    return json.dumps(config, separators=(",", ":"))

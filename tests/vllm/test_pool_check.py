@@ -69,13 +69,17 @@ SPECS: dict[str, tuple[PoolSpec, str, str]] = {
         "",
     ),
     "a cache in bytes": (spec(kv_cache={"memory_bytes": 2**30}), "C", ""),
-    "sleep on a GPU": (spec(engine_args={"enable_sleep_mode": True}), "C", ""),
-    "sleep on a CPU": (
-        spec(hardware={"gpu": "cpu", "usd_per_hour": 1}, engine_args={"enable_sleep_mode": True}),
-        "B",
-        "[Ss]leep",
-    ),
     "ngram": (spec(speculation=NGRAM), "C", ""),
+    "a key of speculation passed through": (
+        spec(speculation=NGRAM | {"engine_args": {"disable_padded_drafter_batch": True}}),
+        "C",
+        "",
+    ),
+    "a key of speculation that vLLM does not have": (
+        spec(speculation=NGRAM | {"engine_args": {"disable_by_batch_siz": 3}}),
+        "B",
+        "disable_by_batch_siz",
+    ),
     "ngram on a GPU": (spec(speculation=NGRAM | {"method": "ngram_gpu"}), "C", ""),
     "a model by name": (spec("hub/Meta-Llama-3.1-70B-Instruct-AWQ-INT4"), "C", ""),
     "an FP8 model by name": (spec("hub/Llama-3.1-70B-FP8"), "C", ""),
@@ -151,6 +155,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         lines[name] = Line(tuple(argv), has_model=False)
     for name, pool in bundled().items():
         lines[f"file {name}"] = line_of_pool(pool, VLLM_PYTHON, folder / name)
+    for name, is_for_gpu in (("sleep on a GPU", True), ("sleep on a CPU", False)):
+        asleep = (*lines["plain"].argv, "--enable-sleep-mode")
+        lines[name] = Line(asleep, has_model=True, is_for_gpu=is_for_gpu)
     lines["good"] = Line(tuple(GOOD), has_model=False)
     lines["abbreviated"] = Line((*GOOD, "--max-model", "512"), has_model=False)
     return Judged(ask_engine(VLLM_PYTHON, lines), lines)
@@ -196,6 +203,13 @@ def test_how_far_a_pool_gets(judged: Judged, name: str) -> None:
 def test_the_bundled_pools_and_the_examples_hold_at_every_level(judged: Judged, name: str) -> None:
     verdict = judged.answer.verdicts[f"file {name}"]
     assert (verdict.level, verdict.error) == ("C", None)
+
+
+def test_what_only_this_machine_cannot_do_is_no_mistake_of_a_gpu_pool(judged: Judged) -> None:
+    here, there = judged.answer.verdicts["sleep on a CPU"], judged.answer.verdicts["sleep on a GPU"]
+    assert (there.level, there.error) == ("C", None)
+    assert here.level == "B"
+    assert "leep" in (here.error or "")
 
 
 def test_a_line_is_judged_as_it_is_written(judged: Judged) -> None:

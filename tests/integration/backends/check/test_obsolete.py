@@ -116,6 +116,10 @@ def test_a_flag_at_the_top_is_told_its_place(check: Checker, key: str, value: ob
             "{method: ngram, num_speculative_tokens: 3, rejection_sample_method: synthetic}",
             "answers would be wrong",
         ),
+        (
+            "{method: ngram, num_speculative_tokens: 3, disable_padded_drafter_batch: true}",
+            "write it under speculation.engine_args: disable_padded_drafter_batch: True",
+        ),
         ("{method: mlp_speculator, num_speculative_tokens: 3}", "its runner knows no such method"),
     ],
 )

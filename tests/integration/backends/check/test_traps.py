@@ -56,8 +56,13 @@ def args(line: str) -> str:
             "15: speculation.num_speculative_tokens_per_batch_size",
             "issue 51510",
         ),
-        ("latency_targets: {ttft_p95_ms: 500}\n", "note", "1: scheduling", "ignores the priority"),
-        ("latency_targets: {ttft_p95_ms: 500}\n", "note", "7: batching", "queue is unbounded"),
+        (
+            "latency_targets: {ttft_p95_ms: 500}\n",
+            "note",
+            "15: latency_targets",
+            "ignores a request's priority",
+        ),
+        ("latency_targets: {ttft_p95_ms: 500}\n", "note", "15: latency_targets", "queue is unbounded"),
     ],
 )
 def test_a_trap_is_named(check: Checker, more: str, severity: str, place: str, message: str) -> None:
@@ -195,11 +200,6 @@ def test_speculation_on_a_cpu_without_the_repair(tmp_path: Path) -> None:
     )
     (pool,) = check_files([pool.source], engine=engine).pools
     assert said(pool, Severity.WARNING) == []
-
-
-def test_sleep_on_a_cpu(tmp_path: Path) -> None:
-    (pool,) = on_cpu(tmp_path, WEIGHTS / "target", args("enable_sleep_mode: true")).pools
-    assert any("no sleep mode on CPUs" in line for line in said(pool))
 
 
 # ------------------------------------------------------------------------------------------- one machine

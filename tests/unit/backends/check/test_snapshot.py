@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from backends.check.snapshot import FILE, read_snapshot
+from backends.pool_sections import SpeculationSpec
 
 SNAPSHOT = read_snapshot()
 SNAPSHOT_BYTES_MAX = 60_000
@@ -17,6 +20,13 @@ def test_it_is_stamped_and_small() -> None:
     assert "num_speculative_tokens_per_batch_size" in SNAPSHOT.speculation_keys
     assert {"awq", "fp8", "compressed-tensors"} <= set(SNAPSHOT.quantizations)
     assert FILE.stat().st_size < SNAPSHOT_BYTES_MAX
+
+
+def test_what_a_pool_file_may_say_of_speculation_is_known_to_vllm() -> None:
+    fields = SpeculationSpec.model_fields
+    told = {name for name, each in fields.items() if not each.exclude}
+    assert told <= set(SNAPSHOT.speculation_keys)
+    assert set(get_args(fields["method"].annotation)) <= set(SNAPSHOT.speculation_methods)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +76,10 @@ def test_what_vllm_takes(line: str) -> None:
         ("--no-max-num-seqs", "--no-max-num-seqs: max-num-seqs has no form with --no-"),
         ("--max-num-seqs.x 1", "--max-num-seqs.x: --max-num-seqs takes no keys"),
         ("--speculative-config {", "--speculative-config {: expected JSON"),
+        (
+            '--speculative-config {"disable_by_batch_size":3}',
+            "--speculative-config: vLLM 0.32.0 knows no key disable_by_batch_size",
+        ),
     ],
 )
 def test_what_vllm_refuses(line: str, said: str) -> None:
