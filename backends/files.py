@@ -8,11 +8,12 @@ file need not be the one that serves it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from backends.pool import PoolSpec
-from backends.yaml_source import YamlSourceError, explain, load_yaml_with_lines
+from backends.yaml_source import KeyPath, YamlSourceError, explain, load_yaml_with_lines
 
 
 class PoolFileError(ValueError):
@@ -54,6 +55,20 @@ def load_pools(folder: Path) -> dict[str, PoolSpec]:
 
 def _read(path: Path) -> tuple[PoolSpec, int]:
     """One pool, and the line of its name."""
+    value, lines = read_document(path)
+    try:
+        spec = PoolSpec.model_validate(value)
+    except ValidationError as error:
+        raise PoolFileError("\n".join(explain(error, lines, PoolSpec, source=str(path)))) from error
+    return with_absolute_paths(spec, path.parent), lines["name",]
+
+
+def read_document(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """What a pool file holds, right or wrong, and on which line each key stands.
+
+    Raises:
+        PoolFileError: it cannot be read, is no YAML, or holds something else than keys.
+    """
     try:
         value, lines = load_yaml_with_lines(path.read_text(encoding="utf-8"))
     except YamlSourceError as error:
@@ -62,14 +77,11 @@ def _read(path: Path) -> tuple[PoolSpec, int]:
         raise PoolFileError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise PoolFileError(f"{path}:1: expected a mapping of keys such as 'name', 'driver' and 'model'")
-    try:
-        spec = PoolSpec.model_validate(value)
-    except ValidationError as error:
-        raise PoolFileError("\n".join(explain(error, lines, PoolSpec, source=str(path)))) from error
-    return _with_absolute_paths(spec, path.parent), lines["name",]
+    return value, lines
 
 
-def _with_absolute_paths(spec: PoolSpec, folder: Path) -> PoolSpec:
+def with_absolute_paths(spec: PoolSpec, folder: Path) -> PoolSpec:
+    """The same pool; its relative model paths are relative to this folder, its file's."""
     model = spec.model.model_copy(update={"path": _located(spec.model.path, folder)})
     speculation = spec.speculation
     if speculation is not None:

@@ -13,10 +13,20 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from backends.breaker import Standing
 from backends.choice import Rule
+from backends.pool_sections import (
+    BatchingSpec,
+    ExpectedLengths,
+    KvCacheSpec,
+    LatencyTargets,
+    ModelSpec,
+    SchedulingPolicy,
+    SpeculationSpec,
+    Strict,
+)
 
 FlagValue = str | int | float | bool | list[str | int | float]
 """What a pass-through vLLM flag may carry; `True` alone renders as a bare flag, `False` as `--no-…`."""
@@ -43,6 +53,20 @@ OWN_FLAGS = frozenset(
     }
 )
 """Flags that the typed part of a pool file decides, so that `engine_args` cannot contradict it."""
+
+
+PLAIN_NAMES = {
+    "kv-cache-dtype": "kv_cache.dtype",
+    "block-size": "kv_cache.block_size",
+    "gpu-memory-utilization": "kv_cache.gpu_memory_utilization",
+    "kv-cache-memory-bytes": "kv_cache.memory_bytes",
+    "scheduling-policy": "scheduling",
+    "pipeline-parallel-size": "hardware.pipeline_parallel_size",
+    "data-parallel-size": "hardware.data_parallel_size",
+    "max-num-queued-reqs": "batching.max_num_queued_reqs",
+    "max-num-queued-tokens": "batching.max_num_queued_tokens",
+}
+"""Flags that have a key of their own, and that `engine_args` may still carry where that key is left out."""
 
 
 def flag_name(key: str) -> str:
@@ -79,19 +103,14 @@ def _pass_through_flag(key: str) -> str:
     if key.startswith("-"):
         message = f"write the flag without leading dashes: '{key.lstrip('-')}'"
         raise ValueError(message)
-    if flag_name(key) in OWN_FLAGS:
+    # One key of a flag in JSON, as in `structured_outputs_config.backend`, belongs to that flag.
+    if flag_name(key).partition(".")[0] in OWN_FLAGS:
         message = f"--{flag_name(key)} follows from another key of the pool file and cannot be set twice"
         raise ValueError(message)
     return key
 
 
-class _Strict(BaseModel):
-    """Unknown keys are errors: a misspelt flag must never be silently ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RateCard(_Strict):
+class RateCard(Strict):
     """What a tenant is charged on this pool, USD per million tokens and per meter (five disjoint meters)."""
 
     input: Decimal = Field(ge=0, description="fresh input tokens")
@@ -115,7 +134,7 @@ class RateCard(_Strict):
         return self
 
 
-class DerivedRates(_Strict):
+class DerivedRates(Strict):
     """What a tenant is charged on this pool, derived from what its hardware costs at a declared use of it.
 
     USD per million tokens = usd_per_hour / (tokens per second * 3600) * 1,000,000 / utilisation.
@@ -129,103 +148,12 @@ class DerivedRates(_Strict):
     )
 
 
-class ModelSpec(_Strict):
-    """Which weights the pool serves, under which name."""
-
-    path: str | None = Field(
-        default=None,
-        description="folder or repository of the weights; a relative path is relative to the pool file",
-    )
-    served_name: str = Field(min_length=1, description="the name vLLM is asked for")
-    max_model_len: int = Field(gt=0, description="context, tokens of input and output together")
-    quantization: str | None = Field(default=None, description="left out: read from the checkpoint")
-    dtype: str = "auto"
-
-
-class SpeculationSpec(_Strict):
-    """Speculative decoding (vLLM's --speculative-config)."""
-
-    method: Literal["draft_model", "ngram", "ngram_gpu", "suffix", "eagle", "eagle3", "mtp", "medusa"]
-    model: str | None = Field(default=None, description="draft weights; relative to the pool file")
-    num_speculative_tokens: int = Field(gt=0)
-    num_speculative_tokens_per_batch_size: tuple[tuple[int, int, int], ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="[first, last, tokens] by requests in the batch; 0 tokens: no speculation there",
-    )
-    draft_tensor_parallel_size: int | None = Field(
-        default=None, gt=0, description="left out: the target's tensor_parallel_size"
-    )
-    quantization: str | None = Field(
-        default=None, description="of the draft weights; left out: read from their checkpoint"
-    )
-    prompt_lookup_min: int | None = Field(default=None, gt=0)
-    prompt_lookup_max: int | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _schedule_covers_every_batch(self) -> Self:
-        # vLLM 0.32 finds these mistakes only when the engine is built, minutes into the start
-        # (v1/spec_decode/dynamic/utils.py), and cuts off too many tokens without a word.
-        schedule = self.num_speculative_tokens_per_batch_size
-        if schedule is None:
-            return self
-        if self.method == "suffix":
-            message = "method 'suffix' varies its tokens itself: it takes no schedule by batch size"
-            raise ValueError(message)
-        ends = (0, *(last for _, last, _ in schedule))
-        for before, (first, last, tokens) in zip(ends, schedule, strict=False):
-            if first <= before or last < first or (before == 0 and first != 1):
-                message = (
-                    "num_speculative_tokens_per_batch_size needs rising ranges [first, last, tokens] "
-                    f"that begin at 1 and do not overlap; [{first}, {last}, {tokens}] does not fit"
-                )
-                raise ValueError(message)
-            if not 0 <= tokens <= self.num_speculative_tokens:
-                message = f"{tokens} tokens for a batch of {first}: expected 0 to num_speculative_tokens"
-                raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
-    def _has_the_draft_it_needs(self) -> Self:
-        if self.method in _DRAFTED and self.model is None:
-            message = f"method '{self.method}' needs 'model': the folder or repository of the draft weights"
-            raise ValueError(message)
-        if self.method not in _DRAFTED and self.model is not None:
-            message = f"method '{self.method}' takes no 'model': it proposes tokens without draft weights"
-            raise ValueError(message)
-        if self.model is None and (self.draft_tensor_parallel_size or self.quantization):
-            message = (
-                "draft_tensor_parallel_size and quantization are about draft weights, and there are none"
-            )
-            raise ValueError(message)
-        return self
-
-
-_DRAFTED = frozenset({"draft_model", "eagle", "eagle3", "medusa"})
-
-
-class BatchingSpec(_Strict):
-    """How much the engine works on at once; spelled out, never vLLM's per-hardware default."""
-
-    max_num_seqs: int = Field(gt=0, description="requests decoded together")
-    max_num_batched_tokens: int = Field(gt=0, description="tokens per engine step")
-    enable_chunked_prefill: bool = True
-    enable_prefix_caching: bool = True
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            message = "max_num_batched_tokens must be at least max_num_seqs: each request needs a token"
-            raise ValueError(message)
-        return self
-
-
 AT_EASE_MAX = 8
 AT_EASE_RATIO = 4
 """So many requests, and at most this part of a batch, are never too many for one replica."""
 
 
-class ReplicaChoiceSpec(_Strict):
+class ReplicaChoiceSpec(Strict):
     """Which replica of the pool gets a request."""
 
     rule: Rule | None = Field(
@@ -246,7 +174,7 @@ class ReplicaChoiceSpec(_Strict):
         return self
 
 
-class HardwareSpec(_Strict):
+class HardwareSpec(Strict):
     """What one replica occupies, and what that costs the company."""
 
     gpu: str = Field(description="'cpu', or the GPU's name such as 'H100'")
@@ -254,10 +182,19 @@ class HardwareSpec(_Strict):
     tensor_parallel_size: int = Field(
         default=1, gt=0, description="GPUs that share every layer of one copy of the model"
     )
+    pipeline_parallel_size: int = Field(
+        default=1, gt=0, description="groups of GPUs that hold the layers of one copy one after the other"
+    )
+    data_parallel_size: int = Field(
+        default=1, gt=0, description="copies inside one server; for a dense model rather say replicas"
+    )
+    gpu_memory_gib: float | None = Field(
+        default=None, gt=0, description="usable on each GPU, for a GPU that is not in the table"
+    )
     usd_per_hour: Decimal = Field(gt=0, description="of one replica's hardware")
 
 
-class PoolSpec(_Strict):
+class PoolSpec(Strict):
     """One pool file: interchangeable replicas of one model."""
 
     name: Annotated[str, AfterValidator(_plain_name)]
@@ -266,11 +203,17 @@ class PoolSpec(_Strict):
     model: ModelSpec
     speculation: SpeculationSpec | None = None
     batching: BatchingSpec
+    kv_cache: KvCacheSpec = KvCacheSpec()
+    scheduling: SchedulingPolicy | None = Field(
+        default=None, description="priority: by each request's priority; left out: fcfs, which ignores it"
+    )
     hardware: HardwareSpec
     rates: RateCard | None = None
     derived_rates: DerivedRates | None = Field(
         default=None, description="instead of rates: what the hardware costs at a declared utilisation"
     )
+    latency_targets: LatencyTargets | None = None
+    expected_lengths: ExpectedLengths | None = None
     replicas: int = Field(default=1, ge=1, le=64)
     replica_choice: ReplicaChoiceSpec = ReplicaChoiceSpec()
     urls: tuple[Annotated[str, AfterValidator(_base_url)], ...] = Field(
@@ -296,6 +239,15 @@ class PoolSpec(_Strict):
         (tests/load/results/replica_choice.json).
         """
         return min(AT_EASE_MAX, max(1, self.batching.max_num_seqs // AT_EASE_RATIO))
+
+    @model_validator(mode="after")
+    def _says_each_flag_once(self) -> Self:
+        typed = plain_flags(self)
+        for key in self.engine_args:
+            if flag_name(key) in typed:
+                message = f"engine_args.{key} and {PLAIN_NAMES[flag_name(key)]} are one flag: keep the latter"
+                raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _has_prefixes_to_go_by(self) -> Self:
@@ -355,7 +307,7 @@ class PoolSpec(_Strict):
         # What an external server does inside is its owner's business.
         if self.driver != "process" or self.hardware.gpu == "cpu":
             return self
-        flags = {flag_name(key): value for key, value in self.engine_args.items()}
+        flags = {flag_name(key): value for key, value in self.engine_args.items()} | plain_flags(self)
         needed = self.hardware.tensor_parallel_size
         for flag in ("pipeline-parallel-size", "data-parallel-size"):
             size = flags.get(flag, 1)
@@ -377,6 +329,26 @@ class PoolSpec(_Strict):
             )
             raise ValueError(message)
         return self
+
+
+def plain_flags(spec: PoolSpec) -> dict[str, FlagValue]:
+    """Flags that keys of their own ask for; those that are left to vLLM are not among them."""
+    asked = {
+        "kv-cache-dtype": spec.kv_cache.dtype,
+        "block-size": spec.kv_cache.block_size,
+        "gpu-memory-utilization": spec.kv_cache.gpu_memory_utilization,
+        "kv-cache-memory-bytes": spec.kv_cache.memory_bytes,
+        "scheduling-policy": spec.scheduling,
+        "pipeline-parallel-size": _if_several(spec.hardware.pipeline_parallel_size),
+        "data-parallel-size": _if_several(spec.hardware.data_parallel_size),
+        "max-num-queued-reqs": spec.batching.max_num_queued_reqs,
+        "max-num-queued-tokens": spec.batching.max_num_queued_tokens,
+    }
+    return {flag: value for flag, value in asked.items() if value is not None}
+
+
+def _if_several(size: int) -> int | None:
+    return size if size > 1 else None
 
 
 class ReplicaState(StrEnum):

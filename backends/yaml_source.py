@@ -87,18 +87,31 @@ def explain(
         model: the class that was validated; its fields are what an unknown key is compared with.
         source: the file's name, as the reader knows it.
     """
+    return [
+        f"{source}:{line}: {dotted(path)}: {sentence}" if path else f"{source}:{line}: {sentence}"
+        for path, line, sentence in mistakes(error, lines, model)
+    ]
+
+
+def mistakes(
+    error: ValidationError, lines: Mapping[KeyPath, int], model: type[BaseModel]
+) -> list[tuple[KeyPath, int, str]]:
+    """The same in parts: where, on which line, and what is wrong; in the order of the lines."""
     found: dict[KeyPath, list[tuple[str, str]]] = {}
     for details in error.errors(include_url=False):
         path = _path_in_text(details, lines)
         found.setdefault(path, []).append(_sentence(details, model))
-    sentences = []
+    told = []
     for path, problems in sorted(found.items(), key=lambda item: _line_of(item[0], lines)):
         # A union reports each of its branches; one value deserves one sentence.
         expectations = list(dict.fromkeys(expected for expected, _ in problems))
-        place = f"{source}:{_line_of(path, lines)}: "
-        key = f"{dotted(path)}: " if path else ""
-        sentences.append(f"{place}{key}{' or '.join(expectations)}{problems[0][1]}")
-    return sentences
+        told.append((path, _line_of(path, lines), f"{' or '.join(expectations)}{problems[0][1]}"))
+    return told
+
+
+def known_keys(model: type[BaseModel], path: KeyPath) -> set[str]:
+    """The keys that a section may have, by the model that it is read into."""
+    return _keys_at(model, path)
 
 
 def nearest(word: str, known: Iterator[str] | list[str]) -> str | None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from backends.pool import FlagValue, PoolSpec, SpeculationSpec, flag_name
+from backends.pool import FlagValue, PoolSpec, flag_name, plain_flags
+from backends.pool_sections import SpeculationSpec
 
 
 def vllm_argv(spec: PoolSpec, *, python: Path, port: int, host: str = "127.0.0.1") -> list[str]:
@@ -43,6 +44,8 @@ def vllm_argv(spec: PoolSpec, *, python: Path, port: int, host: str = "127.0.0.1
     argv += ["--max-num-batched-tokens", str(batching.max_num_batched_tokens)]
     argv += _flag("enable-chunked-prefill", batching.enable_chunked_prefill)
     argv += _flag("enable-prefix-caching", batching.enable_prefix_caching)
+    for flag, value in plain_flags(spec).items():
+        argv += _flag(flag, value)
     # Receipts live on these; without the second one cached tokens would be charged in full.
     argv += ["--enable-per-request-metrics", "--enable-prompt-tokens-details"]
     if spec.speculation is not None:
@@ -97,4 +100,5 @@ def _flag(name: str, value: FlagValue) -> list[str]:
 
 
 def _speculative_config(speculation: SpeculationSpec) -> str:
-    return json.dumps(speculation.model_dump(exclude_none=True), separators=(",", ":"))
+    config = speculation.model_dump(exclude_none=True) | speculation.engine_args
+    return json.dumps(config, separators=(",", ":"))

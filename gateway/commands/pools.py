@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from gateway.commands.terminal import load_pool_files, out
+from gateway.commands.pools_check import EXAMPLE, pools_check
+from gateway.commands.terminal import out
 from gateway.fleet import fleet_until_stopped
 from gateway.logs import set_up_logging
-from gateway.pricing.catalog import cards_of
 from gateway.progress import FleetProgress
 from gateway.settings import load_settings
 from gateway.stopping import run_until_stopped
@@ -32,14 +29,4 @@ def pools_up() -> None:
         run_until_stopped(fleet_until_stopped(settings, on_progress=progress.replica, on_up=ready))
 
 
-@pools.command("check", epilog="Example: `tollgate pools check`")
-def pools_check(
-    folder: Annotated[Path | None, typer.Argument(help="default: the pools in use")] = None,
-) -> None:
-    """Say whether the pool files are right, and if not, what is wrong and where."""
-    settings = load_settings()
-    found = load_pool_files(settings, folder)
-    cards_of(found)
-    for name, spec in found.items():
-        speculation = f", speculation by {spec.speculation.method}" if spec.speculation else ""
-        out.print(f"{name}: valid (driver {spec.driver}, {spec.replicas} replica(s){speculation})")
+pools.command("check", epilog=EXAMPLE)(pools_check)

@@ -13,16 +13,14 @@ from typing import Any
 import msgspec
 
 from backends.pool import (
-    BatchingSpec,
     HardwareSpec,
-    ModelSpec,
     PoolSnapshot,
     PoolSpec,
     RateCard,
     ReplicaSnapshot,
     ReplicaState,
-    SpeculationSpec,
 )
+from backends.pool_sections import BatchingSpec, ModelSpec, SpeculationSpec
 from gateway.audit import Act, Actor, ActorKind, Source
 from gateway.clock import Clock
 from gateway.identity.credentials import hash_of

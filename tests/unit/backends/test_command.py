@@ -103,6 +103,56 @@ def test_a_speculative_pool_on_gpus_with_flags_of_its_own(make_pool: PoolMaker) 
     ]
 
 
+def test_every_plain_name_is_one_flag(make_pool: PoolMaker) -> None:
+    spec = make_pool(
+        batching={
+            "max_num_seqs": 32,
+            "max_num_batched_tokens": 2048,
+            "max_num_queued_reqs": 64,
+            "max_num_queued_tokens": 9000,
+        },
+        kv_cache={"dtype": "fp8", "block_size": 32, "gpu_memory_utilization": 0.5},
+        scheduling="priority",
+        hardware={
+            "gpu": "H100",
+            "gpus_per_replica": 4,
+            "pipeline_parallel_size": 2,
+            "data_parallel_size": 2,
+            "usd_per_hour": "9",
+        },
+    )
+    argv = vllm_argv(spec, python=PYTHON, port=1)
+    start = argv.index("--enable-prefix-caching") + 1
+    assert argv[start : argv.index("--enable-per-request-metrics")] == [
+        *("--kv-cache-dtype", "fp8"),
+        *("--block-size", "32"),
+        *("--gpu-memory-utilization", "0.5"),
+        *("--scheduling-policy", "priority"),
+        *("--pipeline-parallel-size", "2"),
+        *("--data-parallel-size", "2"),
+        *("--max-num-queued-reqs", "64"),
+        *("--max-num-queued-tokens", "9000"),
+    ]
+    in_bytes = vllm_argv(make_pool(kv_cache={"memory_bytes": 2**30}), python=PYTHON, port=1)
+    assert in_bytes[in_bytes.index("--kv-cache-memory-bytes") + 1] == "1073741824"
+
+
+def test_what_only_the_check_reads_is_not_told_to_vllm(make_pool: PoolMaker) -> None:
+    shape = {
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 100,
+    }
+    draft = {"method": "draft_model", "model": "/weights/draft", "num_speculative_tokens": 3}
+    model = {"path": "/weights/target", "served_name": "reference", "max_model_len": 1024}
+    told = make_pool(model=model | {"shape": shape}, speculation=draft | {"shape": shape})
+    plain = make_pool(model=model, speculation=draft)
+    assert vllm_argv(told, python=PYTHON, port=1) == vllm_argv(plain, python=PYTHON, port=1)
+
+
 def test_ngram_lookup_bounds_are_passed_on(make_pool: PoolMaker) -> None:
     speculation = {
         "method": "ngram",

@@ -12,6 +12,7 @@ from backends.pool import PoolSnapshot, ReplicaLoad, ReplicaSnapshot, ReplicaSta
 from tests.unit.backends.conftest import PoolMaker
 
 UNCACHED = {"max_num_seqs": 32, "max_num_batched_tokens": 2048, "enable_prefix_caching": False}
+BATCHING = {"max_num_seqs": 32, "max_num_batched_tokens": 2048}
 EXTERNAL_MODEL = {"served_name": "reference", "max_model_len": 1024}
 
 
@@ -59,6 +60,18 @@ EXTERNAL_MODEL = {"served_name": "reference", "max_model_len": 1024}
             r"batching\.enable_prefix_caching is off",
         ),
         ({"hardware": {"gpu": "cpu", "usd_per_hour": 0}}, "greater than 0"),
+        ({"kv_cache": {"memory_bytes": 9, "gpu_memory_utilization": 0.5}}, "say one of them"),
+        ({"kv_cache": {"gpu_memory_utilization": 1.5}}, "less than or equal to 1"),
+        (
+            {"kv_cache": {"block_size": 32}, "engine_args": {"block_size": 16}},
+            r"engine_args\.block_size and kv_cache\.block_size are one flag",
+        ),
+        ({"scheduling": "fcfs", "engine_args": {"scheduling-policy": "priority"}}, "are one flag"),
+        ({"scheduling": "lifo"}, "'fcfs' or 'priority'"),
+        ({"latency_targets": {}}, "needs ttft_p95_ms, tpot_p95_ms or both"),
+        ({"expected_lengths": {"input_tokens": 0, "output_tokens": 1}}, "greater than 0"),
+        ({"batching": {**BATCHING, "max_num_queued_reqs": 31}}, "counts running requests too"),
+        ({"engine_args": {"speculative_config.method": "ngram"}}, "cannot be set twice"),
     ],
 )
 def test_contradictions_are_refused(make_pool: PoolMaker, changes: dict[str, Any], message: str) -> None:
@@ -86,6 +99,23 @@ def test_a_schedule_of_draft_tokens_covers_every_batch_once(
         make_pool(speculation={**speculation, "num_speculative_tokens_per_batch_size": schedule})
 
 
+@pytest.mark.parametrize(
+    ("passed_on", "message"),
+    [
+        ({"method": "ngram"}, "is a key of speculation itself"),
+        ({"rejection_sample_method": "synthetic"}, "answers would be wrong"),
+        ({"synthetic_acceptance_length": 3}, "answers would be wrong"),
+    ],
+)
+def test_what_speculation_passes_on_to_vllm(
+    make_pool: PoolMaker, passed_on: dict[str, Any], message: str
+) -> None:
+    ngram = {"method": "ngram", "num_speculative_tokens": 4}
+    make_pool(speculation=ngram | {"engine_args": {"disable_padded_drafter_batch": True}})
+    with pytest.raises(ValidationError, match=message):
+        make_pool(speculation=ngram | {"engine_args": passed_on})
+
+
 def test_suffix_decoding_takes_no_schedule(make_pool: PoolMaker) -> None:
     speculation = {
         "method": "suffix",
@@ -104,6 +134,7 @@ GPUS = {"gpu": "A100-80GB", "gpus_per_replica": 2, "tensor_parallel_size": 2, "u
     [
         ({"hardware": GPUS | {"gpus_per_replica": 0}}, "gpus_per_replica is 0, but .* starts on 2"),
         ({"engine_args": {"pipeline_parallel_size": 2}}, "gpus_per_replica is 2, but .* starts on 4"),
+        ({"hardware": GPUS | {"data_parallel_size": 3}}, "gpus_per_replica is 2, but .* starts on 6"),
         ({"engine_args": {"data_parallel_size": "all"}}, "whole number for data-parallel-size"),
         ({"engine_args": {"device_ids": "0"}}, "expected replicas 1 and 2 of them"),
         ({"engine_args": {"device_ids": "0,1"}, "replicas": 2}, "expected replicas 1 and 2 of them"),
