@@ -11,19 +11,23 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from gateway.clock import Clock
-from gateway.db import SessionFactory, database_ms
+from gateway.db import KeptConnection, SessionFactory, database_ms
 from gateway.ledger.buckets import Bucket
 from gateway.ledger.budgets import Holds
 from gateway.ledger.owners import close_owner
-from gateway.ledger.posting import Booked, InsertReceipts, book, charges_by_bucket
+from gateway.ledger.posting import Booked, book, charges_by_bucket
 from gateway.ledger.records import Ended
 from gateway.ledger.spool import Left, Spool
 from gateway.ledger.store import BookedMeanwhile
+from gateway.ledger.writers import InsertReceipts
 from gateway.money import usd_text
 from gateway.settings import SpoolSettings
 
@@ -53,6 +57,9 @@ class Shipper:
         self._insert_receipts = insert_receipts
         self._holds = holds or Holds()
         self._books = books or asyncio.Lock()
+        engine: AsyncEngine = sessions.kw["bind"]
+        self._kept = KeptConnection(engine) if engine.dialect.name == "postgresql" else None
+        self._is_running = False
         self._stopping = asyncio.Event()
         self._written = asyncio.Event()
         """There is something to fsync."""
@@ -97,12 +104,21 @@ class Shipper:
 
     async def run(self) -> None:
         """Ship until stopped or cancelled, then ship what is left."""
+        self._is_running = True
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._fsync_loop())
                 tasks.create_task(self._ship_loop())
         finally:
-            await asyncio.shield(self.drain())
+            await asyncio.shield(self._finish())
+
+    async def _finish(self) -> None:
+        try:
+            await self.drain()
+        finally:
+            self._is_running = False
+            if self._kept is not None:
+                await self._kept.close()
 
     async def drain(self) -> None:
         """Ship all that has ended so far, or leave it to the next process if the database is away."""
@@ -185,16 +201,15 @@ class Shipper:
         # Each race that is lost means that somebody else has booked at least one of them.
         for race in range(len(batch) + 1):
             try:
-                async with self._sessions() as session:
-                    now_ms = await database_ms(session, self._clock)
+                async with self._transaction() as (session, driver, now_ms):
                     booked = await book(
                         session,
                         batch,
                         owner_id=owner_id,
                         now_ms=now_ms,
                         insert_receipts=self._insert_receipts,
+                        driver=driver,
                     )
-                    await session.commit()
             except BookedMeanwhile:
                 if race == len(batch):
                     raise
@@ -202,6 +217,19 @@ class Shipper:
                 await self._tell(booked)
                 return booked.slices
         raise AssertionError  # not reached
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[tuple[AsyncSession, Any, int]]:
+        """Where a batch is booked: a session, asyncpg's connection where there is one, and the time."""
+        if self._kept is not None:
+            async with self._kept.transaction() as found:
+                yield found
+            if not self._is_running:  # nobody would close it
+                await self._kept.close()
+            return
+        async with self._sessions() as session:
+            yield session, None, await database_ms(session, self._clock)
+            await session.commit()
 
     async def _tell(self, booked: Booked) -> None:
         self.overage_usd_nanos += booked.overage_usd_nanos
