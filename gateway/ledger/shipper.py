@@ -1,8 +1,7 @@
 """How do the spool's records reach the database?
 
-Two loops: a group fsync, and batches, each booked in one transaction. A database that is away only delays
-them; nothing is dropped. On start-up the spools of dead processes are booked first, and what was lent to
-those processes is given back.
+In batches, each booked in one transaction. A database that is away only delays them; nothing is dropped. On
+start-up the spools of dead processes are booked first, and what was lent to those processes is given back.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from gateway.clock import Clock
 from gateway.db import KeptConnection, SessionFactory, database_ms
 from gateway.ledger.buckets import Bucket
 from gateway.ledger.budgets import Holds
+from gateway.ledger.group_sync import GroupSync, fsync_and_close
 from gateway.ledger.owners import close_owner
 from gateway.ledger.posting import Booked, book, charges_by_bucket
 from gateway.ledger.records import Ended
@@ -61,9 +60,6 @@ class Shipper:
         self._kept = KeptConnection(engine) if engine.dialect.name == "postgresql" else None
         self._is_running = False
         self._stopping = asyncio.Event()
-        self._written = asyncio.Event()
-        """There is something to fsync."""
-        spool.on_dirty = self._written.set
         self.failures = 0
         """Consecutive batches that the database did not take."""
         self.alerts = 0
@@ -100,20 +96,20 @@ class Shipper:
         the rest is shipped over another one.
         """
         self._stopping.set()
-        self._written.set()
 
     async def run(self) -> None:
         """Ship until stopped or cancelled, then ship what is left."""
+        syncing = GroupSync(self._spool, interval_s=self._settings.fsync_interval_ms / 1000)
         self._is_running = True
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._fsync_loop())
-                tasks.create_task(self._ship_loop())
+            syncing.start()
+            await self._ship_loop()
         finally:
-            await asyncio.shield(self._finish())
+            await asyncio.shield(self._finish(syncing))
 
-    async def _finish(self) -> None:
+    async def _finish(self, syncing: GroupSync) -> None:
         try:
+            await syncing.stop()
             await self.drain()
         finally:
             self._is_running = False
@@ -123,7 +119,7 @@ class Shipper:
     async def drain(self) -> None:
         """Ship all that has ended so far, or leave it to the next process if the database is away."""
         with contextlib.suppress(OSError):  # what cannot be synced can still be shipped
-            _fsync(self._spool.file_to_sync())
+            fsync_and_close(self._spool.file_to_sync())
         try:
             while await self._ship_batch():
                 pass
@@ -133,20 +129,6 @@ class Shipper:
                 self._spool.unshipped_count,
                 error,
             )
-
-    async def _fsync_loop(self) -> None:
-        interval_s = self._settings.fsync_interval_ms / 1000
-        while not self._stopping.is_set():
-            await self._written.wait()  # nothing is done for a gateway that nobody uses
-            self._written.clear()
-            await asyncio.sleep(interval_s)
-            try:
-                if (descriptor := self._spool.file_to_sync()) is not None:
-                    await asyncio.to_thread(_fsync, descriptor)
-            except OSError as error:  # no descriptor left, a full disk: no reason to stop serving
-                _log.warning("the spool could not be synced (will try again): %s", error)
-                self._spool.sync_failed()
-                self._written.set()
 
     async def _ship_loop(self) -> None:
         interval_s, full = self._settings.ship_interval_ms / 1000, self._settings.batch_records_max
@@ -256,12 +238,3 @@ def _is_refusal(error: StatementError | OverflowError) -> bool:
         return True
     # SQLSTATE classes 22 and 23: data exception, integrity violation (asyncpg's own are not told apart).
     return str(getattr(error.orig, "sqlstate", "") or "").startswith(("22", "23"))
-
-
-def _fsync(descriptor: int | None) -> None:
-    if descriptor is None:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -56,8 +56,8 @@ POINTS: Final = (
     Point("mid-stream", "", "", INTERRUPTED),
     Point("answered, end not written", "gateway.ledger.spool:Spool.end", "call", INTERRUPTED),
     Point("end record written", "gateway.ledger.spool:Spool.end", "return", ANSWERED),
-    Point("before fsync", "gateway.ledger.shipper:_fsync", "call", None),
-    Point("batch sent", "gateway.ledger.posting:_hours", "call", ANSWERED),
+    Point("before fsync", "gateway.ledger.group_sync:fsync_and_close", "call", None),
+    Point("batch sent", "gateway.ledger.posting:_receipts", "call", ANSWERED),
     Point("committed, not acknowledged", "gateway.ledger.spool:Spool.acknowledge", "call", ANSWERED),
     Point("trimmed", "gateway.ledger.spool:Spool.acknowledge", "return", ANSWERED, has_open_stream=False),
 )
