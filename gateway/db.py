@@ -134,7 +134,7 @@ _NOTHING = text("SELECT 1")
 
 
 async def driver_of(session: AsyncSession) -> Any:
-    """asyncpg's own connection (0.31) in the session's transaction, for what SQLAlchemy has no interface.
+    """The driver's own connection (asyncpg 0.31) in the session's transaction.
 
     The transaction is SQLAlchemy's, which begins it with the first statement: there is one.
     """

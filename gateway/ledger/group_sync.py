@@ -1,7 +1,7 @@
 """How do the spool's records survive a power loss? One fsync for all that was written within an interval.
 
-A thread of its own, which sleeps between two of them and wakes nobody: handing each fsync to a pool of threads
-woke the event loop three times for it. While nothing is written it waits, and costs nothing.
+A thread of its own, which sleeps between two of them and wakes nobody: an fsync that is handed to a pool of
+threads wakes the event loop when it is over. While nothing is written it waits, and costs nothing.
 """
 
 from __future__ import annotations

@@ -123,9 +123,7 @@ async def _book(writer: Writer, batch: Sequence[Ended], *, owner_id: str, now_ms
     return booked
 
 
-def _fresh(
-    booked: Booked, batch: Sequence[Ended], known: dict[str, tuple[str, int | None]]
-) -> list[Ended]:
+def _fresh(booked: Booked, batch: Sequence[Ended], known: dict[str, tuple[str, int | None]]) -> list[Ended]:
     """Those that are not booked yet, each once, in the order of their ids."""
     new: dict[str, Ended] = {}
     for ended in batch:

@@ -5,8 +5,8 @@ single write, so that it survives the death of the process; a group fsync makes 
 the database has acknowledged is trimmed away. A file whose owner is dead is read by the next process that
 starts: attempts that never ended are settled as interrupted.
 
-All calls are synchronous and short, and of one thread but for `file_to_sync` and `sync_failed`. Ids are unique and the database ignores those that it has, so a record
-that is shipped twice is booked once.
+All calls are synchronous and short, and of one thread but for `file_to_sync` and `sync_failed`. Ids are
+unique and the database ignores those that it has, so a record that is shipped twice is booked once.
 """
 
 from __future__ import annotations

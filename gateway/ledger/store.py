@@ -101,8 +101,8 @@ async def copy_attempts(driver: Any, batch: Sequence[Ended], *, journal_id: str)
         journal_id: the booking.
 
     Raises:
-        asyncpg.PostgresError, asyncpg.InterfaceError, OverflowError: as asyncpg has them; UniqueViolationError:
-            one of them is booked.
+        asyncpg.PostgresError, asyncpg.InterfaceError, OverflowError: as asyncpg has them;
+            UniqueViolationError: one of them is booked.
     """
     records = records_of(batch, journal_id=journal_id)
     await driver.copy_records_to_table("attempts", records=records, columns=_COLUMNS)

@@ -45,8 +45,8 @@ from gateway.ledger.store import (
 from gateway.ledger.tables import BudgetAlert, SpendHour
 
 InsertReceipts = Callable[[Any, list[dict[str, Any]]], Awaitable[None]]
-"""Writes receipts in the caller's transaction (a session, or asyncpg's connection); routing's, which the ledger
-may not know."""
+"""Writes receipts in the caller's transaction (a session, or asyncpg's connection); routing's, which the
+ledger may not know."""
 
 USAGE_KIND: Final = "usage"
 
@@ -106,22 +106,27 @@ class SessionWriter:
     """By SQLAlchemy."""
 
     def __init__(self, session: AsyncSession, insert_receipts: InsertReceipts) -> None:
+        """Only remembers."""
         self._session = session
         self._insert_receipts = insert_receipts
 
     async def known(self, batch: Sequence[Ended]) -> dict[str, tuple[str, int | None]]:
+        """See `Writer`."""
         return await booked_already(self._session, batch)
 
     async def insert_attempts(self, fresh: Sequence[Ended], *, journal_id: str) -> None:
+        """See `Writer`."""
         await insert_attempts(self._session, fresh, journal_id=journal_id)
 
     async def locked(
         self, buckets: Sequence[Bucket], owner_id: str
     ) -> tuple[dict[Bucket, WindowState], dict[Bucket, SliceState]]:
+        """See `Writer`."""
         windows = await locked_windows(self._session, buckets)
         return windows, await slices_of(self._session, owner_id, buckets)
 
     async def write(self, outcome: Outcome, *, now_ms: int) -> None:
+        """See `Writer`."""
         session = self._session
         await write_transaction(
             session,
@@ -141,6 +146,7 @@ class SessionWriter:
             await self._insert_receipts(session, outcome.receipts)
 
     async def told(self, buckets: Sequence[Bucket]) -> set[tuple[Bucket, int]]:
+        """See `Writer`."""
         table = metadata.tables["budget_alerts"].c
         found = await self._session.execute(
             select(table.budget_id, table.window_start_ms, table.percent).where(
@@ -150,6 +156,7 @@ class SessionWriter:
         return {(Bucket(row[0], row[1]), row[2]) for row in found}
 
     async def tell(self, rows: list[dict[str, Any]]) -> None:
+        """See `Writer`."""
         await insert_ignoring_duplicates(self._session, BudgetAlert, rows)
 
 
@@ -169,7 +176,8 @@ _WRITE: Final = f"""
 WITH given AS (SELECT CAST(CAST($1 AS text) AS json) AS it),
 booking AS (
   INSERT INTO journal_transactions (id, kind, at_ms, attempts, reverses, note)
-  SELECT it->>'id', it->>'kind', (it->>'at_ms')::bigint, (it->>'attempts')::bigint, NULL, it->>'note' FROM given),
+  SELECT it->>'id', it->>'kind', (it->>'at_ms')::bigint, (it->>'attempts')::bigint, NULL, it->>'note'
+  FROM given),
 lines AS (
   INSERT INTO journal_entries (transaction_id, account, amount_usd_nanos)
   SELECT it->>'id', key, value::bigint FROM given, json_each_text(it->'owed')),
@@ -177,7 +185,8 @@ windows AS (
   UPDATE budget_windows SET posted_usd_nanos = new.posted, leased_usd_nanos = new.leased,
     unattributed_usd_nanos = new.unattributed, overage_usd_nanos = new.overage
   FROM given, json_to_recordset(it->'windows')
-    AS new (budget_id text, start_ms bigint, posted bigint, leased bigint, unattributed bigint, overage bigint)
+    AS new (budget_id text, start_ms bigint, posted bigint, leased bigint, unattributed bigint,
+      overage bigint)
   WHERE budget_windows.budget_id = new.budget_id AND budget_windows.window_start_ms = new.start_ms),
 slices AS (
   UPDATE budget_slices SET amount_usd_nanos = new.amount
@@ -198,9 +207,9 @@ ORDER BY {", ".join(_HOUR_KEYS)}
 ON CONFLICT ({", ".join(_HOUR_KEYS)}) DO UPDATE SET {_HOUR_ADDED}
 """  # noqa: S608 - names of columns
 _WINDOWS: Final = """
-SELECT held.budget_id, held.window_start_ms, held.limit_usd_nanos, held.posted_usd_nanos, held.leased_usd_nanos,
-  held.unattributed_usd_nanos, held.overage_usd_nanos, held.recall_number, budgets.is_hard,
-  budgets.retired_at_ms, budgets.alert_percents::text
+SELECT held.budget_id, held.window_start_ms, held.limit_usd_nanos, held.posted_usd_nanos,
+  held.leased_usd_nanos, held.unattributed_usd_nanos, held.overage_usd_nanos, held.recall_number,
+  budgets.is_hard, budgets.retired_at_ms, budgets.alert_percents::text
 FROM budget_windows AS held JOIN budgets ON budgets.id = held.budget_id
 WHERE (held.budget_id, held.window_start_ms) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
 ORDER BY held.budget_id, held.window_start_ms FOR UPDATE OF held
@@ -228,16 +237,19 @@ class PostgresWriter:
     """By asyncpg (0.31), in a transaction of SQLAlchemy's that has begun."""
 
     def __init__(self, driver: Any, session: AsyncSession, insert_receipts: InsertReceipts) -> None:
+        """Only remembers."""
         self._driver = driver
         self._session = session
         self._insert_receipts = insert_receipts
 
     async def known(self, batch: Sequence[Ended]) -> dict[str, tuple[str, int | None]]:
+        """See `Writer`."""
         with _told_as_sqlalchemy("SELECT attempts"):
             found = await self._driver.fetch(KNOWN_POSTGRESQL, *span_of(batch))
         return {attempt_id: (state, charge) for attempt_id, state, charge in found}
 
     async def insert_attempts(self, fresh: Sequence[Ended], *, journal_id: str) -> None:
+        """See `Writer`."""
         with _told_as_sqlalchemy("COPY attempts"):
             try:
                 await copy_attempts(self._driver, fresh, journal_id=journal_id)
@@ -247,6 +259,7 @@ class PostgresWriter:
     async def locked(
         self, buckets: Sequence[Bucket], owner_id: str
     ) -> tuple[dict[Bucket, WindowState], dict[Bucket, SliceState]]:
+        """See `Writer`."""
         ids, starts = [one.budget_id for one in buckets], [one.window_start_ms for one in buckets]
         with _told_as_sqlalchemy("SELECT budget_windows FOR UPDATE"):
             rows = await self._driver.fetch(_WINDOWS, ids, starts)
@@ -262,6 +275,11 @@ class PostgresWriter:
         return windows, {Bucket(row[0], row[1]): SliceState(*tuple(row)[2:]) for row in found}
 
     async def write(self, outcome: Outcome, *, now_ms: int) -> None:
+        """See `Writer`.
+
+        Raises:
+            ValueError: what is owed does not add up to zero.
+        """
         if sum(outcome.owed.values()):
             raise ValueError(f"a booking that does not add up to zero: {outcome.owed}")
         document = {
@@ -300,12 +318,14 @@ class PostgresWriter:
                 await self._insert_receipts(self._driver, outcome.receipts)
 
     async def told(self, buckets: Sequence[Bucket]) -> set[tuple[Bucket, int]]:
+        """See `Writer`."""
         ids, starts = [one.budget_id for one in buckets], [one.window_start_ms for one in buckets]
         with _told_as_sqlalchemy("SELECT budget_alerts"):
             found = await self._driver.fetch(_TOLD, ids, starts)
         return {(Bucket(row[0], row[1]), row[2]) for row in found}
 
     async def tell(self, rows: list[dict[str, Any]]) -> None:
+        """See `Writer`."""
         with _told_as_sqlalchemy("INSERT budget_alerts"):
             await self._driver.executemany(_TELL, [tuple(row.values()) for row in rows])
 
