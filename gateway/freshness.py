@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -26,9 +27,13 @@ Confirm = Callable[[], None]
 """Is told that the database was asked and nothing had changed."""
 
 RECONNECT_S = 5.0
+ANSWER_S = 2.0
+"""How long the listener's connection may take to say that nothing changed."""
 CLOCK_INTERVAL_S = 10.0
 CLOCK_DOUBT_MS = 100
 """An answer that took longer is not used to set the clock."""
+
+_REVISIONS = "SELECT topic, revision FROM changes"
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +61,8 @@ class ChangeWatcher:
         self._is_stopping = False
         self.is_listening = False
         """Notices arrive."""
+        self._driver: Any = None
+        """asyncpg's connection (0.31) by which they do."""
 
     def watch(self, topic: str, reload: Reload, *, confirm: Confirm = lambda: None) -> None:
         """Call `reload` at the next look and whenever the topic changed, `confirm` when it did not."""
@@ -72,6 +79,10 @@ class ChangeWatcher:
         Raises:
             SQLAlchemyError, OSError: the database is away; what is in memory stays as it is.
         """
+        if await self._is_unchanged():
+            for _, confirm in self._topics.values():
+                confirm()
+            return
         async with self._sessions() as session:
             await self._set_clock(session)
             revisions = await read_changes(session)
@@ -82,6 +93,21 @@ class ChangeWatcher:
                     continue
                 await reload(session)
                 self._seen[topic] = revision
+
+    async def _is_unchanged(self) -> bool:
+        """Whether the listener's connection says so: a tenth of what a session costs, twice a second.
+
+        False where there is none, where the clock is due, or where it cannot be asked: then a session is.
+        """
+        if self._driver is None or self._clock is None or self._clock.monotonic_s() >= self._set_clock_at_s:
+            return False
+        try:
+            rows = await self._driver.fetch(_REVISIONS, timeout=ANSWER_S)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            _log.debug("the listener's connection does not answer: %s", error)
+            return False
+        found = dict(map(tuple, rows))
+        return all(self._seen.get(topic) == found.get(topic, 0) for topic in self._topics)
 
     async def _set_clock(self, session: AsyncSession) -> None:
         clock = self._clock
@@ -138,10 +164,11 @@ class ChangeWatcher:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             driver.add_termination_listener(lambda _: lost.set())
             await driver.add_listener(NOTICE_CHANNEL, lambda *_: self._look.set())
-            self.is_listening = True
+            self.is_listening, self._driver = True, driver
             self._look.set()  # for what changed while nobody listened
             try:
                 await lost.wait()
             finally:
+                self._driver = None
                 # Not back into the pool: it listens.
                 await connection.invalidate()

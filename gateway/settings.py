@@ -196,7 +196,7 @@ class SpoolSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     fsync_interval_ms: int = Field(default=50, gt=0, description="group fsync, against power loss")
-    ship_interval_ms: int = Field(default=400, gt=0, description="between two batches to the database")
+    ship_interval_ms: int = Field(default=600, gt=0, description="between two batches to the database")
     batch_records_max: int = Field(default=2_000, gt=0, description="records in one statement")
 
 

@@ -11,29 +11,19 @@ that processes wait for each other and never in a circle.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.db import begin_writing, insert_adding, insert_ignoring_duplicates, metadata
+from gateway.db import begin_writing, driver_of
 from gateway.inference import AttemptState, Payer, new_id
 from gateway.ledger.buckets import Bucket
-from gateway.ledger.journal import write_transaction
 from gateway.ledger.records import NO_RECEIPT, Ended
-from gateway.ledger.slice_store import (
-    SliceState,
-    WindowState,
-    locked_windows,
-    save_slices,
-    save_windows,
-    slices_of,
-)
-from gateway.ledger.store import booked_already, insert_attempts
-from gateway.ledger.tables import BudgetAlert, SpendHour
+from gateway.ledger.slice_store import SliceState, WindowState
+from gateway.ledger.writers import InsertReceipts, Outcome, PostgresWriter, SessionWriter, Writer
 
 MS_PER_HOUR = 3_600_000
 PLATFORM = "platform"
@@ -51,9 +41,6 @@ HOUR_SUMS = (
     "reasoning_tokens",
     "charge_usd_nanos",
 )
-
-InsertReceipts = Callable[[AsyncSession, list[dict[str, Any]]], Awaitable[None]]
-"""Writes receipts in the caller's transaction; routing's, which the ledger may not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +75,7 @@ async def book(
     owner_id: str,
     now_ms: int,
     insert_receipts: InsertReceipts,
+    driver: Any = None,
 ) -> Booked:
     """Book a batch in the caller's transaction.
 
@@ -97,14 +85,46 @@ async def book(
         owner_id: that process, whose slices cover them.
         now_ms: epoch milliseconds.
         insert_receipts: see there.
+        driver: asyncpg's connection of that transaction, which has begun; None: it is looked for.
 
     Raises:
-        BookedMeanwhile: see `insert_attempts`; begin again.
+        BookedMeanwhile: somebody else has booked one of them just now; begin again.
         StatementError: a value is refused, or the database is away.
     """
-    await begin_writing(session)
+    writer: Writer
+    if session.get_bind().dialect.name == "postgresql":
+        writer = PostgresWriter(driver or await driver_of(session), session, insert_receipts)
+    else:
+        await begin_writing(session)
+        writer = SessionWriter(session, insert_receipts)
+    return await _book(writer, batch, owner_id=owner_id, now_ms=now_ms)
+
+
+async def _book(writer: Writer, batch: Sequence[Ended], *, owner_id: str, now_ms: int) -> Booked:
     booked = Booked()
-    known = await booked_already(session, batch)
+    fresh = _fresh(booked, batch, await writer.known(batch))
+    journal_id, hours = new_id("jtx_", now_ms), _hours(fresh)
+    if fresh:
+        await writer.insert_attempts(fresh, journal_id=journal_id)
+    outcome = Outcome(journal_id, len(fresh), _owed(hours), hours)
+    reached: list[Alert] = []
+    # Those of a caller are one tuple, mostly: looking at each of its buckets once is enough.
+    mentioned = sorted({Bucket(*each) for each in chain(*{ended.start.buckets for ended in batch})})
+    if mentioned:
+        windows, slices = await writer.locked(mentioned, owner_id)
+        reached = _draw_on_budgets(
+            booked, outcome, windows, slices=slices, spent=charges_by_bucket(fresh), owner_id=owner_id
+        )
+    if fresh:
+        outcome.receipts = _receipts(fresh)
+        await writer.write(outcome, now_ms=now_ms)
+    if reached:
+        booked.alerts += await _tell_once(writer, reached, now_ms=now_ms)
+    return booked
+
+
+def _fresh(booked: Booked, batch: Sequence[Ended], known: dict[str, tuple[str, int | None]]) -> list[Ended]:
+    """Those that are not booked yet, each once, in the order of their ids."""
     new: dict[str, Ended] = {}
     for ended in batch:
         attempt_id = ended.start.attempt_id
@@ -113,37 +133,21 @@ async def book(
         elif (first := new.setdefault(attempt_id, ended)) is not ended:
             _note_contradiction(booked, ended, (first.end.state.value, first.end.charge_usd_nanos))
     booked.count = len(new)
-    fresh = [new[attempt_id] for attempt_id in sorted(new)]
-    if fresh:
-        journal_id = new_id("jtx_", now_ms)
-        hours = _hours(fresh)
-        await insert_attempts(session, fresh, journal_id=journal_id)
-        await _write_journal(session, journal_id, hours, attempts=len(fresh), now_ms=now_ms)
-    else:
-        journal_id, hours = "", []
-    spent = charges_by_bucket(fresh)
-    # Those of a caller are one tuple, mostly: looking at each of its buckets once is enough.
-    mentioned = sorted({Bucket(*each) for each in chain(*{ended.start.buckets for ended in batch})})
-    if mentioned:
-        await _book_on_budgets(
-            session, booked, mentioned, spent=spent, journal_id=journal_id, owner_id=owner_id, now_ms=now_ms
-        )
-    if fresh:
-        await insert_adding(session, SpendHour, hours)
-        no_receipt = bytes(NO_RECEIPT)
-        receipts = [
-            {
-                "request_id": ended.start.request_id,
-                "started_at_ms": ended.start.started_at_ms,
-                "tenant_id": ended.start.tenant_id,
-                "body": bytes(ended.start.receipt).decode(),
-            }
-            for ended in fresh
-            if bytes(ended.start.receipt) != no_receipt
-        ]
-        if receipts:
-            await insert_receipts(session, receipts)
-    return booked
+    return [new[attempt_id] for attempt_id in sorted(new)]
+
+
+def _receipts(fresh: Sequence[Ended]) -> list[dict[str, Any]]:
+    no_receipt = bytes(NO_RECEIPT)
+    return [
+        {
+            "request_id": start.request_id,
+            "started_at_ms": start.started_at_ms,
+            "tenant_id": start.tenant_id,
+            "body": body.decode(),
+        }
+        for start, _ in fresh
+        if (body := bytes(start.receipt)) != no_receipt
+    ]
 
 
 def _note_contradiction(booked: Booked, ended: Ended, known: tuple[str, int | None]) -> None:
@@ -154,19 +158,15 @@ def _note_contradiction(booked: Booked, ended: Ended, known: tuple[str, int | No
     booked.contradictions.append((ended, f"booked already as {state} at {charge} nano-USD"))
 
 
-async def _write_journal(
-    session: AsyncSession, journal_id: str, hours: list[dict[str, Any]], *, attempts: int, now_ms: int
-) -> None:
+def _owed(hours: list[dict[str, Any]]) -> dict[str, int]:
+    """What the journal says of these sums: amounts by account, nano-USD, together zero."""
     owed: defaultdict[str, int] = defaultdict(int)
     for hour in hours:
         amount = hour["charge_usd_nanos"]
         account = f"tenant:{hour['tenant_id']}" if hour["payer"] == Payer.TENANT else PLATFORM
         owed[account] += amount
         owed[USAGE] -= amount
-    note = f"{attempts} attempts"
-    await write_transaction(
-        session, journal_id, kind="usage", owed=owed, now_ms=now_ms, attempts=attempts, note=note
-    )
+    return owed
 
 
 def charges_by_bucket(batch: Sequence[Ended]) -> dict[Bucket, int]:
@@ -182,38 +182,30 @@ def charges_by_bucket(batch: Sequence[Ended]) -> dict[Bucket, int]:
     return charges
 
 
-async def _book_on_budgets(
-    session: AsyncSession,
+def _draw_on_budgets(
     booked: Booked,
-    mentioned: list[Bucket],
+    outcome: Outcome,
+    windows: dict[Bucket, WindowState],
     *,
+    slices: dict[Bucket, SliceState],
     spent: dict[Bucket, int],
-    journal_id: str,
     owner_id: str,
-    now_ms: int,
-) -> None:
-    windows = await locked_windows(session, mentioned)
-    slices = await slices_of(session, owner_id, mentioned)
-    postings: list[dict[str, Any]] = []
+) -> list[Alert]:
+    """Take from locked buckets and their slices what was spent; returns the shares that are used up."""
     reached: list[Alert] = []
-    for bucket in windows:
+    for bucket, window in windows.items():
         slice_, amount = slices.get(bucket), spent.get(bucket, 0)
         if amount:
-            window = windows[bucket]
             overage = _draw(window, slice_, amount)
             booked.overage_usd_nanos += overage
             reached += _reached(bucket, window)
-            posting = {"transaction_id": journal_id, "owner_id": owner_id, "amount_usd_nanos": amount}
-            postings.append({**posting, **bucket._asdict(), "overage_usd_nanos": overage})
+            posting = {"transaction_id": outcome.journal_id, "owner_id": owner_id, "amount_usd_nanos": amount}
+            outcome.postings.append({**posting, **bucket._asdict(), "overage_usd_nanos": overage})
+            outcome.windows[bucket] = window
+            if slice_ is not None:
+                outcome.slices.append((bucket, slice_))
         booked.slices[bucket] = 0 if slice_ is None else slice_.amount_usd_nanos
-    if not postings:
-        return
-    drawn = {bucket for bucket in windows if spent.get(bucket)}
-    await save_windows(session, {bucket: windows[bucket] for bucket in drawn})
-    drawn_slices = [(bucket, state) for bucket, state in slices.items() if bucket in drawn]
-    await save_slices(session, drawn_slices, may_be_new=False)
-    await session.execute(insert(metadata.tables["budget_postings"]), postings)
-    booked.alerts += await _tell_once(session, reached, now_ms=now_ms)
+    return reached
 
 
 def _draw(window: WindowState, slice_: SliceState | None, amount: int) -> int:
@@ -242,29 +234,22 @@ def _reached(bucket: Bucket, window: WindowState) -> list[Alert]:
     ]
 
 
-async def _tell_once(session: AsyncSession, reached: list[Alert], *, now_ms: int) -> list[Alert]:
+async def _tell_once(writer: Writer, reached: list[Alert], *, now_ms: int) -> list[Alert]:
     """Write down those that nobody was told of in their window; the windows are locked."""
-    if not reached:
-        return []
-    table = metadata.tables["budget_alerts"].c
-    buckets = sorted({alert.bucket for alert in reached})
-    found = await session.execute(
-        select(table.budget_id, table.window_start_ms, table.percent).where(
-            tuple_(table.budget_id, table.window_start_ms).in_(buckets)
-        )
-    )
-    told = {(Bucket(row[0], row[1]), row[2]) for row in found}
+    told = await writer.told(sorted({alert.bucket for alert in reached}))
     new = [alert for alert in reached if (alert.bucket, alert.percent) not in told]
-    rows = [
-        {
-            **alert.bucket._asdict(),
-            "percent": alert.percent,
-            "at_ms": now_ms,
-            "posted_usd_nanos": alert.posted_usd_nanos,
-        }
-        for alert in new
-    ]
-    await insert_ignoring_duplicates(session, BudgetAlert, rows)
+    if new:
+        await writer.tell(
+            [
+                {
+                    **alert.bucket._asdict(),
+                    "percent": alert.percent,
+                    "at_ms": now_ms,
+                    "posted_usd_nanos": alert.posted_usd_nanos,
+                }
+                for alert in new
+            ]
+        )
     return new
 
 

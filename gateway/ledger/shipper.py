@@ -1,8 +1,7 @@
 """How do the spool's records reach the database?
 
-Two loops: a group fsync, and batches, each booked in one transaction. A database that is away only delays
-them; nothing is dropped. On start-up the spools of dead processes are booked first, and what was lent to
-those processes is given back.
+In batches, each booked in one transaction. A database that is away only delays them; nothing is dropped. On
+start-up the spools of dead processes are booked first, and what was lent to those processes is given back.
 """
 
 from __future__ import annotations
@@ -10,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from gateway.clock import Clock
-from gateway.db import SessionFactory, database_ms
+from gateway.db import KeptConnection, SessionFactory, database_ms
 from gateway.ledger.buckets import Bucket
 from gateway.ledger.budgets import Holds
+from gateway.ledger.group_sync import GroupSync, fsync_and_close
 from gateway.ledger.owners import close_owner
-from gateway.ledger.posting import Booked, InsertReceipts, book, charges_by_bucket
+from gateway.ledger.posting import Booked, book, charges_by_bucket
 from gateway.ledger.records import Ended
 from gateway.ledger.spool import Left, Spool
 from gateway.ledger.store import BookedMeanwhile
+from gateway.ledger.writers import InsertReceipts
 from gateway.money import usd_text
 from gateway.settings import SpoolSettings
 
@@ -53,10 +56,10 @@ class Shipper:
         self._insert_receipts = insert_receipts
         self._holds = holds or Holds()
         self._books = books or asyncio.Lock()
+        engine: AsyncEngine = sessions.kw["bind"]
+        self._kept = KeptConnection(engine) if engine.dialect.name == "postgresql" else None
+        self._is_running = False
         self._stopping = asyncio.Event()
-        self._written = asyncio.Event()
-        """There is something to fsync."""
-        spool.on_dirty = self._written.set
         self.failures = 0
         """Consecutive batches that the database did not take."""
         self.alerts = 0
@@ -93,21 +96,30 @@ class Shipper:
         the rest is shipped over another one.
         """
         self._stopping.set()
-        self._written.set()
 
     async def run(self) -> None:
         """Ship until stopped or cancelled, then ship what is left."""
+        syncing = GroupSync(self._spool, interval_s=self._settings.fsync_interval_ms / 1000)
+        self._is_running = True
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._fsync_loop())
-                tasks.create_task(self._ship_loop())
+            syncing.start()
+            await self._ship_loop()
         finally:
-            await asyncio.shield(self.drain())
+            await asyncio.shield(self._finish(syncing))
+
+    async def _finish(self, syncing: GroupSync) -> None:
+        try:
+            await syncing.stop()
+            await self.drain()
+        finally:
+            self._is_running = False
+            if self._kept is not None:
+                await self._kept.close()
 
     async def drain(self) -> None:
         """Ship all that has ended so far, or leave it to the next process if the database is away."""
         with contextlib.suppress(OSError):  # what cannot be synced can still be shipped
-            _fsync(self._spool.file_to_sync())
+            fsync_and_close(self._spool.file_to_sync())
         try:
             while await self._ship_batch():
                 pass
@@ -117,20 +129,6 @@ class Shipper:
                 self._spool.unshipped_count,
                 error,
             )
-
-    async def _fsync_loop(self) -> None:
-        interval_s = self._settings.fsync_interval_ms / 1000
-        while not self._stopping.is_set():
-            await self._written.wait()  # nothing is done for a gateway that nobody uses
-            self._written.clear()
-            await asyncio.sleep(interval_s)
-            try:
-                if (descriptor := self._spool.file_to_sync()) is not None:
-                    await asyncio.to_thread(_fsync, descriptor)
-            except OSError as error:  # no descriptor left, a full disk: no reason to stop serving
-                _log.warning("the spool could not be synced (will try again): %s", error)
-                self._spool.sync_failed()
-                self._written.set()
 
     async def _ship_loop(self) -> None:
         interval_s, full = self._settings.ship_interval_ms / 1000, self._settings.batch_records_max
@@ -185,16 +183,15 @@ class Shipper:
         # Each race that is lost means that somebody else has booked at least one of them.
         for race in range(len(batch) + 1):
             try:
-                async with self._sessions() as session:
-                    now_ms = await database_ms(session, self._clock)
+                async with self._transaction() as (session, driver, now_ms):
                     booked = await book(
                         session,
                         batch,
                         owner_id=owner_id,
                         now_ms=now_ms,
                         insert_receipts=self._insert_receipts,
+                        driver=driver,
                     )
-                    await session.commit()
             except BookedMeanwhile:
                 if race == len(batch):
                     raise
@@ -202,6 +199,19 @@ class Shipper:
                 await self._tell(booked)
                 return booked.slices
         raise AssertionError  # not reached
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[tuple[AsyncSession, Any, int]]:
+        """Where a batch is booked: a session, asyncpg's connection where there is one, and the time."""
+        if self._kept is not None:
+            async with self._kept.transaction() as found:
+                yield found
+            if not self._is_running:  # nobody would close it
+                await self._kept.close()
+            return
+        async with self._sessions() as session:
+            yield session, None, await database_ms(session, self._clock)
+            await session.commit()
 
     async def _tell(self, booked: Booked) -> None:
         self.overage_usd_nanos += booked.overage_usd_nanos
@@ -228,12 +238,3 @@ def _is_refusal(error: StatementError | OverflowError) -> bool:
         return True
     # SQLSTATE classes 22 and 23: data exception, integrity violation (asyncpg's own are not told apart).
     return str(getattr(error.orig, "sqlstate", "") or "").startswith(("22", "23"))
-
-
-def _fsync(descriptor: int | None) -> None:
-    if descriptor is None:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

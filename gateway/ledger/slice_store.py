@@ -71,10 +71,11 @@ async def locked_windows(session: AsyncSession, buckets: Collection[Bucket]) -> 
 
 async def _read_windows(session: AsyncSession, buckets: Collection[Bucket]) -> dict[Bucket, WindowState]:
     found = await session.execute(_windows_query(), {"buckets": sorted(buckets)})
-    return {Bucket(row[0], row[1]): _window_of(row) for row in found}
+    return {Bucket(row[0], row[1]): window_of(row) for row in found}
 
 
-def _window_of(row: Sequence[Any]) -> WindowState:
+def window_of(row: Sequence[Any]) -> WindowState:
+    """A bucket from a row: its key, then what `_windows_query` selects."""
     _, _, limit, posted, leased, unattributed, overage, recall_number, is_hard, retired_at_ms, percents = row
     return WindowState(
         limit_usd_nanos=limit,

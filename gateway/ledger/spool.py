@@ -5,8 +5,8 @@ single write, so that it survives the death of the process; a group fsync makes 
 the database has acknowledged is trimmed away. A file whose owner is dead is read by the next process that
 starts: attempts that never ended are settled as interrupted.
 
-All calls are synchronous and short. Ids are unique and the database ignores those that it has, so a record
-that is shipped twice is booked once.
+All calls are synchronous and short, and of one thread but for `file_to_sync` and `sync_failed`. Ids are
+unique and the database ignores those that it has, so a record that is shipped twice is booked once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import secrets
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class Spool:
         self._ready: deque[Ended] = deque()
         self._path = folder / f"{clock.epoch_ms():013d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
         self._file = _create_locked(self._path)
+        self._replacing = threading.Lock()
+        """Held while the file becomes another one; whoever syncs it does so in another thread."""
         self._line = bytearray()
         """The last line that was written: its memory serves for the next one."""
         self._size = 0
@@ -143,7 +146,9 @@ class Spool:
         """A descriptor of its own to fsync and close, elsewhere; None when nothing was written since."""
         if not self._is_dirty:
             return None
-        descriptor = os.dup(self._file)
+        with self._replacing:
+            descriptor = os.dup(self._file)
+        # Only now, and before the fsync: what is written from here on is of the next one.
         self._is_dirty = False
         return descriptor
 
@@ -229,8 +234,9 @@ class Spool:
             os.close(file)
             draft.unlink(missing_ok=True)
             raise
-        os.close(self._file)
-        self._file = file
+        with self._replacing:
+            os.close(self._file)
+            self._file = file
         self._size = self._needed_bytes = len(content)
 
 

@@ -1,4 +1,7 @@
-"""How do attempts get into the database, and which of them are there already? Flushes, never commits."""
+"""How do attempts get into the database, and which of them are there already? Flushes, never commits.
+
+On PostgreSQL by COPY, over the driver's own connection; see `writers`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,8 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Final
 
-import asyncpg
 import msgspec
 from sqlalchemy import select, text
-from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -24,11 +25,12 @@ _INSERT_SQLITE: Final = (
 )
 # The instants let PostgreSQL look into the right months only. OFFSET 0 keeps it to one look at the index for
 # each id: its statistics of a table that grows are old, and a plan for a small one reads all of it.
-_KNOWN_POSTGRESQL: Final = text(
-    "SELECT found.* FROM unnest(string_to_array(CAST(:ids AS text), ',')) AS wanted (id), LATERAL ("
+KNOWN_POSTGRESQL: Final = (
+    "SELECT found.* FROM unnest(string_to_array($1, ',')) AS wanted (id), LATERAL ("
     "SELECT attempt_id, state, charge_usd_nanos FROM attempts"
-    " WHERE attempt_id = wanted.id AND started_at_ms BETWEEN :first_ms AND :last_ms OFFSET 0) AS found"
+    " WHERE attempt_id = wanted.id AND started_at_ms BETWEEN $2 AND $3 OFFSET 0) AS found"
 )
+"""State and charge by id; see `span_of` for its values."""
 _KNOWN_SQLITE: Final = text(
     "SELECT attempt_id, state, charge_usd_nanos FROM attempts"
     " WHERE started_at_ms BETWEEN :first_ms AND :last_ms"
@@ -41,21 +43,19 @@ class BookedMeanwhile(Exception):
     """Another process booked one of the attempts between our look and our insert: look again."""
 
 
-async def booked_already(session: AsyncSession, batch: Sequence[Ended]) -> dict[str, tuple[str, int | None]]:
-    """State and charge of those attempts that are booked, by id."""
+def span_of(batch: Sequence[Ended]) -> tuple[str, int, int]:
+    """The ids of a batch in one text, and the first and last instant at which its attempts started."""
     starts = [each.start.started_at_ms for each in batch]
-    ids = [each.start.attempt_id for each in batch]
     # One parameter for all ids: a statement of thousands takes longer to compile than to answer, and asyncpg
     # takes 2 µs for each element of an array. Ids hold no comma.
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    found = await session.execute(
-        _KNOWN_POSTGRESQL if is_postgresql else _KNOWN_SQLITE,
-        {
-            "ids": ",".join(ids) if is_postgresql else _encode(ids).decode(),
-            "first_ms": min(starts),
-            "last_ms": max(starts),
-        },
-    )
+    return ",".join([each.start.attempt_id for each in batch]), min(starts), max(starts)
+
+
+async def booked_already(session: AsyncSession, batch: Sequence[Ended]) -> dict[str, tuple[str, int | None]]:
+    """State and charge of those attempts that are booked, by id; SQLite's."""
+    _, first_ms, last_ms = span_of(batch)
+    ids = _encode([each.start.attempt_id for each in batch]).decode()
+    found = await session.execute(_KNOWN_SQLITE, {"ids": ids, "first_ms": first_ms, "last_ms": last_ms})
     return {attempt_id: (state, charge) for attempt_id, state, charge in found}
 
 
@@ -83,27 +83,31 @@ async def attempts_of(
 
 
 async def insert_attempts(session: AsyncSession, batch: Sequence[Ended], *, journal_id: str) -> None:
-    """Book attempts that are not booked yet; by COPY on PostgreSQL.
+    """Book attempts that are not booked yet, on SQLite: nobody else writes meanwhile.
 
     Raises:
-        BookedMeanwhile: one of them is. The transaction is void.
         StatementError: the database refuses a value (see `shipper`), or is away (a DBAPIError).
     """
     connection = await session.connection()
-    records = [_pick(record_of(ended, journal_id=journal_id)) for ended in batch]
-    if connection.dialect.name != "postgresql":
-        await connection.exec_driver_sql(_INSERT_SQLITE, records)
-        return
-    # SQLAlchemy has no interface for COPY: its driver's is used (asyncpg 0.31). The transaction is
-    # SQLAlchemy's, which begins with the first statement: there has been one, `booked_already`.
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    try:
-        await driver.copy_records_to_table("attempts", records=records, columns=_COLUMNS)
-    except asyncpg.UniqueViolationError:
-        raise BookedMeanwhile from None
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if isinstance(error, ValueError):  # asyncpg's own look at a value
-            raise StatementError(str(error), "COPY attempts", None, error) from error
-        raise DBAPIError("COPY attempts", None, error) from error
-    except OverflowError as error:
-        raise StatementError(str(error), "COPY attempts", None, error) from error
+    await connection.exec_driver_sql(_INSERT_SQLITE, records_of(batch, journal_id=journal_id))
+
+
+async def copy_attempts(driver: Any, batch: Sequence[Ended], *, journal_id: str) -> None:
+    """Book attempts that are not booked yet, on PostgreSQL.
+
+    Args:
+        driver: asyncpg's connection.
+        batch: the attempts.
+        journal_id: the booking.
+
+    Raises:
+        asyncpg.PostgresError, asyncpg.InterfaceError, OverflowError: as asyncpg has them;
+            UniqueViolationError: one of them is booked.
+    """
+    records = records_of(batch, journal_id=journal_id)
+    await driver.copy_records_to_table("attempts", records=records, columns=_COLUMNS)
+
+
+def records_of(batch: Sequence[Ended], *, journal_id: str) -> list[tuple[Any, ...]]:
+    """The rows of `attempts`, their values in the order of its columns."""
+    return [_pick(record_of(ended, journal_id=journal_id)) for ended in batch]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -57,25 +57,28 @@ CLOCKS_MS = 3_600_000
 
 _SEPARATOR = "\x1e"
 _COLUMNS = ("request_id", "started_at_ms", "tenant_id", "body")
-_INSERT_COLUMNS = text(
+_INSERT_COLUMNS = (
     f"INSERT INTO receipts ({', '.join(_COLUMNS)}) SELECT * FROM unnest("  # noqa: S608 - names of columns
-    "string_to_array(CAST(:request_id AS text), chr(30)),"
-    " CAST(string_to_array(CAST(:started_at_ms AS text), chr(30)) AS bigint[]),"
-    " string_to_array(CAST(:tenant_id AS text), chr(30)),"
-    " string_to_array(CAST(:body AS text), chr(30)))"
+    "string_to_array($1, chr(30)), CAST(string_to_array($2, chr(30)) AS bigint[]),"
+    " string_to_array($3, chr(30)), string_to_array($4, chr(30)))"
     " ON CONFLICT DO NOTHING"
 )
 
 
-async def insert_receipts(session: AsyncSession, rows: list[dict[str, Any]]) -> None:
-    """Write receipts down; the ledger calls it in the transaction that books their attempts."""
-    if session.get_bind().dialect.name != "postgresql":
-        await insert_ignoring_duplicates(session, Receipt, rows)
+async def insert_receipts(connection: Any, rows: list[dict[str, Any]]) -> None:
+    """Write receipts down; the ledger calls it in the transaction that books their attempts.
+
+    Args:
+        connection: a session; or, on PostgreSQL, asyncpg's own connection.
+        rows: their columns.
+    """
+    if isinstance(connection, AsyncSession):
+        await insert_ignoring_duplicates(connection, Receipt, rows)
         return
     # A column is one parameter: several times as fast as a row at a time. As one text, because asyncpg takes
     # 2 µs for each element of an array; neither our ids nor JSON can hold the character between them.
-    columns = {name: _SEPARATOR.join([str(row[name]) for row in rows]) for name in _COLUMNS}
-    await session.execute(_INSERT_COLUMNS, columns)
+    columns = [_SEPARATOR.join([str(row[name]) for row in rows]) for name in _COLUMNS]
+    await connection.execute(_INSERT_COLUMNS, *columns)
 
 
 async def find_receipt(session: AsyncSession, request_id: str, tenant_id: str) -> ReceiptFacts | None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 from gateway.ledger.buckets import Scope
-from tests.e2e.faults.plant import LONG_MS, STORY, Asked, Customer, Plant, chat, leaving, write_fleet
+from tests.e2e.faults.plant import LONG_MS, STORY, Asked, Customer, Plant, chat, leaving, metric, write_fleet
 from tests.integration.gateway.databases import new_database
 from tests.support.books import Row, assert_books_are_right, query, tokens_booked
 from tests.support.gateway_process import GatewayProcess
@@ -56,8 +56,8 @@ POINTS: Final = (
     Point("mid-stream", "", "", INTERRUPTED),
     Point("answered, end not written", "gateway.ledger.spool:Spool.end", "call", INTERRUPTED),
     Point("end record written", "gateway.ledger.spool:Spool.end", "return", ANSWERED),
-    Point("before fsync", "gateway.ledger.shipper:_fsync", "call", None),
-    Point("batch sent", "gateway.ledger.posting:_hours", "call", ANSWERED),
+    Point("before fsync", "gateway.ledger.group_sync:fsync_and_close", "call", None),
+    Point("batch sent", "gateway.ledger.posting:_receipts", "call", ANSWERED),
     Point("committed, not acknowledged", "gateway.ledger.spool:Spool.acknowledge", "call", ANSWERED),
     Point("trimmed", "gateway.ledger.spool:Spool.acknowledge", "return", ANSWERED, has_open_stream=False),
 )
@@ -135,6 +135,7 @@ def _live_and_die(case: Case, point: Point) -> None:
                 asked.append(Asked(gateway, case.key, HELD))
                 asked[0].read_until(b'"delta":{"content"', times=2)
                 case.expected[asked[0].name] = INTERRUPTED
+            _until_booked(gateway)
             fatal = _ask_fatally(case, point, gateway, armed_by)
             asked.append(fatal)
             assert gateway.process.wait(20) == -9, point.name
@@ -145,6 +146,14 @@ def _live_and_die(case: Case, point: Point) -> None:
     reached = engines["plain"].stats()["paths"]["/v1/chat/completions"] - 2
     assert reached == point.reached_engine, f"{point.name}: {reached} fatal requests reached the engine"
     case.expected[fatal.name] = point.booked
+
+
+def _until_booked(gateway: GatewayProcess) -> None:
+    """Wait until nothing waits for the database: an earlier batch would be the fatal one otherwise."""
+    deadline = time.monotonic() + START_S
+    while metric(gateway, "tollgate_spool_unshipped"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _ask_fatally(case: Case, point: Point, gateway: GatewayProcess, armed_by: Path) -> Asked:

@@ -315,8 +315,8 @@ def test_an_environment_is_completed_once(project: Path, capsys: pytest.CaptureF
     assert calls(project) == []
     assert install.main(["gateway"], root=project) == 0
     shown = capsys.readouterr().out
-    assert "[1/3] .venv exists (Python 3.11.7); completing it" in shown
-    assert "[2/3] 2 packages from requirements/gateway.txt" in shown
+    assert "[1/4] .venv exists (Python 3.11.7); completing it" in shown
+    assert "[2/4] 2 packages from requirements/gateway.txt" in shown
     assert "gateway: ready in " in shown
     assert "25.0 MB downloaded" in shown
     assert asked_of_pip(project) == [
