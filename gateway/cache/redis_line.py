@@ -32,7 +32,7 @@ from gateway.cache.storage import CacheBroken, Failed
 
 ANSWER_S = 2.0
 """A connection on which nothing is answered for so long is ended."""
-WRITE_DELAY_S = 0.001
+WRITE_DELAY_S = 0.005
 """So long may an answer wait for a look-up to travel with."""
 WRITES_MAX = 1_000
 """Answers that may wait to be sent or for Redis' word on them."""
