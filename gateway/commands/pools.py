@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.commands.pools_bench import pools_bench
 from gateway.commands.terminal import load_pool_files, out
 from gateway.fleet import fleet_until_stopped
 from gateway.logs import set_up_logging
@@ -16,6 +17,7 @@ from gateway.settings import load_settings
 from gateway.stopping import run_until_stopped
 
 pools = typer.Typer(help="vLLM pools.", no_args_is_help=True)
+pools.command("bench", epilog="Example: `tollgate pools bench speculative --quick`")(pools_bench)
 
 
 @pools.command("up", epilog="Example: `tollgate pools up`")
