@@ -6,8 +6,8 @@ the router and the planner read. Times in it are seconds, counts are tokens; a r
 The step-time model is additive, in the form that SpecDecode-Bench's simulator fits to vLLM (arXiv
 2601.11580): one engine step takes
 
-    fixed_s + batched_token_s * tokens computed in the step + kv_token_s * tokens whose keys and values it reads
-            + sequence_s * sequences in the step
+    fixed_s + batched_token_s * tokens computed in the step
+            + kv_token_s * tokens of context that it attends to + sequence_s * sequences in the step
 
 and a step that drafts adds what its `DraftCost` says. It errs around the ridge between memory-bound and
 compute-bound steps, where the truth is nearer to a maximum than to a sum.

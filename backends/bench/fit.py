@@ -2,9 +2,9 @@
 
 Weighted least squares by normal equations, in plain Python: a handful of columns and some dozens of rows
 need no library. Errors count relative to what was measured, because a step of 5 ms and one of 200 ms are of
-equal interest, and no coefficient is negative: the column whose coefficient would be is left out and the rest
-fitted again, the most negative one first. What other programs of the machine disturbed only ever takes longer, so a
-time that is far from the others' model counts less (Huber's weights, iterated).
+equal interest, and no coefficient is negative: the column whose coefficient would be is left out and the
+rest fitted again, the most negative one first. What other programs of the machine disturbed only ever takes
+longer, so a time that is far from the others' model counts less (Huber's weights, iterated).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _SINGULAR: Final = 1e-10
-"""Of a pivot, the columns having norm 1: below it, columns cannot be told apart at the precision of a float."""
+"""Of a pivot, columns having norm 1: below it they cannot be told apart at the precision of a float."""
 _ROUNDS: Final = 12
 _FAR: Final = 1.5
 """Times the median error: what is further off is taken for disturbed."""

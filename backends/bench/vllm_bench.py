@@ -2,7 +2,8 @@
 
 Sends the same number of prompts of the same kind, first ours and then through `vllm bench serve` (vLLM 0.32,
 `benchmarks/serve.py`), and sets the medians side by side. It fits where one message per request is enough;
-our own load drives the rest, because vLLM's has no conversations, no mixed tasks and no engine counters per cell.
+our own load drives the rest, because vLLM's has no conversations, no mixed tasks and no engine counters per
+cell.
 
 vLLM's `vllm` program is not used: in the CPU distribution it crashes, because it looks for its own metadata
 under another name. Its benchmark's function is called in its own interpreter instead.
@@ -105,17 +106,15 @@ def _seen(load: LoadResult) -> Seen:
 
 async def _their_run(spec: PoolSpec, url: str, prompts: list[Prompt], *, python: Path) -> Seen:
     with tempfile.TemporaryDirectory(prefix="tollgate-vllm-bench-") as folder:
-        data = Path(folder) / "prompts.jsonl"
-        lines = [
-            json.dumps({"prompt": prompt.messages[-1][1], "output_tokens": prompt.output_tokens_max})
-            for prompt in prompts
-        ]
-        data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        data = Path(folder) / "prompts.json"
+        # ShareGPT's form, because vLLM reads its own `custom` form with pandas, which is often not there.
+        asked = [{"conversations": [{"value": one.messages[-1][1]}, {"value": ""}]} for one in prompts]
+        data.write_text(json.dumps(asked), encoding="utf-8")
         arguments = [
             *("--backend", "openai-chat", "--base-url", url, "--endpoint", "/v1/chat/completions"),
             *("--model", spec.model.served_name, "--tokenizer", str(spec.model.path)),
-            *("--dataset-name", "custom", "--dataset-path", str(data), "--skip-chat-template"),
-            *("--custom-output-len", str(_OUTPUT_TOKENS), "--ignore-eos", "--disable-tqdm"),
+            *("--dataset-name", "sharegpt", "--dataset-path", str(data)),
+            *("--sharegpt-output-len", str(_OUTPUT_TOKENS), "--ignore-eos", "--disable-tqdm"),
             *("--num-prompts", str(len(prompts)), "--max-concurrency", str(_CONCURRENCY)),
             *("--temperature", str(TEMPERATURE["creative"]), "--percentile-metrics", "ttft,tpot"),
             *("--save-result", "--result-dir", folder, "--result-filename", "result.json"),

@@ -85,8 +85,5 @@ class Prompts:
 
 def _first_turn(found: Conversation) -> list[tuple[str, str]]:
     """The question and its right answer, without a system message, which only comes first."""
-    turn: list[tuple[str, str]] = []
-    for message in found.messages:
-        if message.role != "system":
-            turn.append((message.role, message.content))
+    turn: list[tuple[str, str]] = [(one.role, one.content) for one in found.messages if one.role != "system"]
     return turn[:2]

@@ -54,7 +54,7 @@ class KvCache:
     def admit(
         self, context_tokens: int, prefix: SequenceOf[int], found: int
     ) -> tuple[float, tuple[int, ...]]:
-        """Take what `room_for` said; the tokens taken alone, and the named blocks that it holds with others."""
+        """Take what `room_for` said; tokens that are its alone, and the named blocks that it refers to."""
         taken = self.room_for(context_tokens, prefix, found)
         for block in prefix[:found]:
             if not self._holders[block]:

@@ -71,31 +71,45 @@ class SimulatedPool:
 
     @classmethod
     def of(
-        cls, profile: Profile, *, kv_cache_tokens: int | None = None, prefix_block_tokens: int | None = None
+        cls,
+        profile: Profile,
+        *,
+        speculation: tuple[str, int] | None = None,
+        kv_cache_tokens: int | None = None,
+        prefix_block_tokens: int | None = None,
     ) -> Self:
         """The pool of a profile, as it was measured.
 
         Args:
             profile: of the pool.
+            speculation: method and number of proposed tokens, for a profile that knows several methods; None:
+                what the profile's own pool does.
             kv_cache_tokens: instead of the profile's; without either there is no limit.
             prefix_block_tokens: what the requests' named blocks hold; None: the engine's block size.
 
         Raises:
-            ValueError: the pool speculates and the profile has no acceptance for its method.
+            ValueError: the profile knows no cost or no acceptance for the method.
         """
         engine = profile.engine
         if kv_cache_tokens is not None:
             engine = engine.model_copy(update={"kv_cache_tokens": kv_cache_tokens})
         block = engine.block_size if prefix_block_tokens is None else prefix_block_tokens
         block = block if engine.enable_prefix_caching else 0
-        if profile.method is None:
+        if speculation is None and profile.method is None:
             return cls(engine, profile.step_time, prefix_block_tokens=block)
+        method, tokens = speculation or (str(profile.method), profile.num_speculative_tokens)
+        if method not in profile.draft_costs:
+            known = ", ".join(profile.draft_costs) or "none"
+            raise ValueError(
+                f"the profile of '{profile.pool}' has no cost of drafting by '{method}' (known: {known}): "
+                "measure a pool that speculates so"
+            )
         return cls(
             engine,
             profile.step_time,
-            draft=profile.draft_costs[profile.method],
-            draft_tokens=profile.num_speculative_tokens,
-            guessing=_guessing(profile, profile.method),
+            draft=profile.draft_costs[method],
+            draft_tokens=tokens,
+            guessing=_guessing(profile, method, tokens),
             prefix_block_tokens=block,
         )
 
@@ -148,15 +162,16 @@ class SimulatedPool:
         return self.step_time.kv_token_s * (1.0 + self.draft.verify_ratio) + self.draft.kv_token_s
 
 
-def _guessing(profile: Profile, method: str) -> dict[str, Guessing]:
+def _guessing(profile: Profile, method: str, tokens: int) -> dict[str, Guessing]:
     """By task, cut to the pool's number of tokens; "" is the mean over the tasks, each counted alike."""
-    known = {
-        one.task: one.by_position[: profile.num_speculative_tokens]
-        for one in profile.acceptance
-        if one.method == method
-    }
+    known = {one.task: one.by_position[:tokens] for one in profile.acceptance if one.method == method}
     if not known:
         raise ValueError(f"the profile of '{profile.pool}' has no acceptance for method '{method}'")
     length = min(len(one) for one in known.values())
+    if length < tokens:
+        raise ValueError(
+            f"the profile of '{profile.pool}' knows the acceptance by '{method}' of {length} positions, "
+            f"not of {tokens}"
+        )
     mean = tuple(sum(one[place] for one in known.values()) / len(known) for place in range(length))
     return {task: Guessing(one) for task, one in known.items()} | {"": Guessing(mean)}

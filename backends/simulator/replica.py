@@ -3,15 +3,15 @@
 Continuous batching as vLLM 0.32's V1 scheduler does it (`v1/core/sched/scheduler.py`): first come, first
 served; each step decodes every running sequence and fills what is left of `max_num_batched_tokens` with
 prompts, in parts where they are longer; a prompt is admitted when all of it fits into the cache
-(`scheduler_reserve_full_isl`); when the cache runs out, the sequence that was admitted last gives up its room
-and is computed again later.
+(`scheduler_reserve_full_isl`); when the cache runs out, the sequence that was admitted last gives up its
+room and is computed again later.
 
 Steps in which nobody comes or goes are not simulated one by one: while the same sequences decode, the context
 grows by the same amount every step, so the time of n steps is a sum in closed form. With speculation a
 sequence draws its number of steps when its first token is out; its context then grows evenly, which is right
 in sum and off by a few tokens in between.
 
-In front of the engine a request costs `request_s`, one after the other: HTTP and tokenization share one thread.
+In front of the engine a request costs `request_s`, one after the other: HTTP and tokenization share a thread.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class Replica:
         self._context_tokens += self._growth * steps
         self._cache.grow(self._growth * steps)
 
-    # ---------------------------------------------------------------------------------------- one with prompts
+    # --------------------------------------------------------------------------------------- one with prompts
     def _mixed_step(self) -> None:
         """Decode everybody and compute what fits of the prompts."""
         self._jump = None

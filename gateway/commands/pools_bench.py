@@ -137,10 +137,15 @@ class _Bench:
             ) as target:
                 starting.settle()
                 profile = await self._drive(target, seed)
-                check = None
-                if with_vllm_bench:
-                    check = await cross_check(self._pools[self._name], target.url, python=VLLM_PYTHON)
-                return profile, check
+                return profile, await self._check(target) if with_vllm_bench else None
+
+    async def _check(self, target: Target) -> CrossCheck | None:
+        """None if vLLM's benchmark fails: that is told, and the profile, which took minutes, is kept."""
+        try:
+            return await cross_check(self._pools[self._name], target.url, python=VLLM_PYTHON)
+        except BenchError as error:
+            sys.stderr.write(f"no cross-check: {error}\n")
+            return None
 
     async def _drive(self, target: Target, seed: int) -> Profile:
         spec = self._pools[self._name]

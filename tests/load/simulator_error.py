@@ -1,0 +1,335 @@
+"""How far is the simulator from real vLLM, on load that it was not calibrated with?
+
+For each bundled pool: starts a replica, benches it as `tollgate pools bench` does, calibrates the simulator
+from that profile, then sends loads that the bench did not: other concurrencies and lengths, both tasks at
+once, and requests that arrive by chance (Poisson) instead of one after the other. The simulator is told
+when each request was sent, how long its input was and how many tokens came out; it predicts throughput,
+time to the first token and time per output token. The same loads are predicted from the profile in
+`backends/profiles` too, which was measured at another time: the difference is what the machine's other work
+and its heat make of a profile.
+
+    python -m tests.load.simulator_error [--pool plain] [--quick]
+
+Writes tests/load/results/simulator_error.{json,md}. Relative errors: |predicted - measured| / measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from backends.bench.load import Client, LoadResult, closed_loop, open_loop
+from backends.bench.machine import CpuTimes
+from backends.bench.run import Progress, measure, profile_of
+from backends.bench.sweep import percentile
+from backends.bench.target import Target, target_of
+from backends.bench.workload import Prompt, Prompts, TaskName
+from backends.files import load_pools
+from backends.pool import PoolSpec
+from backends.profile import Profile, load_profile
+from backends.simulator.calibration import SimulatedPool
+from backends.simulator.fleet import Outcome, simulate, simulate_closed_loop
+from backends.simulator.requests import SimulatedRequest
+from tests.load.measured import RESULTS, ROOT, write_result
+
+NAME: Final = "simulator_error"
+PYTHON: Final = ROOT / ".venv-vllm" / "bin" / "python"
+SEEDS: Final = 5
+"""What is drawn is drawn so often; a prediction is the median."""
+METRICS: Final = {
+    "output_tokens_per_s": "throughput",
+    "ttft_p50_s": "TTFT, median",
+    "ttft_p95_s": "TTFT, P95",
+    "tpot_p50_s": "TPOT, median",
+    "tpot_p95_s": "TPOT, P95",
+}
+COLUMNS: Final = [f"{words}, ms" for words in METRICS.values() if words != "throughput"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A load that is in no profile's grid."""
+
+    name: str
+    tasks: tuple[TaskName, ...]
+    requests: int
+    concurrency: int = 0
+    """Closed loop with so many; 0: by chance."""
+    per_s: float = 0.0
+    """Poisson arrivals per second."""
+    input_tokens: int = 1
+    output_tokens: int = 160
+    is_output_fixed: bool = False
+
+
+BOTH: Final[tuple[TaskName, ...]] = ("extraction", "creative")
+LOADS: Final = (
+    HeldOut("stories, 2 at a time", ("creative",), 16, concurrency=2),
+    HeldOut("stories, 12 at a time", ("creative",), 36, concurrency=12),
+    HeldOut("JSON, 6 at a time", ("extraction",), 48, concurrency=6),
+    HeldOut("JSON, 24 at a time, 120 in", ("extraction",), 72, concurrency=24, input_tokens=120),
+    HeldOut(
+        "stories, 5 at a time, 250 in, 40 out",
+        ("creative",),
+        25,
+        concurrency=5,
+        input_tokens=250,
+        output_tokens=40,
+        is_output_fixed=True,
+    ),
+    HeldOut("both, 10 at a time, 150 in", BOTH, 50, concurrency=10, input_tokens=150),
+    HeldOut("both, Poisson 1 a second", BOTH, 20, per_s=1.0),
+    HeldOut("both, Poisson 4 a second", BOTH, 60, per_s=4.0),
+    HeldOut("both, Poisson 8 a second", BOTH, 90, per_s=8.0),
+    HeldOut("both, Poisson 3 a second, 200 in", BOTH, 45, per_s=3.0, input_tokens=200),
+)
+
+
+def prompts_of(load: HeldOut, prompts: Prompts) -> list[Prompt]:
+    return [
+        prompts.take(
+            load.tasks[index % len(load.tasks)],
+            input_tokens=load.input_tokens,
+            output_tokens_max=load.output_tokens,
+            is_output_fixed=load.is_output_fixed,
+        )
+        for index in range(load.requests)
+    ]
+
+
+def arrivals(load: HeldOut, seed: int) -> list[float]:
+    draw, at_s = random.Random(seed), 0.0
+    moments = []
+    for _ in range(load.requests):
+        at_s += draw.expovariate(load.per_s)
+        moments.append(at_s)
+    return moments
+
+
+async def drive(load: HeldOut, client: Client, prompts: Prompts, seed: int) -> LoadResult:
+    items = prompts_of(load, prompts)
+    if load.concurrency:
+        return await closed_loop(client, items, concurrency=load.concurrency)
+    return await open_loop(client, items, arrivals(load, seed))
+
+
+def seen(result: LoadResult) -> dict[str, float]:
+    """What the client saw."""
+    tpots = [one.tpot_s for one in result.samples if one.tpot_s is not None]
+    ttfts = [one.ttft_s for one in result.samples]
+    return {
+        "output_tokens_per_s": sum(one.output_tokens for one in result.samples) / result.duration_s,
+        "ttft_p50_s": statistics.median(ttfts),
+        "ttft_p95_s": percentile(ttfts, 0.95),
+        "tpot_p50_s": statistics.median(tpots),
+        "tpot_p95_s": percentile(tpots, 0.95),
+    }
+
+
+def predicted(load: HeldOut, result: LoadResult, pool: SimulatedPool) -> dict[str, float]:
+    """The same requests, simulated; the median of several seeds."""
+    start_s = min(one.start_s for one in result.samples)
+    requests = [
+        SimulatedRequest(one.start_s - start_s, one.input_tokens, one.output_tokens, one.prompt.task)
+        for one in result.samples
+    ]
+    runs = []
+    for seed in range(SEEDS):
+        if load.concurrency:
+            runs.append(
+                figures_of(simulate_closed_loop(requests, pool, concurrency=load.concurrency, seed=seed))
+            )
+        else:
+            runs.append(figures_of(simulate(sorted(requests, key=lambda one: one.at_s), pool, seed=seed)))
+    return {name: statistics.median(run[name] for run in runs) for name in METRICS}
+
+
+def figures_of(outcome: Outcome) -> dict[str, float]:
+    return {
+        "output_tokens_per_s": outcome.output_tokens_per_s,
+        "ttft_p50_s": outcome.ttft_s(),
+        "ttft_p95_s": outcome.ttft_s(0.95),
+        "tpot_p50_s": outcome.tpot_s() or 0.0,
+        "tpot_p95_s": outcome.tpot_s(0.95) or 0.0,
+    }
+
+
+def compare(measured: Mapping[str, float], model: Mapping[str, float]) -> dict[str, float]:
+    """Signed relative errors."""
+    return {name: model[name] / measured[name] - 1 for name in METRICS}
+
+
+async def one_pool(
+    spec: PoolSpec, target: Target, *, is_quick: bool, bundled: Profile | None
+) -> dict[str, Any]:
+    """Bench, then every held-out load, on one replica."""
+
+    def tell(at: Progress) -> None:
+        if at.done == at.total or at.done % 100 == 0:
+            print(f"{spec.name}: {at.done} of {at.total}: {at.what}", flush=True)
+
+    seed = 20_261
+    found = await measure(spec, target, is_quick=is_quick, seed=seed, on_progress=tell)
+    profile = profile_of(spec, target, found, command=f"python -m tests.load.{NAME}")
+    pools = {"fresh": SimulatedPool.of(profile)} | ({"bundled": SimulatedPool.of(bundled)} if bundled else {})
+    client, prompts = Client(target.url, spec.model.served_name), Prompts(seed + 1)
+    rows = []
+    try:
+        for load in LOADS:
+            before = CpuTimes.now(target.session)
+            result = await drive(load, client, prompts, seed)
+            after = CpuTimes.now(target.session)
+            measured = seen(result)
+            models = {name: predicted(load, result, pool) for name, pool in pools.items()}
+            errors = {name: rounded(compare(measured, model), 3) for name, model in models.items()}
+            foreign = round(after.foreign_ratio_since(before), 2) if before and after else None
+            row = {
+                "load": load.name,
+                "requests": load.requests,
+                "input_tokens": round(statistics.mean(one.input_tokens for one in result.samples), 1),
+                "output_tokens": round(statistics.mean(one.output_tokens for one in result.samples), 1),
+                "foreign_cpu_ratio": round(after.foreign_ratio_since(before), 2)
+                if before and after
+                else None,
+                "measured": rounded(measured),
+                "predicted": rounded(models["fresh"]),
+                "errors": errors,
+            }
+            rows.append(row)
+            told = ", ".join(f"{METRICS[name]} {errors['fresh'][name]:+.0%}" for name in METRICS)
+            print(f"{spec.name}: {load.name}: {told}; foreign {foreign}", flush=True)
+    finally:
+        await client.aclose()
+    return {
+        "profile": {
+            "step_time": profile.step_time.model_dump(exclude_none=True, exclude={"sources"}),
+            "acceptance": {one.task: one.by_position for one in profile.acceptance},
+            "conditions": profile.provenance.conditions,
+            "vllm_version": profile.provenance.vllm_version,
+            "weights": profile.provenance.weights,
+            "date": profile.provenance.date,
+            "commit": profile.provenance.commit,
+            "hardware": profile.provenance.hardware,
+        },
+        "loads": rows,
+    }
+
+
+def rounded(values: Mapping[str, float], digits: int = 5) -> dict[str, float]:
+    return {name: round(value, digits) for name, value in values.items()}
+
+
+def summary(pools: Mapping[str, Any], which: str) -> dict[str, dict[str, float]]:
+    """Median and P95 of the errors' sizes, over all loads of all pools."""
+    found = {}
+    for name in METRICS:
+        sizes = [
+            abs(row["errors"][which][name])
+            for pool in pools.values()
+            for row in pool["loads"]
+            if which in row["errors"]
+        ]
+        if sizes:
+            found[name] = {
+                "median": round(statistics.median(sizes), 3),
+                "p95": round(percentile(sizes, 0.95), 3),
+                "loads": len(sizes),
+            }
+    return found
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+    figures = result["figures"]
+    hardware = result["hardware"]
+    lines = [
+        "# The simulator's error against real vLLM",
+        "",
+        (
+            f"{result['date'][:10]}, commit {result['commit']}, {hardware['cpu']}, {hardware['cores']} cores: "
+            f"`{result['command']}`. Loads that the profile was not made with; the client runs on the same "
+            "cores."
+        ),
+        "",
+        "| | calibrated just before: median error | P95 | from the bundled profile: median error | P95 |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, words in METRICS.items():
+        cells = [
+            f"{one[key]:.0%}" if (one := figures[f"errors_{which}"].get(name)) else "-"
+            for which in ("fresh", "bundled")
+            for key in ("median", "p95")
+        ]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Predicted against measured, each load (calibrated just before):",
+        "",
+        f"| pool | load | tokens/s | {' | '.join(COLUMNS)} | others' share of the cores |",
+        "|---|---|---|---|---|---|---|---:|",
+    ]
+    for pool, found in figures["pools"].items():
+        for row in found["loads"]:
+            measured, model = row["measured"], row["predicted"]
+            cells = [f"{model['output_tokens_per_s']:.0f} / {measured['output_tokens_per_s']:.0f}"]
+            cells += [
+                f"{model[name] * 1e3:.1f} / {measured[name] * 1e3:.1f}"
+                for name in METRICS
+                if name.endswith("_s") and name != "output_tokens_per_s"
+            ]
+            foreign = "" if row["foreign_cpu_ratio"] is None else f"{row['foreign_cpu_ratio']:.0%}"
+            lines.append(f"| {pool} | {row['load']} | {' | '.join(cells)} | {foreign} |")
+    return "\n".join(lines) + "\n"
+
+
+async def run(names: Sequence[str], *, is_quick: bool) -> dict[str, Any]:
+    pools = load_pools(ROOT / "backends" / "pools")
+    found = {}
+    for name in names:
+        bundled = ROOT / "backends" / "profiles" / f"{name}.json"
+        with tempfile.TemporaryDirectory(prefix="tollgate-simulator-") as folder:
+            async with target_of(
+                name,
+                pools,
+                url=None,
+                state_dir=Path(folder),
+                python=PYTHON,
+                on_progress=lambda _: None,
+            ) as target:
+                known = load_profile(bundled) if bundled.exists() else None
+                found[name] = await one_pool(pools[name], target, is_quick=is_quick, bundled=known)
+    return found
+
+
+def main() -> int:
+    """Measure, compare, write both files."""
+    parser = argparse.ArgumentParser(description="Compare the simulator with real vLLM.")
+    parser.add_argument(
+        "--pool", choices=("plain", "speculative"), help="one, keeping the other's last figures"
+    )
+    parser.add_argument("--quick", action="store_true", help="calibrate from the small grid")
+    options = parser.parse_args()
+    pools: dict[str, Any] = {}
+    if options.pool and (RESULTS / f"{NAME}.json").exists():
+        pools = json.loads((RESULTS / f"{NAME}.json").read_text())["figures"]["pools"]
+    names = [options.pool] if options.pool else ["plain", "speculative"]
+    pools |= asyncio.run(run(names, is_quick=options.quick))
+    figures = {f"errors_{which}": summary(pools, which) for which in ("fresh", "bundled")}
+    path = write_result(NAME, {**figures, "pools": pools})
+    text = table(json.loads(path.read_text()))
+    path.with_suffix(".md").write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
