@@ -137,7 +137,9 @@ class GridPoint(_Strict):
     output_tokens_per_s: float = Field(ge=0)
     requests_per_s: float = Field(ge=0)
     ttft_s: Spread
-    tpot_s: Spread | None = Field(description="None: one token each, so there is no time between tokens")
+    tpot_s: Spread | None = Field(
+        default=None, description="None: one token each, so there is no time between tokens"
+    )
     tokens_per_step: float | None = Field(
         default=None, ge=1, description="mean acceptance length; None: no speculation"
     )

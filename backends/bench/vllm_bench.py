@@ -1,9 +1,9 @@
 """Does vLLM's own load generator see what ours sees?
 
-Sends the same number of prompts of the same kind, first ours and then through `vllm bench serve` (vLLM 0.32,
-`benchmarks/serve.py`), and sets the medians side by side. It fits where one message per request is enough;
-our own load drives the rest, because vLLM's has no conversations, no mixed tasks and no engine counters per
-cell.
+Sends the same number of prompts of the same kind, by our client before and after and by `vllm bench serve`
+between (vLLM 0.32, `benchmarks/serve.py`), and sets the medians side by side. It fits where one message per
+request is enough; our own load drives the rest, because vLLM's has no conversations, no mixed tasks and no
+engine counters per cell.
 
 vLLM's `vllm` program is not used: in the CPU distribution it crashes, because it looks for its own metadata
 under another name. Its benchmark's function is called in its own interpreter instead.
@@ -82,23 +82,26 @@ async def cross_check(spec: PoolSpec, url: str, *, python: Path) -> CrossCheck:
     if not python.exists():  # noqa: ASYNC240 - as above
         raise BenchError(f"--with-vllm-bench needs vLLM ({python} is missing): run `make engine`")
     prompts = Prompts(_SEED)
-    ours, theirs = ([_prompt(prompts) for _ in range(_REQUESTS)] for _ in range(2))
+    before, theirs, after = ([_prompt(prompts) for _ in range(_REQUESTS)] for _ in range(3))
     client = Client(url, spec.model.served_name)
     try:
-        seen = _seen(await closed_loop(client, ours, concurrency=_CONCURRENCY))
+        loads = [await closed_loop(client, before, concurrency=_CONCURRENCY)]
+        vllms = await _their_run(spec, url, theirs, python=python)
+        # What the machine does for others changes within seconds: ours stands on both sides of theirs.
+        loads.append(await closed_loop(client, after, concurrency=_CONCURRENCY))
     finally:
         await client.aclose()
-    return CrossCheck(seen, await _their_run(spec, url, theirs, python=python))
+    return CrossCheck(_seen(loads), vllms)
 
 
 def _prompt(prompts: Prompts) -> Prompt:
     return prompts.take("creative", input_tokens=1, output_tokens_max=_OUTPUT_TOKENS, is_output_fixed=True)
 
 
-def _seen(load: LoadResult) -> Seen:
-    samples = load.samples
+def _seen(loads: list[LoadResult]) -> Seen:
+    samples = [one for load in loads for one in load.samples]
     return Seen(
-        round(sum(one.output_tokens for one in samples) / load.duration_s, 1),
+        round(sum(one.output_tokens for one in samples) / sum(load.duration_s for load in loads), 1),
         round(statistics.median(one.ttft_s for one in samples) * 1e3, 2),
         round(statistics.median(one.tpot_s for one in samples if one.tpot_s is not None) * 1e3, 3),
     )

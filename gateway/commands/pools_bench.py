@@ -182,11 +182,12 @@ def _print(profile: Profile, check: CrossCheck | None) -> None:
         "in",
         "out",
         "tokens/s",
-        "TTFT ms p50 / p95",
-        "TPOT ms p50 / p95",
-        "tokens/step",
+        "TTFT ms",
+        "TPOT ms",
+        "per step",
     )
     print_table(titles, [_row(point) for point in profile.grid])
+    out.print("(times: median/P95)", highlight=False)
     step = profile.step_time
     terms = [f"{step.fixed_s * 1e3:.3g} ms", f"{step.batched_token_s * 1e6:.3g} us x token computed"]
     terms.append(f"{step.kv_token_s * 1e6:.3g} us x token of context")
@@ -228,4 +229,4 @@ def _row(point: GridPoint) -> tuple[str, ...]:
 
 
 def _both(spread: Spread | None) -> str:
-    return "" if spread is None else f"{spread.p50 * 1e3:.1f} / {spread.p95 * 1e3:.1f}"
+    return "" if spread is None else f"{spread.p50 * 1e3:.1f}/{spread.p95 * 1e3:.1f}"

@@ -254,11 +254,9 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         "# The simulator's error against real vLLM",
         "",
-        (
-            f"{result['date'][:10]}, commit {result['commit']}, {hardware['cpu']}, {hardware['cores']} cores: "
-            f"`{result['command']}`. Loads that the profile was not made with; the client runs on the same "
-            "cores."
-        ),
+        f"{result['date'][:10]}, commit {result['commit']}, {hardware['cpu']}, {hardware['cores']} cores:",
+        f"`{result['command']}`.",
+        "Loads that the profile was not made with. The client runs on the same cores.",
         "",
         "| | calibrated just before: median error | P95 | from the bundled profile: median error | P95 |",
         "|---|---:|---:|---:|---:|",

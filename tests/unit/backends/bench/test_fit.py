@@ -60,7 +60,7 @@ def test_no_coefficient_is_negative() -> None:
 
 def test_too_few_measurements_are_refused() -> None:
     with pytest.raises(
-        Underdetermined, match="4 measurements cannot determine 5 coefficients .*measure more"
+        Underdetermined, match=r"4 measurements cannot determine 5 coefficients .*measure more"
     ):
         fit(observations(4), list(TRUE))
 
@@ -70,7 +70,7 @@ def test_amounts_that_always_rise_together_are_named() -> None:
         Observation(float(n), {"fixed_s": float(n), "batched_token_s": 3.0 * n, "kv_token_s": float(n * n)})
         for n in range(1, 9)
     ]
-    with pytest.raises(Underdetermined, match="cannot tell .*vary concurrency"):
+    with pytest.raises(Underdetermined, match=r"cannot tell .*vary concurrency"):
         fit(together, ["fixed_s", "batched_token_s", "kv_token_s"])
 
 
