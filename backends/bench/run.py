@@ -40,6 +40,16 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 _WARM_UP_REQUESTS: Final = 16
 _DRAFTS_MIN: Final = 20
 """Fewer say nothing about acceptance."""
+TRIES: Final = 3
+"""So often is a cell measured while other programs disturb it; the least disturbed time counts."""
+REPEATING_S_MAX: Final = 60.0
+"""For all cells together: on a machine that is never calm, figures stay what they are, and say so."""
+_DISTURBED_RATIO: Final = 0.15
+
+
+def disturbed(foreign_cpu_ratio: float | None) -> bool:
+    """Did others take so much of the cores that the figures say little about the pool?"""
+    return foreign_cpu_ratio is not None and foreign_cpu_ratio > _DISTURBED_RATIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +108,29 @@ async def measure(
             for _ in range(_WARM_UP_REQUESTS)
         ]
         await closed_loop(client, warm, concurrency=8, on_answer=partial(answered, "warm-up"))
-        results = []
+        results, repeated_s = [], 0.0
         for cell in grid:
-            found = await run_cell(
-                cell,
-                client,
-                target.url,
-                prompts=prompts,
-                session=target.session,
-                on_answer=partial(answered, str(cell)),
-            )
-            for complaint in miscounted(found):
-                raise BenchError(f"{cell}: {complaint}; somebody else uses {target.url}")
-            results.append(found)
+            tries: list[CellResult] = []
+            while not tries or (
+                disturbed(tries[-1].foreign_cpu_ratio)
+                and len(tries) < TRIES
+                and repeated_s + tries[-1].load.duration_s < REPEATING_S_MAX
+            ):
+                if tries:
+                    total += cell.requests
+                    repeated_s += tries[-1].load.duration_s
+                found = await run_cell(
+                    cell,
+                    client,
+                    target.url,
+                    prompts=prompts,
+                    session=target.session,
+                    on_answer=partial(answered, str(cell)),
+                )
+                for complaint in miscounted(found):
+                    raise BenchError(f"{cell}: {complaint}; somebody else uses {target.url}")
+                tries.append(found)
+            results.append(min(tries, key=lambda one: one.foreign_cpu_ratio or 0.0))
         return Measured(tuple(results), await read_counters(target.url), version, seed)
     finally:
         await client.aclose()
@@ -140,7 +160,7 @@ def profile_of(spec: PoolSpec, target: Target, measured: Measured, *, command: s
         model=Path(spec.model.path).name if spec.model.path else spec.model.served_name,
         method=speculation.method if speculation else None,
         num_speculative_tokens=draft_tokens,
-        provenance=_provenance(spec, target, measured, command),
+        provenance=_provenance(spec, target, measured, command=command),
         engine=Engine(
             max_num_seqs=spec.batching.max_num_seqs,
             max_num_batched_tokens=spec.batching.max_num_batched_tokens,
@@ -156,7 +176,7 @@ def profile_of(spec: PoolSpec, target: Target, measured: Measured, *, command: s
     )
 
 
-def _provenance(spec: PoolSpec, target: Target, measured: Measured, command: str) -> Provenance:
+def _provenance(spec: PoolSpec, target: Target, measured: Measured, *, command: str) -> Provenance:
     client_s = sum(one.load.client_cpu_s for one in measured.results)
     duration_s = sum(one.load.duration_s for one in measured.results)
     conditions: dict[str, str | int | float] = {

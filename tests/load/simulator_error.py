@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from backends.bench.load import Client, LoadResult, closed_loop, open_loop
 from backends.bench.machine import CpuTimes
-from backends.bench.run import Progress, measure, profile_of
+from backends.bench.run import TRIES, Progress, disturbed, measure, profile_of
 from backends.bench.sweep import percentile
 from backends.bench.target import Target, target_of
 from backends.bench.workload import Prompt, Prompts, TaskName
@@ -122,6 +122,20 @@ async def drive(load: HeldOut, client: Client, prompts: Prompts, seed: int) -> L
     return await open_loop(client, items, arrivals(load, seed))
 
 
+async def calm(
+    load: HeldOut, client: Client, prompts: Prompts, target: Target
+) -> tuple[LoadResult, float | None]:
+    """Drive it as a bench drives a cell: again while others disturb it; the least disturbed, and how much."""
+    tries: list[tuple[LoadResult, float | None]] = []
+    while not tries or (disturbed(tries[-1][1]) and len(tries) < TRIES):
+        before = CpuTimes.now(target.session)
+        result = await drive(load, client, prompts, len(tries))
+        after = CpuTimes.now(target.session)
+        foreign = after.foreign_ratio_since(before) if before and after else None
+        tries.append((result, None if foreign is None else round(foreign, 2)))
+    return min(tries, key=lambda one: one[1] or 0.0)
+
+
 def seen(result: LoadResult) -> dict[str, float]:
     """What the client saw."""
     tpots = [one.tpot_s for one in result.samples if one.tpot_s is not None]
@@ -185,21 +199,16 @@ async def one_pool(
     rows = []
     try:
         for load in LOADS:
-            before = CpuTimes.now(target.session)
-            result = await drive(load, client, prompts, seed)
-            after = CpuTimes.now(target.session)
+            result, foreign = await calm(load, client, prompts, target)
             measured = seen(result)
             models = {name: predicted(load, result, pool) for name, pool in pools.items()}
             errors = {name: rounded(compare(measured, model), 3) for name, model in models.items()}
-            foreign = round(after.foreign_ratio_since(before), 2) if before and after else None
             row = {
                 "load": load.name,
                 "requests": load.requests,
                 "input_tokens": round(statistics.mean(one.input_tokens for one in result.samples), 1),
                 "output_tokens": round(statistics.mean(one.output_tokens for one in result.samples), 1),
-                "foreign_cpu_ratio": round(after.foreign_ratio_since(before), 2)
-                if before and after
-                else None,
+                "foreign_cpu_ratio": foreign,
                 "measured": rounded(measured),
                 "predicted": rounded(models["fresh"]),
                 "errors": errors,
