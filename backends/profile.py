@@ -146,6 +146,11 @@ class GridPoint(_Strict):
     cached_input_ratio: Ratio = Field(default=0.0, description="of the input, found in the prefix cache")
     engine_steps: int | None = Field(default=None, ge=0)
     step_s: Seconds | None = Field(default=None, description="of a step while decoding, median of requests")
+    engine_waited_ratio: Ratio | None = Field(
+        default=None,
+        description="of the duration, in which the engine was ready and had no core; in the times above, "
+        "taken out of the step-time model",
+    )
     foreign_cpu_ratio: Ratio | None = Field(
         default=None, description="of the machine's time, used by neither vLLM nor the load generator"
     )

@@ -1,7 +1,8 @@
 """On which machine was it measured, and what else did the machine do meanwhile?
 
 Linux only (/proc). What is neither vLLM's nor the bench's own is foreign: figures taken beside much of it are
-worth little, and say so.
+worth little, and say so. How long the engine was ready to work and had no core, whoever took it, the kernel
+counts itself (`schedstat`, second number); a step-time model is fitted to times without that.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +64,8 @@ class CpuTimes:
     busy_ticks: int
     own_ticks: int
     """Of this process and of the session that serves."""
+    threads_ns: dict[int, tuple[int, int]]
+    """Of the session that serves: thread → nanoseconds that it ran, and that it was ready and did not run."""
 
     @classmethod
     def now(cls, session: int | None) -> CpuTimes | None:
@@ -72,12 +76,35 @@ class CpuTimes:
             fields = [int(field) for field in file.readline().split()[1:9]]
         idle = fields[3] + fields[4]
         ours = [one.pid for one in processes() if one.session_id == session]
-        return cls(sum(fields), sum(fields) - idle, sum(_ticks_of(pid) for pid in (*ours, os.getpid())))
+        ticks = sum(_ticks_of(pid) for pid in (*ours, os.getpid()))
+        return cls(sum(fields), sum(fields) - idle, ticks, _threads_of(ours))
 
     def foreign_ratio_since(self, earlier: CpuTimes) -> float:
         """Share of the cores' time that others used."""
         foreign = (self.busy_ticks - earlier.busy_ticks) - (self.own_ticks - earlier.own_ticks)
         return min(1.0, max(0.0, foreign / max(1, self.all_ticks - earlier.all_ticks)))
+
+    def engine_since(self, earlier: CpuTimes) -> tuple[float, float]:
+        """Seconds that the thread which worked most, the engine's, ran, and was ready and had no core."""
+        worked = {
+            thread: (ran - earlier.threads_ns[thread][0], waited - earlier.threads_ns[thread][1])
+            for thread, (ran, waited) in self.threads_ns.items()
+            if thread in earlier.threads_ns
+        }
+        ran, waited = max(worked.values(), default=(0, 0))
+        return ran / 1e9, waited / 1e9
+
+
+def _threads_of(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    found = {}
+    for pid in pids:
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            try:
+                ran, waited, _ = path.read_text(encoding="utf-8").split()
+            except (OSError, ValueError):
+                continue  # it has ended, or the kernel keeps no such books
+            found[int(path.parent.name)] = (int(ran), int(waited))
+    return found
 
 
 def _ticks_of(pid: int) -> int:

@@ -191,6 +191,7 @@ def _provenance(spec: PoolSpec, target: Target, measured: Measured, *, command: 
         conditions |= {
             "foreign_cpu_ratio_mean": rounded(sum(foreign) / len(foreign), 2),
             "foreign_cpu_ratio_max": rounded(max(foreign), 2),
+            "engine_waited_s": rounded(sum(one.engine_waited_s or 0.0 for one in measured.results)),
         }
     paths = {"target": spec.model.path, "draft": spec.speculation.model if spec.speculation else None}
     return Provenance(

@@ -4,9 +4,10 @@ A cell is one load: a task at one concurrency, input and output length, in a clo
 kinds: first tokens only (what a prompt costs), fixed output lengths (what a batch costs), and answers that
 end by themselves (what a task's speculation is worth, and what a user sees).
 
-A cell's whole duration is one observation for the fit: while requests are there the engine always steps, so
-the time is the sum of its steps, whatever their order. Between the rounds of a closed loop it idles for as
-long as a request takes to come in front of it (`request_s`).
+A cell's whole duration, without the time in which the engine waited for a core, is one observation for the
+fit: while requests are there the engine always steps, so the time is the sum of its steps, in any order.
+Between the rounds of a closed loop it idles for as long as a request takes to come in front of it
+(`request_s`).
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class CellResult:
     counted: Counters
     """What the engine counted meanwhile."""
     foreign_cpu_ratio: float | None
+    engine_waited_s: float | None = None
+    """That the engine was ready and had no core; None: not known."""
 
 
 def cells(spec: PoolSpec, *, is_quick: bool) -> list[Cell]:
@@ -125,8 +128,11 @@ async def run_cell(
     cpu = CpuTimes.now(session)
     load = await closed_loop(client, items, concurrency=cell.concurrency, on_answer=on_answer)
     cpu_after = CpuTimes.now(session)
-    foreign = cpu_after.foreign_ratio_since(cpu) if cpu and cpu_after else None
-    return CellResult(cell, load, await read_counters(url) - before, foreign)
+    counted = await read_counters(url) - before
+    if cpu is None or cpu_after is None:
+        return CellResult(cell, load, counted, None)
+    _, waited_s = cpu_after.engine_since(cpu)
+    return CellResult(cell, load, counted, cpu_after.foreign_ratio_since(cpu), waited_s)
 
 
 def observation(found: CellResult, *, draft_tokens: int) -> Observation:
@@ -152,7 +158,9 @@ def observation(found: CellResult, *, draft_tokens: int) -> Observation:
         amounts["proposed_token_s"] = float(draft_tokens * sum(decode_steps))
     else:
         amounts["sequence_s"] = float(sequences)
-    return Observation(found.load.duration_s, amounts)
+    # An engine that waits for a core does not step; what is left is never nothing.
+    seconds = found.load.duration_s - (found.engine_waited_s or 0.0)
+    return Observation(max(seconds, found.load.duration_s / 20), amounts)
 
 
 def _decode_steps(sample: Sample) -> int:
@@ -205,6 +213,11 @@ def grid_point(found: CellResult) -> GridPoint:
         cached_input_ratio=rounded(sum(one.cached_tokens for one in samples) / prompt_tokens),
         engine_steps=counted["steps"],
         step_s=rounded(statistics.median(steps)) if steps else None,
+        engine_waited_ratio=(
+            None
+            if found.engine_waited_s is None
+            else rounded(min(1.0, found.engine_waited_s / duration_s), 2)
+        ),
         foreign_cpu_ratio=None if found.foreign_cpu_ratio is None else rounded(found.foreign_cpu_ratio, 2),
     )
 
