@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,8 @@ class CpuTimes:
     """Of this process and of the session that serves."""
     threads_ns: dict[int, tuple[int, int]]
     """Of the session that serves: thread → nanoseconds that it ran, and that it was ready and did not run."""
+    own_threads_ns: dict[int, tuple[int, int]]
+    """The same of this process, which is the client."""
 
     @classmethod
     def now(cls, session: int | None) -> CpuTimes | None:
@@ -77,7 +79,8 @@ class CpuTimes:
         idle = fields[3] + fields[4]
         ours = [one.pid for one in processes() if one.session_id == session]
         ticks = sum(_ticks_of(pid) for pid in (*ours, os.getpid()))
-        return cls(sum(fields), sum(fields) - idle, ticks, _threads_of(ours))
+        client = _threads_of([os.getpid()])
+        return cls(sum(fields), sum(fields) - idle, ticks, _threads_of(ours), client)
 
     def foreign_ratio_since(self, earlier: CpuTimes) -> float:
         """Share of the cores' time that others used."""
@@ -86,13 +89,26 @@ class CpuTimes:
 
     def engine_since(self, earlier: CpuTimes) -> tuple[float, float]:
         """Seconds that the thread which worked most, the engine's, ran, and was ready and had no core."""
-        worked = {
-            thread: (ran - earlier.threads_ns[thread][0], waited - earlier.threads_ns[thread][1])
-            for thread, (ran, waited) in self.threads_ns.items()
-            if thread in earlier.threads_ns
-        }
-        ran, waited = max(worked.values(), default=(0, 0))
+        ran, waited = max(_since(self.threads_ns, earlier.threads_ns), default=(0, 0))
         return ran / 1e9, waited / 1e9
+
+    def all_waited_s_since(self, earlier: CpuTimes) -> float:
+        """How long any thread of the server or the client was ready and had no core, added up."""
+        threads = [
+            *_since(self.threads_ns, earlier.threads_ns),
+            *_since(self.own_threads_ns, earlier.own_threads_ns),
+        ]
+        return sum(waited for _, waited in threads) / 1e9
+
+
+def _since(
+    now: Mapping[int, tuple[int, int]], earlier: Mapping[int, tuple[int, int]]
+) -> list[tuple[int, int]]:
+    return [
+        (ran - earlier[thread][0], waited - earlier[thread][1])
+        for thread, (ran, waited) in now.items()
+        if thread in earlier
+    ]
 
 
 def _threads_of(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
