@@ -47,9 +47,9 @@ REPEATING_S_MAX: Final = 60.0
 _DISTURBED_RATIO: Final = 0.15
 
 
-def disturbed(foreign_cpu_ratio: float | None) -> bool:
-    """Did others take so much of the cores that the figures say little about the pool?"""
-    return foreign_cpu_ratio is not None and foreign_cpu_ratio > _DISTURBED_RATIO
+def disturbed(waited_ratio: float | None) -> bool:
+    """Did server and client wait for cores so long that the figures say little about the pool?"""
+    return waited_ratio is not None and waited_ratio > _DISTURBED_RATIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ async def measure(
         for cell in grid:
             tries: list[CellResult] = []
             while not tries or (
-                disturbed(tries[-1].foreign_cpu_ratio)
+                disturbed(tries[-1].disturbance)
                 and len(tries) < TRIES
                 and repeated_s + tries[-1].load.duration_s < REPEATING_S_MAX
             ):
@@ -130,7 +130,7 @@ async def measure(
                 for complaint in miscounted(found):
                     raise BenchError(f"{cell}: {complaint}; somebody else uses {target.url}")
                 tries.append(found)
-            results.append(min(tries, key=lambda one: one.foreign_cpu_ratio or 0.0))
+            results.append(min(tries, key=lambda one: one.disturbance or 0.0))
         return Measured(tuple(results), await read_counters(target.url), version, seed)
     finally:
         await client.aclose()

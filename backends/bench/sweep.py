@@ -64,6 +64,11 @@ class CellResult:
     all_waited_s: float | None = None
     """The same of all threads of server and client, added up."""
 
+    @property
+    def disturbance(self) -> float | None:
+        """Waits of all threads by the cell's duration: how little its times say; None: not known."""
+        return None if self.all_waited_s is None else self.all_waited_s / self.load.duration_s
+
 
 def cells(spec: PoolSpec, *, is_quick: bool) -> list[Cell]:
     """The grid for this pool, cut to its context and batch size."""

@@ -8,7 +8,7 @@ time to the first token and time per output token. The same loads are predicted 
 `backends/profiles` too, which was measured at another time: the difference is what the machine's other work
 and its heat make of a profile.
 
-    python -m tests.load.simulator_error [--pool plain] [--quick]
+    python -m tests.load.simulator_error [--pool plain] [--quick] [--state-dir .tollgate]
 
 Writes tests/load/results/simulator_error.{json,md}. Relative errors: |predicted - measured| / measured.
 """
@@ -51,6 +51,11 @@ METRICS: Final = {
     "ttft_p95_s": "TTFT, P95",
     "tpot_p50_s": "TPOT, median",
     "tpot_p95_s": "TPOT, P95",
+}
+CALIBRATIONS: Final = {
+    "fresh": "calibrated just before",
+    "calm": "the same, calm loads",
+    "bundled": "from the bundled profile",
 }
 COLUMNS: Final = [f"{words}, ms" for words in METRICS.values() if words != "throughput"]
 
@@ -130,12 +135,14 @@ class Try:
     foreign_cpu_ratio: float
     engine_waited_ratio: float
     """Of the time in which the engine had something to do: it was ready and had no core."""
+    disturbance: float
+    """Waits of all threads of server and client, by its duration."""
 
 
-async def calm(load: HeldOut, client: Client, prompts: Prompts, target: Target) -> Try:
+async def calm(load: HeldOut, client: Client, prompts: Prompts, *, target: Target, tries_max: int) -> Try:
     """Drive it as a bench drives a cell: again while others disturb it; the least disturbed time."""
     tries: list[Try] = []
-    while not tries or (disturbed(tries[-1].foreign_cpu_ratio) and len(tries) < TRIES):
+    while not tries or (disturbed(tries[-1].disturbance) and len(tries) < tries_max):
         before = CpuTimes.now(target.session)
         result = await drive(load, client, prompts, len(tries))
         after = CpuTimes.now(target.session)
@@ -143,8 +150,9 @@ async def calm(load: HeldOut, client: Client, prompts: Prompts, target: Target) 
         assert after is not None
         ran_s, waited_s = after.engine_since(before)
         waited = waited_s / (ran_s + waited_s)
-        tries.append(Try(result, after.foreign_ratio_since(before), waited))
-    return min(tries, key=lambda one: one.foreign_cpu_ratio)
+        disturbance = after.all_waited_s_since(before) / result.duration_s
+        tries.append(Try(result, after.foreign_ratio_since(before), waited, disturbance))
+    return min(tries, key=lambda one: one.disturbance)
 
 
 def undisturbed(load: HeldOut, measured: Mapping[str, float], waited_ratio: float) -> dict[str, float]:
@@ -221,7 +229,7 @@ async def one_pool(
     rows = []
     try:
         for load in LOADS:
-            best = await calm(load, client, prompts, target)
+            best = await calm(load, client, prompts, target=target, tries_max=TRIES)
             result = best.result
             raw = seen(result)
             measured = undisturbed(load, raw, best.engine_waited_ratio)
@@ -233,6 +241,7 @@ async def one_pool(
                 "input_tokens": round(statistics.mean(one.input_tokens for one in result.samples), 1),
                 "output_tokens": round(statistics.mean(one.output_tokens for one in result.samples), 1),
                 "foreign_cpu_ratio": round(best.foreign_cpu_ratio, 2),
+                "disturbance": round(best.disturbance, 2),
                 "engine_waited_ratio": round(best.engine_waited_ratio, 3),
                 "measured": rounded(measured),
                 "measured_with_waits": rounded(raw),
@@ -265,15 +274,13 @@ def rounded(values: Mapping[str, float], digits: int = 5) -> dict[str, float]:
 
 
 def summary(pools: Mapping[str, Any], which: str) -> dict[str, dict[str, float]]:
-    """Median and P95 of the errors' sizes, over all loads of all pools."""
+    """Median and P95 of the errors' sizes, over the loads of all pools."""
     found = {}
+    rows = [row for pool in pools.values() for row in pool["loads"]]
+    if which == "calm":
+        rows, which = [row for row in rows if not disturbed(row["disturbance"])], "fresh"
     for name in METRICS:
-        sizes = [
-            abs(row["errors"][which][name])
-            for pool in pools.values()
-            for row in pool["loads"]
-            if which in row["errors"]
-        ]
+        sizes = [abs(row["errors"][which][name]) for row in rows if which in row["errors"]]
         if sizes:
             found[name] = {
                 "median": round(statistics.median(sizes), 3),
@@ -292,26 +299,31 @@ def table(result: Mapping[str, Any]) -> str:
         "",
         f"{result['date'][:10]}, commit {result['commit']}, {hardware['cpu']}, {hardware['cores']} cores:",
         f"`{result['command']}`.",
-        "Loads that the profile was not made with. The client and other programs ran on the same cores; the",
-        "time in which the engine was ready and had no core is taken out of what was measured (last column;",
-        "with it: `measured_with_waits` in the JSON), because that is no property of the pool.",
+        "Loads that the profile was not made with. The client and other programs ran on the same cores",
+        "(`others`: their share); the time in which the engine was ready and had no core is taken out of",
+        "what was measured (last column; with it: `measured_with_waits` in the JSON), because that is no",
+        "property of the pool. Waits of the client and of the server in front of the engine are not, and",
+        "spoil times to the first token: `waits` is what all threads waited, by the load's duration. Calm",
+        "loads are those with at most 15 % of it.",
         "",
-        "| | calibrated just before: median error | P95 | from the bundled profile: median error | P95 |",
-        "|---|---:|---:|---:|---:|",
+        f"| | {' | '.join(f'{words}: median error | P95' for words in CALIBRATIONS.values())} |",
+        f"|---|{'---:|---:|' * len(CALIBRATIONS)}",
     ]
     for name, words in METRICS.items():
         cells = [
             f"{one[key]:.0%}" if (one := figures[f"errors_{which}"].get(name)) else "-"
-            for which in ("fresh", "bundled")
+            for which in CALIBRATIONS
             for key in ("median", "p95")
         ]
         lines.append(f"| {words} | {' | '.join(cells)} |")
+    counts = [figures[f"errors_{which}"].get("ttft_p50_s", {"loads": 0})["loads"] for which in CALIBRATIONS]
+    lines.append(f"| loads | {' | | '.join(map(str, counts))} | |")
     lines += [
         "",
         "Predicted against measured, each load (calibrated just before):",
         "",
-        f"| pool | load | tokens/s | {' | '.join(COLUMNS)} | others' share of the cores | engine waited |",
-        "|---|---|---|---|---|---|---|---:|---:|",
+        f"| pool | load | tokens/s | {' | '.join(COLUMNS)} | others | waits | engine waited |",
+        "|---|---|---|---|---|---|---|---:|---:|---:|",
     ]
     for pool, found in figures["pools"].items():
         for row in found["loads"]:
@@ -322,12 +334,14 @@ def table(result: Mapping[str, Any]) -> str:
                 for name in METRICS
                 if name.endswith("_s") and name != "output_tokens_per_s"
             ]
-            disturbance = f"{row['foreign_cpu_ratio']:.0%} | {row['engine_waited_ratio']:.0%}"
+            disturbance = " | ".join(
+                f"{row[name]:.0%}" for name in ("foreign_cpu_ratio", "disturbance", "engine_waited_ratio")
+            )
             lines.append(f"| {pool} | {row['load']} | {' | '.join(cells)} | {disturbance} |")
     return "\n".join(lines) + "\n"
 
 
-async def run(names: Sequence[str], *, is_quick: bool) -> dict[str, Any]:
+async def run(names: Sequence[str], *, is_quick: bool, state_dir: Path | None) -> dict[str, Any]:
     pools = load_pools(ROOT / "backends" / "pools")
     found = {}
     for name in names:
@@ -337,7 +351,7 @@ async def run(names: Sequence[str], *, is_quick: bool) -> dict[str, Any]:
                 name,
                 pools,
                 url=None,
-                state_dir=Path(folder),
+                state_dir=state_dir or Path(folder),
                 python=PYTHON,
                 on_progress=lambda _: None,
             ) as target:
@@ -353,13 +367,14 @@ def main() -> int:
         "--pool", choices=("plain", "speculative"), help="one, keeping the other's last figures"
     )
     parser.add_argument("--quick", action="store_true", help="calibrate from the small grid")
+    parser.add_argument("--state-dir", type=Path, help="of a fleet that runs: take its replica")
     options = parser.parse_args()
     pools: dict[str, Any] = {}
     if options.pool and (RESULTS / f"{NAME}.json").exists():
         pools = json.loads((RESULTS / f"{NAME}.json").read_text())["figures"]["pools"]
     names = [options.pool] if options.pool else ["plain", "speculative"]
-    pools |= asyncio.run(run(names, is_quick=options.quick))
-    figures = {f"errors_{which}": summary(pools, which) for which in ("fresh", "bundled")}
+    pools |= asyncio.run(run(names, is_quick=options.quick, state_dir=options.state_dir))
+    figures = {f"errors_{which}": summary(pools, which) for which in CALIBRATIONS}
     path = write_result(NAME, {**figures, "pools": pools})
     text = table(json.loads(path.read_text()))
     path.with_suffix(".md").write_text(text)
