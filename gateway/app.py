@@ -24,8 +24,21 @@ from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
 from backends.liveness import HealthRule
 from backends.monitor import FleetMonitor
+from backends.profile import ProfileError
 from backends.registry import PoolRegistry
-from gateway.admin import admin_keys, audit, budgets, keys, limits, pools, prices, projects, tenants, usage
+from gateway.admin import (
+    admin_keys,
+    audit,
+    budgets,
+    keys,
+    learned,
+    limits,
+    pools,
+    prices,
+    projects,
+    tenants,
+    usage,
+)
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -38,6 +51,7 @@ from gateway.clock import Clock
 from gateway.console.overview import console_router
 from gateway.db import create_engine, session_factory
 from gateway.dependencies import Runtime, Services, guard, require_guarded
+from gateway.economist import Economist, Reader
 from gateway.errors import ConfigurationError
 from gateway.freshness import ChangeWatcher, Reload
 from gateway.identity.admin_store import list_admin_keys
@@ -51,6 +65,7 @@ from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
 from gateway.jobs.scheduler import Scheduler, jobs_of
+from gateway.learned_metrics import watch_learned
 from gateway.ledger.admission import Budgets
 from gateway.ledger.buckets import BudgetBook
 from gateway.ledger.budget_store import TOPIC as BUDGETS_TOPIC
@@ -62,6 +77,7 @@ from gateway.ledger.partitions import ensure_partitions
 from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
+from gateway.lessons import Lessons
 from gateway.pipeline import Pipeline
 from gateway.plan import Routing
 from gateway.pricing import tables as price_tables
@@ -71,6 +87,7 @@ from gateway.pricing.store import list_entries, remember_versions
 from gateway.protocols.openai import ParseLimits
 from gateway.redis_client import close_redis, redis_client, require_redis
 from gateway.routing.policy import Policy, load_policy
+from gateway.routing.priors import Priors
 from gateway.routing.receipts import insert_receipts
 from gateway.routing.versions import remember_version
 from gateway.schema import require_current
@@ -88,6 +105,8 @@ BODY_BYTES_MAX = 1_000_000
 STOP_S = 15.0
 """For the last database calls at a stop: more than a writer on SQLite waits for another one."""
 
+LEARNED_S_MAX = 1.0
+"""Between two looks at what all processes have learned."""
 CACHE_FLUSH_S = 2.0
 """For the last answers to be kept at a stop."""
 
@@ -137,7 +156,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, prices, audit):
+    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
         app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
@@ -176,6 +195,7 @@ class _Parts:
         self._prices = PriceBook(cards, allows_unpriced=self._policy.allow_unpriced)
         self._endpoints = _endpoints(self._policy, settings)
         self._registry = PoolRegistry(specs, breaker_rule=_breaker_rule(settings.health))
+        self._economist = _economist(self._registry, clock)
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
@@ -216,12 +236,14 @@ class _Parts:
                 poll_interval_s=settings.freshness.poll_interval_s,
                 clock=self._clock,
             )
+            reader = self._reader(engine)
             cache = await self._cache()
             services, shipper = await self._build(
-                engine, dispatcher, spool, watcher=watcher, cache=cache, lessor=lessor
+                engine, dispatcher, spool, watcher=watcher, cache=cache, lessor=lessor, reader=reader
             )
             self._watch_books(shipper, lessor, scheduler)
-            async with self._working(cache, shipper, watcher, lessor=lessor, scheduler=scheduler):
+            parts = (shipper, watcher, lessor, scheduler, reader)
+            async with self._working(cache, parts):
                 yield services
             await self._give_back(lessor, spool)
         finally:
@@ -237,11 +259,7 @@ class _Parts:
     async def _working(
         self,
         cache: AnswerCache,
-        shipper: Shipper,
-        watcher: ChangeWatcher,
-        *,
-        lessor: Lessor,
-        scheduler: Scheduler,
+        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader],
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -250,7 +268,6 @@ class _Parts:
             sharing = self._sharing()
             if sharing is not None:
                 group.create_task(sharing.run())
-            parts = (shipper, watcher, lessor, scheduler)
             in_database = [group.create_task(each.run()) for each in parts]
             try:
                 yield
@@ -267,6 +284,10 @@ class _Parts:
                 _, late = await asyncio.wait(in_database, timeout=STOP_S)
                 for task in late:
                     task.cancel()
+
+    def _reader(self, engine: AsyncEngine) -> Reader:
+        interval_s = min(LEARNED_S_MAX, 2 * self._settings.freshness.poll_interval_s)
+        return Reader(self._economist, session_factory(engine), interval_s=interval_s)
 
     def _lessor(self, engine: AsyncEngine, spool: Spool) -> Lessor:
         return Lessor(
@@ -286,6 +307,7 @@ class _Parts:
         watcher: ChangeWatcher,
         cache: AnswerCache,
         lessor: Lessor,
+        reader: Reader,
     ) -> tuple[Services, Shipper]:
         settings, clock = self._settings, self._clock
         await require_current(engine)
@@ -296,6 +318,7 @@ class _Parts:
             settings.spool,
             clock=clock,
             insert_receipts=insert_receipts,
+            learn=Lessons(frozenset(self._registry.specs)).learn,
             holds=lessor.holds,
             books=lessor.books,
         )
@@ -339,6 +362,8 @@ class _Parts:
         watcher.watch(BUDGETS_TOPIC, _reload_budgets(admission))
         watcher.watch(SLICES_TOPIC, lessor.recalled)
         await watcher.refresh()
+        await reader.refresh()
+        watch_learned(self._telemetry, self._economist)
         self._watch_gauges(services, lessor.holds)
         self._watch_cache(cache)
         return services, shipper
@@ -352,7 +377,7 @@ class _Parts:
             )
             for alias, pools in policy.models.items()
         }
-        return Routing(policy=policy, prices=self._prices, answer_scopes=scopes)
+        return Routing(policy=policy, prices=self._prices, answer_scopes=scopes, economist=self._economist)
 
     async def _cache(self) -> AnswerCache:
         settings = self._settings.cache
@@ -567,6 +592,18 @@ def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
         name: Endpoint(target.api_base, None if target.key_name is None else keys[target.key_name])
         for name, target in policy.external.items()
     }
+
+
+def _economist(registry: PoolRegistry, clock: Clock) -> Economist:
+    """Who predicts, with the pools' profiles.
+
+    Raises:
+        ConfigurationError: a profile cannot be used.
+    """
+    try:
+        return Economist(registry, Priors(registry.specs), clock=clock)
+    except ProfileError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _breaker_rule(asked: HealthSettings) -> BreakerRule:

@@ -6,6 +6,8 @@ import typer
 
 from gateway.commands.pools_bench import pools_bench
 from gateway.commands.pools_check import EXAMPLE, pools_check
+from gateway.commands.pools_learned import EXAMPLE as LEARNED_EXAMPLE
+from gateway.commands.pools_learned import pools_learned
 from gateway.commands.terminal import out
 from gateway.fleet import fleet_until_stopped
 from gateway.logs import set_up_logging
@@ -32,3 +34,4 @@ def pools_up() -> None:
 
 
 pools.command("check", epilog=EXAMPLE)(pools_check)
+pools.command("learned", epilog=LEARNED_EXAMPLE)(pools_learned)
