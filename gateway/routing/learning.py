@@ -27,6 +27,8 @@ QUICK_SAMPLES_HALF = 5.0
 QUICK_WEIGHT_MIN = 4.0
 """The quick copy has seen too little below this."""
 DRIFT_SIGMAS = 4.0
+DRIFT_KEPT = 0.25
+"""A change is noticed while the quick copy still holds some of what was before: it counts for little."""
 NOISE_RATIO_MIN = 0.02
 """Differences of this size are noise, however regular an engine looks."""
 LOG_RATIO_MAX = 5.0
@@ -133,7 +135,7 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True):
             return self
         quick = self.quick.faded(_half(len(pairs), QUICK_SAMPLES_HALF)).plus(pairs)
         slow = self.slow.faded(_half(len(pairs), SAMPLES_HALF)).plus(pairs)
-        return Tracked(quick if has_drifted(slow, quick) else slow, quick)
+        return Tracked(quick.faded(DRIFT_KEPT) if has_drifted(slow, quick) else slow, quick)
 
 
 def has_drifted(slow: Sums, quick: Sums) -> bool:
