@@ -240,15 +240,17 @@ def _candidate(decision: RouteDecision, target: Target, prices: Prices) -> _Cand
 
 def forecast_text(outlook: Outlook, prediction: Prediction) -> bytes:
     """A prediction as a receipt keeps it (`receipts.Forecast`)."""
-    return b"[%d,%d,%d,%d,%d,%d,%d,%d]" % (
-        prediction.queue_s * 1e6,
-        prediction.ttft_s * 1e6,
-        prediction.tpot_s * 1e6,
-        prediction.total_s * 1e6,
-        prediction.cost_usd_nanos,
-        prediction.read_s * 1e6,
-        prediction.cost_share * 100,
-        outlook.usd_nanos_per_s * 3600,
+    return _encode(
+        (
+            int(prediction.queue_s * 1e6),
+            int(prediction.ttft_s * 1e6),
+            int(prediction.tpot_s * 1e6),
+            int(prediction.total_s * 1e6),
+            int(prediction.cost_usd_nanos),
+            int(prediction.read_s * 1e6),
+            int(prediction.cost_share * 100),
+            outlook.usd_nanos_per_hour,
+        )
     )
 
 

@@ -112,6 +112,7 @@ class Outlook(msgspec.Struct, frozen=True):
     fresh_ratio: float
     """Share of the input that the prefix cache does not have."""
     usd_nanos_per_s: float
+    usd_nanos_per_hour: int
     deviation: float
     """Of the logarithm of the cost of a token, one standard deviation."""
     step_tail: float
@@ -195,6 +196,7 @@ def outlook_of(
         max(1.0, length.mean),
         1 - min(1.0, max(0.0, task.cached_ratio.ratio)),
         usd_per_hour * 1e9 / 3600,
+        round(usd_per_hour * 1e9),
         math.hypot(step_deviation, yielded.deviation / tokens_per_step),
         math.exp(TAIL_Z * (whole.step_log.slow.deviation if of_pool.weight else STEP_SPREAD)),
         math.exp(TAIL_Z * (whole.ttft_log.slow.deviation if first.weight else TTFT_SPREAD)),

@@ -186,7 +186,7 @@ def make_decision(**changes: Any) -> RouteDecision:
 
 
 def make_outlook(pool: str = "plain", **changes: Any) -> Outlook:
-    """A pool that is known: steps of 10 ms and 0.2 ms for each request, one token a step, 3.60 USD an hour."""
+    """A pool that is known: steps of 10 ms and 0.2 ms for each request, one token a step, a dollar a second."""
     usual = Outlook(
         pool=pool,
         fixed_s=0.010,
@@ -201,6 +201,7 @@ def make_outlook(pool: str = "plain", **changes: Any) -> Outlook:
         output_tokens=100,
         fresh_ratio=1.0,
         usd_nanos_per_s=1e9,
+        usd_nanos_per_hour=3_600 * 10**9,
         deviation=0.02,
         step_tail=1.2,
         ttft_tail=1.5,
