@@ -3,8 +3,8 @@
     python -m tests.load.decision_time
 
 CPU of one process per request in steady state: the course that is found, predictions for two pools, the
-choice, the bounds and the receipt's text. Each figure is the least of five rounds; `by_the_policy` is the same
-with `economics.enabled: false`. Prints JSON.
+choice, the bounds and the receipt's text. Each figure is the least of five rounds; `by_the_policy` is the
+same with `economics.enabled: false`. Prints JSON.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def economist_of(registry: PoolRegistry, clock: Clock) -> Economist:
         drafts = (10, 20) if pool == "speculative" else (None, None)
         one = Lesson(pool, "code", TENANT, 90, 0.2, *drafts, 1.0, 30.0, 11.0, 20.0, 10.0)
         evidence = fold(Evidence(), [one] * 100)
-        for key in (LearnedKey(pool, "code", ""), LearnedKey(pool, "", "")):
-            rows.append(LearnedRow(key, 100, clock.epoch_ms(), evidence))
+        keys = (LearnedKey(pool, "code", ""), LearnedKey(pool, "", ""))
+        rows += [LearnedRow(key, 100, clock.epoch_ms(), evidence) for key in keys]
     economist.take(rows)
     return economist
 

@@ -186,7 +186,7 @@ def make_decision(**changes: Any) -> RouteDecision:
 
 
 def make_outlook(pool: str = "plain", **changes: Any) -> Outlook:
-    """A pool that is known: steps of 10 ms and 0.2 ms for each request, one token a step, a dollar a second."""
+    """A known pool: steps of 10 ms and 0.2 ms for each request, one token a step, a dollar a second."""
     usual = Outlook(
         pool=pool,
         fixed_s=0.010,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway.attempt_log import start_of
 from gateway.cache.lookup import CacheStatus, Slot
 from gateway.course import Course
+from gateway.economist import Forecasts
 from gateway.identity.auth import Caller
 from gateway.inference import Endpoint
 from gateway.ledger.buckets import Bucket
@@ -12,12 +13,11 @@ from gateway.ledger.budgets import Holds, Reservation
 from gateway.money import UsdNanos
 from gateway.plan import Plan
 from gateway.pricing.book import Prices
-from gateway.economist import Forecasts
 from tests.support.factories import (
-    make_outlook,
-    make_prediction,
     make_call,
     make_decision,
+    make_outlook,
+    make_prediction,
     make_price,
     make_target,
     make_task,

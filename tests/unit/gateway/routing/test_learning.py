@@ -169,7 +169,7 @@ def test_a_change_under_way_is_followed_within_a_few_dozen_requests(
     coming = steps(later, 80, seed=2)
     for start in range(0, len(coming), batch):
         tracked = tracked.plus(coming[start : start + batch])
-    assert math.isclose(tracked.slow.ratio, truth, rel_tol=0.15, abs_tol=0.05), tracked.slow.ratio
+    assert math.isclose(1 + tracked.slow.ratio, 1 + truth, rel_tol=0.1), tracked.slow.ratio
 
 
 def test_chance_is_not_taken_for_a_change() -> None:
