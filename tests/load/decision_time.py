@@ -20,7 +20,7 @@ from backends.registry import PoolRegistry
 from gateway.clock import Clock
 from gateway.course import Course
 from gateway.economist import Economist
-from gateway.inference import TaskType
+from gateway.inference import Task, TaskType
 from gateway.pricing.book import Prices
 from gateway.routing.classify import classify
 from gateway.routing.decide import decide
@@ -61,8 +61,8 @@ def economist_of(registry: PoolRegistry, clock: Clock) -> Economist:
     economist = Economist(registry, Priors(registry.specs), clock=clock)
     rows = []
     for pool in registry.specs:
-        drafts = (10, 20) if pool == "speculative" else (None, None)
-        one = Lesson(pool, "code", TENANT, 90, 0.2, *drafts, 1.0, 30.0, 11.0, 20.0, 10.0)
+        steps, accepted = (10, 20) if pool == "speculative" else (None, None)
+        one = Lesson(pool, "code", TENANT, 90, 0.2, steps, accepted, 1.0, 30.0, 11.0, 20.0, 10.0)
         evidence = fold(Evidence(), [one] * 100)
         keys = (LearnedKey(pool, "code", ""), LearnedKey(pool, "", ""))
         rows += [LearnedRow(key, 100, clock.epoch_ms(), evidence) for key in keys]
@@ -86,7 +86,7 @@ def main() -> None:
         pools = {each.spec.name: each for each in registry.snapshots()}
         course = Course(decide(call, task, policy, pools=pools), prices, task=task, baseline=None)
 
-        def one(policy: Policy = policy, course: Course = course, task: object = task) -> object:
+        def one(policy: Policy = policy, course: Course = course, task: Task = task) -> object:
             fitting = course.fitting(call)
             if not policy.economics.is_enabled:
                 return fitting.receipt(call, fitting.bounds(call))
@@ -97,7 +97,7 @@ def main() -> None:
             texts = None if forecasts is None else forecasts.texts(len(bounds))
             return led.receipt(call, bounds, texts)
 
-        def order(policy: Policy = policy, course: Course = course, task: object = task) -> object:
+        def order(policy: Policy = policy, course: Course = course, task: Task = task) -> object:
             return economist.order(
                 course, call, task, tenant_id=TENANT, latency_class="default", policy=policy
             )

@@ -202,8 +202,11 @@ async def seeded(url: str) -> None:
     """Forty requests at each pool, at two tokens and a half a step where one speculates."""
     engine = create_engine(url)
     lessons = [
-        Lesson(pool, "extraction", "ten_1", 30, 0.0, *drafts, 0.0, 20.0, step_ms, 20.0, 10.0)
-        for pool, drafts, step_ms in (("speculative", (10, 15), 15.0), ("plain", (None, None), 10.0))
+        Lesson(pool, "extraction", "ten_1", 30, 0.0, steps, accepted, 0.0, 20.0, step_ms, 20.0, 10.0)
+        for pool, steps, accepted, step_ms in (
+            ("speculative", 10, 15, 15.0),
+            ("plain", None, None, 10.0),
+        )
         for _ in range(40)
     ]
     async with session_factory(engine)() as session:

@@ -56,6 +56,7 @@ def make_plan() -> Plan:
 
 def test_every_field_of_a_start_has_its_own_value() -> None:
     plan, bucket = make_plan(), Bucket("bud_1", 0)
+    assert plan.forecasts is not None
     reservation = Reservation(Holds(), UsdNanos(777), counted=(bucket,))
     start, price = start_of(plan, make_target(), "plain-0", number=1, reservation=reservation, now_ms=1_234)
     assert price == make_price()
