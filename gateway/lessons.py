@@ -14,7 +14,7 @@ from gateway.ledger.records import Ended
 from gateway.routing.learning import Lesson
 from gateway.routing.learning_store import LearnedKey, fold_in
 
-LESSONS_MAX: Final = 64
+LESSONS_MAX: Final = 24
 """Of one pool and task in one batch; evenly taken from more."""
 _HIT: Final = "hit"
 

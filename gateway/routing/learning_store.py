@@ -19,7 +19,7 @@ from sqlmodel import col
 from gateway.routing.learning import EVERY_TASK, EVERY_TENANT, Evidence, Lesson, after, fold
 from gateway.routing.tables import Learned
 
-TENANTS_MAX: Final = 32
+TENANTS_MAX: Final = 16
 """Of whom one fold keeps evidence apart; those with most of it."""
 _decode = msgspec.json.Decoder(Evidence).decode
 _encode = msgspec.json.Encoder().encode

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gateway.inference import AttemptState, UsageSource
@@ -12,7 +14,7 @@ from tests.support.factories import make_end, make_start
 PLAIN = frozenset({"plain"})
 
 
-def ended(number: int = 1, **changes: object) -> Ended:
+def ended(number: int = 1, **changes: Any) -> Ended:
     starts = {"pool", "task", "cache", "modelled_step_ms", "modelled_ttft_ms"}
     start = make_start(f"att_{number}", **{name: changes[name] for name in starts & set(changes)})
     return Ended(start, make_end(f"att_{number}", **{n: v for n, v in changes.items() if n not in starts}))
@@ -46,7 +48,7 @@ def test_an_engine_that_says_little_teaches_little() -> None:
         {"pool": "outside"},
     ],
 )
-def test_only_what_one_of_our_engines_answered_teaches(changes: dict[str, object]) -> None:
+def test_only_what_one_of_our_engines_answered_teaches(changes: dict[str, Any]) -> None:
     assert lessons_of([ended(**changes)], PLAIN) == []
 
 
