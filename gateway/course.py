@@ -85,7 +85,7 @@ class Course:
         self._prices = prices
         self._candidates = [_candidate(decision, target, prices) for target in decision.targets]
         self._shortest = min(candidate.context for candidate in self._candidates)
-        self._receipt = _receipt_form(decision, task, baseline, None)
+        self._receipt = _receipt_form(decision, task, baseline, why=None)
         self._forms: dict[Why, bytes] = {}
         self._variants: dict[object, Course] = {}
 
@@ -143,7 +143,7 @@ class Course:
         why = self.why or Why.POLICY
         found = self._forms.get(why)
         if found is None:
-            found = self._forms[why] = _receipt_form(self.decision, self._task, self.baseline, why)
+            found = self._forms[why] = _receipt_form(self.decision, self._task, self.baseline, why=why)
         return found
 
     def fitting(self, call: Call) -> Course:
@@ -259,7 +259,7 @@ NO_FORECAST: Final = b"null"
 
 
 def _receipt_form(
-    decision: RouteDecision, task: Task, baseline: tuple[str, str] | None, why: Why | None
+    decision: RouteDecision, task: Task, baseline: tuple[str, str] | None, *, why: Why | None
 ) -> bytes:
     """The receipt with a `%b` for each bound, the output's limit, and what was removed.
 

@@ -83,13 +83,7 @@ def decide(
     if not targets:
         raise _nothing_left(call.model_alias, drops, kept_inside, removed_by_rules=not has_pool)
     drops += kept_inside
-    without = [target.pool for target in targets if target.pool in unpriced]
-    if without:
-        # Before anything is sent: a fallback must not land on what nobody can be charged for.
-        drops += [Drop(name, "it has no price") for name in without]
-        targets = [target for target in targets if target.pool not in unpriced]
-        if not targets:
-            raise no_price(*without)
+    targets = _priced(targets, drops, unpriced)
     return RouteDecision(
         targets=tuple(targets),
         nature=nature,
@@ -98,6 +92,19 @@ def decide(
         policy_version=policy.version,
         max_tokens_default=policy.max_tokens_default,
     )
+
+
+def _priced(targets: list[Target], drops: list[Drop], unpriced: Collection[str]) -> list[Target]:
+    """Those that may be charged for; the others join the drops."""
+    without = [target.pool for target in targets if target.pool in unpriced]
+    if not without:
+        return targets
+    # Before anything is sent: a fallback must not land on what nobody can be charged for.
+    drops += [Drop(name, "it has no price") for name in without]
+    kept = [target for target in targets if target.pool not in unpriced]
+    if not kept:
+        raise no_price(*without)
+    return kept
 
 
 def _obstacle(call: Call, spec: PoolSpec, adapter: str | None) -> str | None:

@@ -279,10 +279,12 @@ def choose(
         sooner_s = predictions[quickest].ttft_s * outlooks[quickest].ttft_tail
         return (quickest, Why.LATENCY) if sooner_s < late_s * (1 - rule.switch_margin) else (first, why)
     if is_urgent:
-        quicker = _better(outlooks, [_total_p95_s(outlooks[i], predictions[i]) for i in count], first, rule)
+        quicker = _better(
+            outlooks, [_total_p95_s(outlooks[i], predictions[i]) for i in count], first, rule=rule
+        )
         if quicker is not None and quicker in met and _may_take(outlooks, predictions, quicker):
             return quicker, Why.SPEED
-    cheaper = _better(outlooks, [each.cost_usd_nanos for each in predictions], first, rule)
+    cheaper = _better(outlooks, [each.cost_usd_nanos for each in predictions], first, rule=rule)
     if cheaper is None or cheaper not in met or not _may_take(outlooks, predictions, cheaper):
         return first, why
     if is_urgent and _total_p95_s(outlooks[cheaper], predictions[cheaper]) > _total_p95_s(
@@ -321,7 +323,7 @@ def _total_p95_s(outlook: Outlook, prediction: Prediction) -> float:
     return prediction.ttft_s * outlook.ttft_tail + rest_s * outlook.step_tail
 
 
-def _better(outlooks: Sequence[Outlook], amounts: Sequence[float], first: int, rule: Rule) -> int | None:
+def _better(outlooks: Sequence[Outlook], amounts: Sequence[float], first: int, *, rule: Rule) -> int | None:
     """The least of the amounts, if it is less by the margin and its interval is clear of zero; else None."""
     best, base = first, outlooks[first]
     for index in range(len(amounts)):

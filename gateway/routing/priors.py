@@ -142,18 +142,18 @@ class Priors:
             known = [each for each in own.acceptance if each.method == method]
             for each in known:
                 if each.task == task:
-                    return _belief(each.by_position, guesses, OWN_RATIO, OWN_WEIGHT)
+                    return _belief(each.by_position, guesses, wrong_ratio=OWN_RATIO, weight=OWN_WEIGHT)
             for each in known:
                 if each.nature == nature:
-                    return _belief(each.by_position, guesses, KIN_RATIO, OTHERS_WEIGHT)
+                    return _belief(each.by_position, guesses, wrong_ratio=KIN_RATIO, weight=OTHERS_WEIGHT)
         name = _METHODS.get(method, method)
         workload = _WORKLOADS.get(task, _WORKLOAD_DEFAULT)
         published = [each for each in self._published.acceptance if each.method == name]
         best = next((each for each in published if each.task == workload), published[0])
-        return _belief(best.by_position, guesses, OTHERS_RATIO, OTHERS_WEIGHT)
+        return _belief(best.by_position, guesses, wrong_ratio=OTHERS_RATIO, weight=OTHERS_WEIGHT)
 
 
-def _belief(by_position: tuple[float, ...], guesses: int, wrong_ratio: float, weight: float) -> Belief:
+def _belief(by_position: tuple[float, ...], guesses: int, *, wrong_ratio: float, weight: float) -> Belief:
     accepted = sum(by_position[:guesses])
     if guesses > len(by_position) > 1:  # goes on as it did
         last, ratio = by_position[-1], by_position[-1] / by_position[-2] if by_position[-2] else 0.0
