@@ -17,7 +17,7 @@ from gateway.inference import Call, Drop, RouteDecision, Target, Task
 from gateway.money import UsdNanos
 from gateway.pricing.book import Prices
 from gateway.pricing.rates import DearestRates
-from gateway.routing.economics import REASONS, Outlook, Prediction, Why
+from gateway.routing.economics import REASONS, Outlook, Outlooks, Prediction, Why
 from gateway.routing.policy import Policy
 from gateway.routing.receipts import Candidate, Dropped, Forecast, ReceiptFacts
 
@@ -49,13 +49,15 @@ class Course:
 
     __slots__ = (
         "_candidates",
-        "_forms",
+        "_foretold",
         "_prices",
         "_receipt",
         "_shortest",
         "_task",
         "_variants",
         "baseline",
+        "beliefs",
+        "believed_in",
         "decision",
         "pools",
         "why",
@@ -81,12 +83,17 @@ class Course:
         """Those of its targets that are pools: all before the first that is not."""
         self.why: Why | None = None
         """What put the first target first, where predictions were made."""
+        self.beliefs: dict[str, Outlooks] = {}
+        """The economist's, by whose answers' length counts; found again for the next call that is alike."""
+        self.believed_in: object = None
+        """When: see there."""
         self._task = task
         self._prices = prices
         self._candidates = [_candidate(decision, target, prices) for target in decision.targets]
         self._shortest = min(candidate.context for candidate in self._candidates)
         self._receipt = _receipt_form(decision, task, baseline, why=None)
-        self._forms: dict[Why, bytes] = {}
+        self._foretold: bytes | None = None
+        """The receipt's form where predictions were made."""
         self._variants: dict[object, Course] = {}
 
     def bounds(self, call: Call, *, input_tokens: int | None = None) -> list[UsdNanos | None]:
@@ -140,11 +147,10 @@ class Course:
         return msgspec.Raw(self._form() % (*interleaved, b"%d" % most, removed))
 
     def _form(self) -> bytes:
-        why = self.why or Why.POLICY
-        found = self._forms.get(why)
-        if found is None:
-            found = self._forms[why] = _receipt_form(self.decision, self._task, self.baseline, why=why)
-        return found
+        if self._foretold is None:
+            why = self.why or Why.POLICY
+            self._foretold = _receipt_form(self.decision, self._task, self.baseline, why=why)
+        return self._foretold
 
     def fitting(self, call: Call) -> Course:
         """The same without the targets whose context the call and its answer exceed, if any is left then.
@@ -171,7 +177,7 @@ class Course:
 
     def led_by(self, first: int, why: Why) -> Course:
         """The same with another target first, and why; the others keep their order."""
-        key = (first, why)
+        key = (first, why._value_)
         found = self._variants.get(key)
         if found is None:
             targets = self.decision.targets

@@ -30,6 +30,7 @@ from gateway.routing.economics import (
     Gate,
     LatencyTarget,
     Outlook,
+    Outlooks,
     Prediction,
     Rule,
     Why,
@@ -60,24 +61,16 @@ _NO_EVIDENCE: Final = Evidence()
 _log = logging.getLogger(__name__)
 
 
-class Outlooks(msgspec.Struct, frozen=True):
-    """Of a course's pools for one task, tenant and class, with what does not depend on the call."""
-
-    pools: tuple[Outlook, ...]
-    targets: tuple[LatencyTarget, ...]
-    output_tokens: float
-
-
 class Forecasts(msgspec.Struct, frozen=True):
     """What was predicted of a call's targets, in the order in which they are tried."""
 
     outlooks: tuple[Outlook, ...]
-    predictions: tuple[Prediction, ...]
+    predictions: list[Prediction]
 
     def texts(self, targets: int) -> list[bytes]:
         """Each target's as its receipt keeps it."""
-        shown = [forecast_text(*each) for each in zip(self.outlooks, self.predictions, strict=True)]
-        return shown + [NO_FORECAST] * (targets - len(shown))
+        shown = list(map(forecast_text, self.outlooks, self.predictions))
+        return shown if len(shown) == targets else shown + [NO_FORECAST] * (targets - len(shown))
 
     def of(self, pool: str) -> Prediction | None:
         """A pool's; None: nothing was predicted of it."""
@@ -121,6 +114,8 @@ class Economist:
         self._known: dict[_Key, Outlooks] = {}
         self._asked: set[_Key] = set()
         self._policy: Policy | None = None
+        self._epoch = object()
+        """Another one after each reading: what was worked out before is out of date."""
         self.turned: dict[str, int] = {why.value: 0 for why in Why}
         """How many calls went where they did for which reason."""
 
@@ -141,13 +136,15 @@ class Economist:
         pools = course.pools
         if not pools:
             return course, None
-        if policy is not self._policy:
-            self._policy = policy
-            self._known.clear()
-        whose = tenant_id if (task.type, tenant_id) in self._tenants else EVERY_TENANT
-        key = (pools, task.type, whose, latency_class)
-        found = self._known.get(key) or self._make(key, policy)
-        self._asked.add(key)
+        whose = EVERY_TENANT
+        if self._tenants and (task.type, tenant_id) in self._tenants:
+            whose = tenant_id
+        if course.believed_in is not self._epoch:
+            course.believed_in, course.beliefs = self._epoch, {}
+        found = course.beliefs.get(whose)
+        if found is None:
+            key = (pools, task.type, whose, latency_class)
+            found = course.beliefs[whose] = self._find(key, policy)
         tokens = found.output_tokens
         if call.max_tokens is not None and call.max_tokens < tokens:
             tokens = float(call.max_tokens)
@@ -172,11 +169,11 @@ class Economist:
             if rule.exploration and self._explores(rule, task, latency_class):
                 others = [index for index in range(len(pools)) if index != first]
                 first, why = others[int(self._draw() * len(others))], Why.EXPLORATION
-        self.turned[why] += 1
+        self.turned[why._value_] += 1  # a member's own hash takes longer than all of this line
         if first:
             outlooks = (outlooks[first], *outlooks[:first], *outlooks[first + 1 :])
             predictions.insert(0, predictions.pop(first))
-        return course.led_by(first, why), Forecasts(outlooks, tuple(predictions))
+        return course.led_by(first, why), Forecasts(outlooks, predictions)
 
     def _explores(self, rule: Rule, task: Task, latency_class: str) -> bool:
         if task.source is TaskSource.DECLARED or latency_class == URGENT:
@@ -184,6 +181,13 @@ class Economist:
         return self._draw() < rule.exploration
 
     # ------------------------------------------------------------------------------------ what is believed
+    def _find(self, key: _Key, policy: Policy) -> Outlooks:
+        if policy is not self._policy:
+            self._policy = policy
+            self._known.clear()
+        self._asked.add(key)
+        return self._known.get(key) or self._make(key, policy)
+
     def _make(self, key: _Key, policy: Policy) -> Outlooks:
         if len(self._known) >= OUTLOOKS_MAX:
             self._known.clear()
@@ -295,7 +299,7 @@ class Economist:
                 if row.key.tenant_id and row.evidence.output_tokens.weight >= TENANT_WEIGHT_MIN:
                     self._tenants.add((row.key.task, row.key.tenant_id))
         policy, asked = self._policy, self._asked
-        self._known, self._asked = {}, set()
+        self._known, self._asked, self._epoch = {}, set(), object()
         if policy is not None:
             for key in asked:
                 self._make(key, policy)

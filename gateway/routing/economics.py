@@ -125,6 +125,14 @@ class Outlook(msgspec.Struct, frozen=True):
     """Requests per replica beyond which speculation does not pay, by the most that its acceptance may be."""
 
 
+class Outlooks(msgspec.Struct, frozen=True):
+    """Of some candidates for one task, tenant and class: what does not depend on the call."""
+
+    pools: tuple[Outlook, ...]
+    targets: tuple[LatencyTarget, ...]
+    output_tokens: float
+
+
 class Prediction(msgspec.Struct, frozen=True):
     """What a call would take and cost on a pool."""
 

@@ -49,7 +49,7 @@ def make_plan() -> Plan:
     prices = Prices({"plain": make_price()})
     course = Course(make_decision(), prices, task=make_task(), baseline=None)
     slot = Slot(b"key", may_read=True, may_keep=True, ttl_s=60)
-    forecasts = Forecasts((make_outlook(),), (make_prediction(modelled_ttft_s=0.5, modelled_step_s=0.25),))
+    forecasts = Forecasts((make_outlook(),), [make_prediction(modelled_ttft_s=0.5, modelled_step_s=0.25)])
     bounds = course.bounds(call)
     return Plan(call, CALLER, REQUEST_ID, make_task(), course, prices, bounds, slot, forecasts=forecasts)
 

@@ -43,7 +43,7 @@ def test_published_acceptance_is_by_method_and_task_and_number_of_guesses() -> N
 @pytest.mark.parametrize("task", list(TaskType))
 @pytest.mark.parametrize("method", ["ngram", "ngram_gpu", "suffix", "mtp", "draft_model", "eagle", "medusa"])
 def test_every_method_and_task_has_a_prior_that_can_be_outweighed(method: str, task: TaskType) -> None:
-    model = {"model": "/draft"} if method in {"draft_model", "eagle", "medusa"} else {}
+    model: dict[str, Any] = {"model": "/draft"} if method in {"draft_model", "eagle", "medusa"} else {}
     spec = pool(speculation=drafting(method, **model))
     belief = Priors({spec.name: spec}).accepted(spec, task)
     assert 0 < belief.mean < 3
