@@ -26,6 +26,7 @@ from gateway.db import SessionFactory
 from gateway.inference import Call, Task, TaskSource, TaskType
 from gateway.routing.economics import (
     GATE_NEVER,
+    KNOWN_WEIGHT_MIN,
     NO_TARGET,
     Gate,
     LatencyTarget,
@@ -209,11 +210,19 @@ class Economist:
         seats = self._seats(pool, pace.seats)
         if seats != pace.seats:
             pace = msgspec.structs.replace(pace, seats=seats)
+        accepted = None if spec.speculation is None else self._priors.accepted(spec, task)
+        evidence = self.evidence(pool, task)
+        if accepted is not None and tenant_id:
+            own = self.evidence(pool, task, tenant_id).accepted
+            if own.slow.weight >= TENANT_WEIGHT_MIN:  # drawn to everybody's
+                everybodys = believe(evidence.accepted.slow, accepted)
+                accepted = Belief(everybodys.mean, everybodys.deviation, KNOWN_WEIGHT_MIN)
+                evidence = msgspec.structs.replace(evidence, accepted=own)
         return outlook_of(
             pool,
             pace,
-            accepted=None if spec.speculation is None else self._priors.accepted(spec, task),
-            task=self.evidence(pool, task),
+            accepted=accepted,
+            task=evidence,
             whole=self.evidence(pool, EVERY_TASK),
             lengths=lengths,
             usd_per_hour=float(spec.hardware.usd_per_hour),

@@ -166,6 +166,18 @@ def test_a_tenants_own_answers_count_once_there_are_enough() -> None:
     assert rig.order(tenant="ten_1")[2].outlooks[0].output_tokens < 100
 
 
+def test_a_tenants_own_acceptance_counts_once_there_is_enough_of_it() -> None:
+    rig = Rig()
+    rig.learn(*[lesson("speculative", accepted=30)] * 60, *[lesson("plain")] * 60)
+    rig.learn(*[lesson("speculative", accepted=0, step_ms=20.0)] * 60, tenant="ten_9")
+    assert rig.order(tenant="ten_1")[2].outlooks[0].tokens_per_step > 3.5
+    of_nine = rig.order(tenant="ten_9")[2].of("speculative")
+    everybodys = rig.order(tenant="ten_1")[2].of("speculative")
+    assert of_nine is not None
+    assert everybodys is not None
+    assert of_nine.tpot_s > 2 * everybodys.tpot_s
+
+
 def test_a_limit_on_the_output_bounds_what_is_expected_of_it() -> None:
     rig = Rig()
     short, long = rig.order(max_tokens=1)[2], rig.order()[2]
