@@ -175,8 +175,8 @@ def _quantization(looked: Looked) -> Iterator[Finding]:
         yield looked.say(
             Severity.NOTE,
             path,
-            f"4 bits save bytes, not arithmetic: from about {_ridge(shape, gpu):.0f} tokens per step on "
-            f"an {gpu.name} computes as long as for 16 bits, and max_num_seqs is "
+            f"4 bits save bytes, not arithmetic: beyond about {_ridge(shape, gpu):.0f} tokens per step an "
+            f"{gpu.name} is busy computing, as long as for 16 bits, and max_num_seqs is "
             f"{spec.batching.max_num_seqs}. It is cheap by needing fewer GPUs and in small batches",
         )
 

@@ -132,10 +132,10 @@ def _print(checked: Checked) -> None:
 
 def _print_correction(pool: PoolCheck) -> None:
     if pool.spec is None:
-        _line("  with these corrections it still cannot be read; see the other errors")
+        _line("  with the corrections it still cannot be read: see the other errors")
         return
     word = f" ({pool.on_whose_word})" if pool.on_whose_word else ""
-    _line(f"  with the corrections that --fix makes{word}:")
+    _line(f"  with its errors corrected, as --fix does{word}:")
 
 
 def _print_findings(pool: PoolCheck, severity: Severity) -> None:

@@ -67,7 +67,7 @@ def test_a_wrong_pool_is_status_1_and_told_with_its_correction(tmp_path: Path, f
         in done.stdout
     )
     assert f"  error: {file}:16: swap_space: " in done.stdout
-    assert "  with the corrections that --fix makes (snapshot 0.32.0):\n  fits on 1 x A100" in done.stdout
+    assert "  with its errors corrected, as --fix does (snapshot 0.32.0):\n  fits on 1 x A100" in done.stdout
 
 
 def test_the_correction_is_printed_and_written_only_when_asked(tmp_path: Path, file: Path) -> None:
