@@ -207,6 +207,9 @@ def _speculation(looked: Looked) -> Iterator[Finding]:
     if method not in ASYNCHRONOUS:
         other = ": use ngram_gpu" if method == "ngram" and not looked.is_on_cpu else ""
         yield looked.say(Severity.NOTE, path, f"{method} switches asynchronous scheduling off{other}")
+    if method == "suffix":
+        needs = "needs arctic-inference==0.1.1 in vLLM's environment, which does not bring it"
+        yield looked.say(Severity.NOTE, path, needs)
     if method == "ngram_gpu":
         yield looked.say(
             Severity.NOTE, path, "structured output by xgrammar fails with it (vLLM issue 52620)"

@@ -54,7 +54,9 @@ def test_a_verdict_of_vllm_and_what_is_waited_for(tmp_path: Path, file: Path) ->
     assert done.stderr == "asking vLLM about 1 pool: it takes about 10 s to load …\n"
     engine = interpreter(tmp_path, ABOUT, {"name": "0", "level": "B", "error": None})
     done = run(tmp_path, "--engine", str(engine))
-    assert "  its flags and that they fit together (levels A, B)" in done.stdout
+    assert (
+        "  levels A and B: its flags fit together; if they fit its model cannot be told here\n" in done.stdout
+    )
 
 
 def test_a_wrong_pool_is_status_1_and_told_with_its_correction(tmp_path: Path, file: Path) -> None:
