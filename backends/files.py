@@ -86,7 +86,8 @@ def with_absolute_paths(spec: PoolSpec, folder: Path) -> PoolSpec:
     speculation = spec.speculation
     if speculation is not None:
         speculation = speculation.model_copy(update={"model": _located(speculation.model, folder)})
-    return spec.model_copy(update={"model": model, "speculation": speculation})
+    profile = str((folder / Path(spec.profile).expanduser()).resolve()) if spec.profile else None
+    return spec.model_copy(update={"model": model, "speculation": speculation, "profile": profile})
 
 
 def _located(text: str | None, folder: Path) -> str | None:

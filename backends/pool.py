@@ -223,6 +223,9 @@ class PoolSpec(Strict):
         default_factory=dict, description="other vLLM flags, no leading dashes"
     )
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replicas")
+    profile: str | None = Field(
+        default=None, description="what `tollgate pools bench` measured; relative to the pool file"
+    )
 
     @property
     def choice_rule(self) -> Rule:

@@ -38,8 +38,8 @@ def scale_top(value: float) -> float:
     return next(step * power for step in _STEPS if step * power >= value * 0.999)
 
 
-class _Panel:
-    """One pair of axes and what stands in it."""
+class Panel:
+    """One pair of axes and what stands in it; `backends.bench.plot` draws its lines on them too."""
 
     def __init__(self, parent: ET.Element, between: tuple[int, int], *, title: str, top: float) -> None:
         self._group = ET.SubElement(parent, "g")
@@ -53,13 +53,20 @@ class _Panel:
             self.text(f"{value:g}", self._left - 8, y + 4, anchor="end")
 
     def height_of(self, value: float) -> float:
+        """Where a value of the vertical axis stands."""
         return _BASE - (_BASE - _TOP) * value / self._top
+
+    @property
+    def group(self) -> ET.Element:
+        """What is drawn on these axes is appended here."""
+        return self._group
 
     def slot(self, index: int, count: int) -> float:
         """The middle of one of so many equal slots along the axis."""
         return self._left + (self._right - self._left) * (index + 0.5) / count
 
     def bar(self, middle: float, value: float, *, width: float, colour: str, says: str) -> None:
+        """A bar on the base line, and what a pointer over it is told."""
         y = self.height_of(value)
         box = {"x": middle - width / 2, "y": y, "width": width, "height": _BASE - y}
         bar = ET.SubElement(
@@ -68,16 +75,18 @@ class _Panel:
         ET.SubElement(bar, "title").text = says
 
     def line(self, start: tuple[float, float], end: tuple[float, float], *, colour: str) -> None:
+        """A straight line between two places."""
         ends = {"x1": start[0], "y1": start[1], "x2": end[0], "y2": end[1]}
         ET.SubElement(self._group, "line", {key: f"{at:.1f}" for key, at in ends.items()}, stroke=colour)
 
     def text(self, words: str, x: float, y: float, *, anchor: str = "middle", weight: str = "400") -> None:
+        """Words at a place."""
         place = {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor, "font-weight": weight}
         ET.SubElement(self._group, "text", place).text = words
 
 
 def _acceptance(parent: ET.Element, halves: Sequence[Mapping[str, Any]]) -> None:
-    panel = _Panel(parent, _LEFT, title="Drafted tokens that are accepted, share", top=1.0)
+    panel = Panel(parent, _LEFT, title="Drafted tokens that are accepted, share", top=1.0)
     for index, half in enumerate(halves):
         middle, ratio = panel.slot(index, len(halves)), half.get("acceptance_ratio", 0.0)
         name, below = _SHORT_NAMES[half["kind"]], f"T = {half['temperature']:g}"
@@ -92,7 +101,7 @@ def _acceptance(parent: ET.Element, halves: Sequence[Mapping[str, Any]]) -> None
 
 def _times(parent: ET.Element, rows: Sequence[Mapping[str, Any]]) -> None:
     greatest = max(row[pool]["ms_per_token_greatest"] for row in rows for pool in ("plain", "speculative"))
-    panel = _Panel(parent, _RIGHT, title="Milliseconds per token", top=scale_top(greatest))
+    panel = Panel(parent, _RIGHT, title="Milliseconds per token", top=scale_top(greatest))
     for index, row in enumerate(rows):
         middle = panel.slot(index, len(rows))
         for offset, pool in ((-18, "plain"), (18, "speculative")):

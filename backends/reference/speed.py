@@ -191,7 +191,8 @@ def checksums(weights: Path) -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as the kernel knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -217,7 +218,7 @@ def run(weights: Path, *, rounds: int, count: int, draft_tokens: int) -> dict[st
     """
     figures: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
         "settings": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from gateway.commands.pools_bench import pools_bench
 from gateway.commands.pools_check import EXAMPLE, pools_check
 from gateway.commands.terminal import out
 from gateway.fleet import fleet_until_stopped
@@ -13,6 +14,7 @@ from gateway.settings import load_settings
 from gateway.stopping import run_until_stopped
 
 pools = typer.Typer(help="vLLM pools.", no_args_is_help=True)
+pools.command("bench", epilog="Example: `tollgate pools bench speculative --quick`")(pools_bench)
 
 
 @pools.command("up", epilog="Example: `tollgate pools up`")
