@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from backends.breaker import Standing
 from backends.choice import Rule
+from backends.warm_spec import KeepWarmSpec, SleepSpec, sleep_obstacle
 
 FlagValue = str | int | float | bool | list[str | int | float]
 """What a pass-through vLLM flag may carry; `True` alone renders as a bare flag, `False` as `--no-…`."""
@@ -40,6 +41,7 @@ OWN_FLAGS = frozenset(
         "per-request-spec-decode-metrics",
         "enable-prompt-tokens-details",
         "disable-uvicorn-access-log",
+        "enable-sleep-mode",
     }
 )
 """Flags that the typed part of a pool file decides, so that `engine_args` cannot contradict it."""
@@ -280,6 +282,8 @@ class PoolSpec(_Strict):
         default_factory=dict, description="other vLLM flags, no leading dashes"
     )
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replicas")
+    keep_warm: KeepWarmSpec = KeepWarmSpec()
+    sleep: SleepSpec | None = Field(default=None, description="left out: a replica never sleeps")
 
     @property
     def choice_rule(self) -> Rule:
@@ -319,6 +323,15 @@ class PoolSpec(_Strict):
             raise ValueError(message)
         if self.driver == "process" and self.model.path is None:
             message = "driver 'process' needs model.path: the folder of the weights it shall serve"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _can_sleep(self) -> Self:
+        message = sleep_obstacle(
+            self.sleep, driver=self.driver, gpu=self.hardware.gpu, replicas=self.replicas
+        )
+        if message is not None:
             raise ValueError(message)
         return self
 
@@ -385,7 +398,16 @@ class ReplicaState(StrEnum):
     STARTING = "starting"
     READY = "ready"
     UNHEALTHY = "unhealthy"
+    DRAINING = "draining"
+    """It finishes what it has: its driver is about to stop it or to put it to sleep."""
+    SLEEPING = "sleeping"
+    """Asleep, or scaled to zero: it can be woken."""
+    WAKING = "waking"
     STOPPED = "stopped"
+
+
+ASLEEP = frozenset({ReplicaState.SLEEPING, ReplicaState.WAKING})
+WITHIN_REACH = ASLEEP | {ReplicaState.READY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,3 +468,8 @@ class PoolSnapshot:
     def ready_count(self) -> int:
         """Replicas that can take a request now."""
         return sum(1 for replica in self.replicas if replica.state is ReplicaState.READY)
+
+    @property
+    def is_within_reach(self) -> bool:
+        """A replica can take a request now, or could once it is awake."""
+        return any(replica.state in WITHIN_REACH for replica in self.replicas)
