@@ -1,10 +1,10 @@
 """What do gateways ask of the process driver of their machine?
 
-Two things: to wake a replica of a pool that sleeps, and to look at a replica that they took out for hanging or
-for lying. The gateway may be the driver's own process, one of its children, or started by somebody else; what
-they share is the state folder, where the driver publishes its fleet and gateways leave asks: one small file for
-each subject in `<state>/asks`, whose modification time is the ask. Asking twice is asking once more, and only
-the driver acts, so that nothing can be woken twice at the same time.
+Two things: to wake a replica of a pool that sleeps, and to look at a replica that they took out for hanging
+or for lying. The gateway may be the driver's own process, one of its children, or started by somebody else;
+what they share is the state folder, where the driver publishes its fleet and gateways leave asks: one small
+file for each subject in `<state>/asks`, whose modification time is the ask. Asking twice is asking once more,
+and only the driver acts, so that nothing can be woken twice at the same time.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ What is slow is the first time: kernels compile, a chat template is read, a gram
 model runs. So before a replica counts as ready it answers real completions at the shapes that matter: a short
 chat, as a stream; a prompt near the batching limit; a few at once; output under a schema; drawn at a
 temperature, which takes another path through the sampler and through speculation. Every shape is asked once,
-all of them in a bounded time. What a server refuses (no chat template, no grammars) it will refuse to
-clients too: it needs no warming. Prompts are token ids, so that their length is known without a tokenizer, and
-begin differently each time, so that the prefix cache answers none. Checked against vLLM 0.32.
+all of them in a bounded time. What a server refuses (no chat template, no grammars) it will refuse to clients
+too: it needs no warming. Prompts are token ids, so that their length is known without a tokenizer, and begin
+differently each time, so that the prefix cache answers none. Checked against vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ async def warm_up(
         try:
             async with asyncio.timeout(limit_s):
                 for shape in shapes_of(spec):
-                    shots.append(await _ask(client, url, shape, used))
+                    shot = await _ask(client, url, shape, used=used)
+                    shots.append(shot)
         except TimeoutError:
             is_cut = True
     took_s = time.monotonic() - began_s
@@ -134,12 +135,17 @@ async def _ask(
     client: httpx.AsyncClient,  # noqa: TID251 - control plane
     url: str,
     shape: Shape,
+    *,
     used: list[Tokens],
 ) -> Shot:
-    bodies = [shape.body]
-    for number in range(1, shape.at_once):
-        bodies.append({**shape.body, "prompt": _prompt(len(shape.body["prompt"]) + number)})
-    outcomes = await asyncio.gather(*(_answer(client, f"{url}{shape.path}", body, used) for body in bodies))
+    more = range(1, shape.at_once)
+    bodies = [
+        shape.body,
+        *({**shape.body, "prompt": _prompt(len(shape.body["prompt"]) + number)} for number in more),
+    ]
+    outcomes = await asyncio.gather(
+        *(_answer(client, f"{url}{shape.path}", body, used=used) for body in bodies)
+    )
     problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
     slowest_s = max((outcome for outcome in outcomes if isinstance(outcome, float)), default=0.0)
     return Shot(shape.name, slowest_s, problems[0] if problems else None)
@@ -149,6 +155,7 @@ async def _answer(
     client: httpx.AsyncClient,  # noqa: TID251 - control plane
     url: str,
     body: dict[str, Any],
+    *,
     used: list[Tokens],
 ) -> float | str:
     """Seconds until the answer began, or why there was none."""

@@ -407,7 +407,8 @@ class ReplicaState(StrEnum):
 
 
 ASLEEP = frozenset({ReplicaState.SLEEPING, ReplicaState.WAKING})
-WITHIN_REACH = ASLEEP | {ReplicaState.READY}
+WAKEABLE = ASLEEP | {ReplicaState.DRAINING}
+"""Of a pool whose replicas sleep: who is about to fall asleep stays awake when asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,4 +473,6 @@ class PoolSnapshot:
     @property
     def is_within_reach(self) -> bool:
         """A replica can take a request now, or could once it is awake."""
-        return any(replica.state in WITHIN_REACH for replica in self.replicas)
+        if self.ready_count:
+            return True
+        return self.spec.sleep is not None and any(one.state in WAKEABLE for one in self.replicas)

@@ -1,8 +1,8 @@
 """Which tokens did an engine read and write for us, not for a tenant?
 
-Warming up and looking whether an engine lives cost machine time: each time is an `Upkeep`, which whoever keeps
-books puts on the platform's account (where there are none, as under `tollgate pools up` alone, it is counted
-and logged). Values only. What was not answered is not here: nobody knows what it cost.
+Warming up and looking whether an engine lives cost machine time: each time is an `Upkeep`, which whoever
+keeps books puts on the platform's account (where there are none, as under `tollgate pools up` alone, it is
+counted and logged). Values only. What was not answered is not here: nobody knows what it cost.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def epoch_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def new_upkeep(pool: str, replica: str, kind: UpkeepKind, tokens: Tokens, *, took_s: float) -> Upkeep:
+def new_upkeep(pool: str, replica: str, kind: UpkeepKind, *, tokens: Tokens, took_s: float) -> Upkeep:
     """One that has just ended."""
     took_ms = round(took_s * 1000)
     return Upkeep(secrets.token_hex(10), pool, replica, kind, epoch_ms() - took_ms, took_ms, tokens)

@@ -53,8 +53,8 @@ def vllm_argv(spec: PoolSpec, *, python: Path, port: int, host: str = "127.0.0.1
     if sleep_level(spec) is not None:
         if not _is_private(host):
             raise ValueError(
-                f"pool '{spec.name}': sleep.level opens vLLM's development endpoints, which must not listen on "
-                f"{host}: expected a loopback or private address"
+                f"pool '{spec.name}': sleep.level opens vLLM's development endpoints, which must not listen "
+                f"on {host}: expected a loopback or private address"
             )
         argv.append("--enable-sleep-mode")
     argv.append("--disable-uvicorn-access-log")

@@ -204,7 +204,7 @@ class ReplicaLife:
     def _account(self, kind: UpkeepKind, tokens: Tokens, *, took_s: float) -> None:
         replica = self.replica
         if tokens.total:
-            told = new_upkeep(replica.spec.name, replica.name, kind, tokens, took_s=took_s)
+            told = new_upkeep(replica.spec.name, replica.name, kind, tokens=tokens, took_s=took_s)
             self._house.upkeep(replica)(told)
 
     # --------------------------------------------------------------------------------------- restarting
@@ -266,9 +266,10 @@ class ReplicaLife:
         began_ns = time.time_ns()
         house.report(replica, ReplicaState.DRAINING, f"idle for {idle.idle_s:.0f} s, is about to sleep")
         before = await read_load(house.client, replica.url)
-        await asyncio.sleep(self._times.notice_s)
+        is_wanted = await self._is_wanted_within(self._times.notice_s, began_ns)
         after = await read_load(house.client, replica.url)
-        if before is None or after is None or _is_used(after) or _served(after) != _served(before):
+        is_used = before is None or after is None or _is_used(after) or _served(after) != _served(before)
+        if is_wanted or is_used:
             house.report(replica, ReplicaState.READY, "stays awake: a request came")
             return None
         if sleep.level is None:
@@ -282,6 +283,15 @@ class ReplicaLife:
         house.report(replica, ReplicaState.SLEEPING, detail)
         broken = await self._until_wanted(began_ns)
         return broken if broken is not None or house.is_stopping else await self._wake()
+
+    async def _is_wanted_within(self, limit_s: float, since_ns: int) -> bool:
+        """Whether a gateway asks for a replica of its pool, before it even sleeps."""
+        deadline_s = time.monotonic() + limit_s
+        while time.monotonic() < deadline_s:
+            if self._house.asks.woken_at(self.replica.spec.name) > since_ns:
+                return True
+            await asyncio.sleep(self._times.wish_interval_s)
+        return False
 
     async def _until_wanted(self, since_ns: int) -> Broken | None:
         replica, house = self.replica, self._house

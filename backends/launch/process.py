@@ -1,9 +1,9 @@
 """How are all replicas of the `process` pools started, kept alive and stopped on this machine?
 
-All or nothing at the start, then one life per replica (`life.py`). Readiness is real completions, never /health
-alone. What runs is published in `<state>/fleet.json`, what replicas say in `<state>/logs/<replica>.log`, what
-gateways want in `<state>/asks`. Requests are none of its business: the gateway looks at the replicas itself
-(`backends.monitor`). Linux only.
+All or nothing at the start, then one life per replica (`life.py`). Readiness is real completions, never
+/health alone. What runs is published in `<state>/fleet.json`, what replicas say in
+`<state>/logs/<replica>.log`, what gateways want in `<state>/asks`. Requests are none of its business: the
+gateway looks at the replicas itself (`backends.monitor`). Linux only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What happens to a replica that serves: does it end, hang, lie, or is it merely not needed?
 
-The driver's own look, so that a fleet without a gateway on its machine is looked after too. Not more often than
-it takes (`look_interval_s`), /health and /metrics together. The signs of a hung engine are those of
+The driver's own look, so that a fleet without a gateway on its machine is looked after too. Not more often
+than it takes (`look_interval_s`), /health and /metrics together. The signs of a hung engine are those of
 `backends.liveness`; what a gateway has found (`backends.asks`) saves the driver its own probe where its own
 counters agree. A liar answers /health and says nonsense, or an error of its own, whenever it is to generate a
 token: three times in a row. One that is slow is neither, and the gateways' breakers are for it.
@@ -174,7 +174,9 @@ class Watch:
                 self._own += tokens.total
                 spec, name = self._replica.spec, self._replica.name
                 took_s = now_s - asked_at_s
-                self._on_upkeep(new_upkeep(spec.name, name, UpkeepKind.HEARTBEAT, tokens, took_s=took_s))
+                self._on_upkeep(
+                    new_upkeep(spec.name, name, UpkeepKind.HEARTBEAT, tokens=tokens, took_s=took_s)
+                )
             if problem is None:
                 self._lies = 0
                 self._liveness.alive(now_s)

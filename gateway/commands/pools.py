@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.commands.pools_status import pools_status
 from gateway.commands.terminal import load_pool_files, out
 from gateway.fleet import fleet_until_stopped
 from gateway.logs import set_up_logging
@@ -16,6 +17,8 @@ from gateway.settings import load_settings
 from gateway.stopping import run_until_stopped
 
 pools = typer.Typer(help="vLLM pools.", no_args_is_help=True)
+
+pools.command("status", epilog="Example: `tollgate pools status --watch`")(pools_status)
 
 
 @pools.command("up", epilog="Example: `tollgate pools up`")

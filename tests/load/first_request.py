@@ -2,9 +2,9 @@
 
     python -m tests.load.first_request --starts 3 --pool plain
 
-Starts real vLLM on the reference models again and again, with one token as readiness (`warm_up: false`) and with
-the warm-up, and measures at once the time to the first token of a short streamed chat, of the next ones, and of
-the other shapes. Medians over the starts; alone on the machine, please. Results in
+Starts real vLLM on the reference models again and again, with one token as readiness (`warm_up: false`) and
+with the warm-up, and measures at once the time to the first token of a short streamed chat, of the next ones,
+and of the other shapes. Medians over the starts; alone on the machine, please. Results in
 tests/load/results/first_request.json.
 """
 
