@@ -51,6 +51,8 @@ class ReplicaProcess:
         """Of the guard, and the id of the session of everything under it; 0 before the first start."""
         self.started_at_s = time.monotonic()
         self.ready_since_s: float | None = None
+        self.examined_at_ns = 0
+        """The last ask to look at it that was heeded, by the machine's clock; older ones are history."""
         self.detail = ""
         """Why it is in this state, for people."""
         self.restarts = 0
@@ -102,6 +104,7 @@ class ReplicaProcess:
         self.pid = self._process.pid
         self.url = f"http://127.0.0.1:{port}"
         self.started_at_s = time.monotonic()
+        self.examined_at_ns = time.time_ns()
         self.ready_since_s = None
 
     @property

@@ -106,7 +106,6 @@ class Watch:
         self._own = 0
         """Tokens that looking at it took."""
         self._lies = 0
-        self._seen_ask = asks.examined_at(replica.name)
         self._verdict: Broken | None = None
         self._doubt: asyncio.Task[None] | None = None
         self._load: ReplicaLoad | None = None
@@ -143,7 +142,8 @@ class Watch:
         if self._verdict is not None:
             return self._verdict
         asked = self._asks.examined_at(self._replica.name)
-        is_asked, self._seen_ask = asked > self._seen_ask, asked
+        is_asked = asked > self._replica.examined_at_ns
+        self._replica.examined_at_ns = max(asked, self._replica.examined_at_ns)
         if is_asked and self._is_known_to_hang(now_s):
             return Broken(self._asks.why(self._replica.name))
         is_busy = load is not None and load.requests_running > 0
