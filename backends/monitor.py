@@ -191,8 +191,9 @@ class FleetMonitor:
             # It stays after all, and nothing was wrong with it.
             registry.set_state(one.replica, ReplicaState.READY)
         elif known in _DRIVERS_OWN:
-            # That it is up is the driver's word; that it serves is our own business.
-            registry.set_state(one.replica, ReplicaState.STARTING, "is up, not looked at yet")
+            # That it is up is the driver's word; that it serves is our own business. Who waits, waits on.
+            state = ReplicaState.STARTING if known is ReplicaState.STOPPED else ReplicaState.WAKING
+            registry.set_state(one.replica, state, "is up, not looked at yet")
 
 
 class _Watch:

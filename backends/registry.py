@@ -348,7 +348,14 @@ class PoolRegistry:
         for name, url in urls.items():
             base = url.rstrip("/")
             old = known.get(name)
-            entry.replicas[name] = old if old is not None and old.url == base else _Replica(entry, name, base)
+            if old is not None and old.url == base:
+                entry.replicas[name] = old
+                continue
+            entry.replicas[name] = _Replica(entry, name, base)
+            if old is not None and old.state in WAKEABLE:
+                # It woke at another address: who waits for it goes on waiting until it is seen serving.
+                entry.replicas[name].state = ReplicaState.WAKING
+                entry.replicas[name].wake_s = old.wake_s
         self._replicas |= entry.replicas
         entry.refresh()
 
