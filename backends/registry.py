@@ -290,7 +290,10 @@ class PoolRegistry:
     def story(self, replica: str) -> Story:
         """What a person wants to know of a replica beside its state."""
         one = self._replicas[replica]
-        troubles = sorted((*one.driver_troubles, *one.troubles), key=lambda each: each.at_ms)
+        # What we told the driver it says too.
+        told = {each.text for each in one.driver_troubles}
+        ours = [each for each in one.troubles if each.text not in told]
+        troubles = sorted((*one.driver_troubles, *ours), key=lambda each: each.at_ms)
         return Story(
             since_s=monotonic() - one.since_s,
             restarts=one.restarts,
