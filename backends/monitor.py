@@ -187,6 +187,8 @@ class FleetMonitor:
             detail = one.detail or f"the process driver says {one.state}"
             if (known, registry.detail(one.replica)) != (one.state, detail):
                 registry.set_state(one.replica, one.state, detail)
+                if one.state in _DRIVERS_OWN:
+                    registry.set_load(one.replica, None)  # what it was is over
         elif known is ReplicaState.DRAINING:
             # It stays after all, and nothing was wrong with it.
             registry.set_state(one.replica, ReplicaState.READY)

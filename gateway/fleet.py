@@ -17,6 +17,8 @@ from gateway.settings import Settings
 from gateway.stopping import stopped_by_signals
 
 VLLM_PYTHON = Path(".venv-vllm/bin/python").absolute()
+_LOOKS_TO_NOTICE = 2.5
+"""After so many intervals every gateway has read that a replica takes no more."""
 OnProgress = Callable[[ReplicaProgress], None]
 
 
@@ -50,7 +52,11 @@ async def running_fleet(
         state_dir=settings.state_dir,
         python=VLLM_PYTHON,
         on_progress=on_progress,
-        times=LaunchTimes(health=settings.health.rule, drain_s=settings.timeouts.drain_s),
+        times=LaunchTimes(
+            health=settings.health.rule,
+            drain_s=settings.timeouts.drain_s,
+            notice_s=_LOOKS_TO_NOTICE * settings.health.poll_interval_s,
+        ),
     )
     async with asyncio.TaskGroup() as group:
         starting = group.create_task(fleet.start())

@@ -261,7 +261,8 @@ class ReplicaLife:
     async def _sleep(self, idle: Idle) -> Broken | None:
         """Let it sleep until it is wanted; why it has to be started again, if it has."""
         replica, house, sleep = self.replica, self._house, self.replica.spec.sleep
-        if sleep is None:
+        # Asked again: a sibling may have fallen asleep in the same moment, and so many have to stay awake.
+        if sleep is None or not house.may_sleep(replica):
             return None
         began_ns = time.time_ns()
         house.report(replica, ReplicaState.DRAINING, f"idle for {idle.idle_s:.0f} s, is about to sleep")

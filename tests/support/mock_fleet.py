@@ -55,6 +55,13 @@ def mock_pool(name: str = "plain", **changes: Any) -> PoolSpec:
     return PoolSpec.model_validate(written | changes)
 
 
+def write_pool(folder: Path, spec: PoolSpec) -> None:
+    """The pool's file, for a gateway that shall know it."""
+    written = spec.model_dump(mode="json", exclude_unset=True)
+    (folder / f"{spec.name}.yaml").write_text(json.dumps(written))
+    (folder / "weights").mkdir(exist_ok=True)
+
+
 @dataclass
 class MockFleet:
     """A running fleet of mocks."""

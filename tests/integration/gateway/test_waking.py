@@ -6,7 +6,6 @@ The real driver, mock engines in place of vLLM: sleep levels need a GPU, which v
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from gateway.ledger.invariants import examine
 from gateway.ledger.reports import PLATFORM_TENANT
 from gateway.ledger.tables import Attempt
 from tests.integration.gateway.rig import Gateway, eventually, running, settings_for
-from tests.support.mock_fleet import MockFleet, mock_fleet, mock_pool
+from tests.support.mock_fleet import MockFleet, mock_fleet, mock_pool, write_pool
 from tests.support.mock_process import MockVllm
 
 # Nothing here depends on where keys and rows are kept.
@@ -39,8 +38,7 @@ async def asleep(
 ) -> AsyncIterator[tuple[Gateway, MockFleet]]:
     """A gateway whose plain pool has fallen asleep; the speculative one is awake."""
     settings = settings_for(home, {"speculative": urls["speculative"]})
-    (settings.pools / "plain.yaml").write_text(json.dumps(spec.model_dump(mode="json", exclude_none=True)))
-    (settings.pools / "weights").mkdir()
+    write_pool(settings.pools, spec)
     async with (
         mock_fleet(settings.state_dir, spec, flags=("--sleep-mode", str(wake_s))) as fleet,
         running(settings) as gateway,
