@@ -135,7 +135,9 @@ async def test_only_so_many_wait(home: Path, urls: dict[str, list[str]]) -> None
         assert sorted(each.result().status_code for each in asked) == [200, 200, 503, 503, 503]
 
 
-async def test_operators_see_who_sleeps(home: Path, urls: dict[str, list[str]]) -> None:
+async def test_operators_see_who_sleeps(
+    home: Path, urls: dict[str, list[str]], speculative: MockVllm
+) -> None:
     async with asleep(home, sleeper(), urls, wake_s=0.3) as (gateway, _):
         found = (await gateway.client.get("/admin/v1/pools", headers=gateway.admin)).json()
         (plain,) = (each for each in found["data"] if each["name"] == "plain")
@@ -143,6 +145,10 @@ async def test_operators_see_who_sleeps(home: Path, urls: dict[str, list[str]]) 
         assert (plain["ready"], plain["asleep"], replica["state"]) == (0, 1, "sleeping")
         assert replica["detail"].startswith("sleeps at level 1 after")
         assert (replica["wake_s"], replica["restarts"]) == (5, 0)
+        speculative.fault("unhealthy")
+        await eventually(lambda: not gateway.services.registry.snapshot("speculative").ready_count)
+        # Else nothing would be sent here any more, and nothing would ever wake.
+        assert (await gateway.client.get("/readyz")).status_code == 200
         page = (await gateway.client.get("/metrics", headers=gateway.admin)).text
         assert 'tollgate_pool_asleep_replicas{pool="plain"} 1.0' in page
         assert 'tollgate_upkeep_tokens_total{kind="warm_up",pool="plain"}' in page
