@@ -143,7 +143,11 @@ class ProcessFleet:
         self.is_stopping = False
         self.asks.forget()
         # trust_env off: a company's HTTP proxy is not the way to the loopback address.
-        self._client = httpx.AsyncClient(trust_env=False)  # noqa: TID251 - control plane
+        self._client = httpx.AsyncClient(  # noqa: TID251 - control plane
+            trust_env=False,
+            # Idle connections go before vLLM closes them (5 s), which may be just when one is used again.
+            limits=httpx.Limits(keepalive_expiry=4.0),
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 for life in self._lives:

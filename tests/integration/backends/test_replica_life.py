@@ -215,6 +215,14 @@ async def test_an_idle_replica_is_scaled_to_zero_and_comes_back(
         assert fleet.replica().restarts == 0
 
 
+async def test_the_drivers_own_looks_keep_nobody_awake(state_dir: Path) -> None:
+    often = HealthRule(stall_s=600, idle_probe_s=0.2, probe_timeout_s=20)
+    async with mock_fleet(state_dir, sleeper(after_idle_s=2, scale_to_zero=True), health=often) as fleet:
+        await fleet.until(SLEEPING)
+        looks = [each for each in fleet.published.upkeep if each.kind is UpkeepKind.HEARTBEAT]
+        assert len(looks) >= 2
+
+
 async def test_who_is_asked_for_while_it_drains_stays_awake(state_dir: Path) -> None:
     async with mock_fleet(state_dir, sleeper(scale_to_zero=True), notice_s=20) as fleet:
         await fleet.until(DRAINING)
@@ -247,6 +255,7 @@ async def test_a_queue_wakes_another(state_dir: Path) -> None:
     pool = mock_pool(replicas=2, sleep={"after_idle_s": 0.3, "scale_to_zero": True, "awake_min": 1})
     async with mock_fleet(state_dir, pool) as fleet:
         await until(lambda: SLEEPING in states_in(fleet))
-        (awake,) = [one.replica for one in fleet.published.replicas if one.state is READY]
+        (asleep,) = [one.replica for one in fleet.published.replicas if one.state is SLEEPING]
+        awake = "plain-1" if asleep == "plain-0" else "plain-0"
         fleet.control(awake, gauges={"num_requests_waiting": 3})
-        await until(lambda: states_in(fleet) == {READY})
+        await until(lambda: fleet.states(asleep).count(READY) > 1)
