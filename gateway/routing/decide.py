@@ -58,7 +58,7 @@ def decide(
         if call.facts.needs_full_sampling and pool.spec.speculation is not None:
             drops.append(Drop(name, "a speculating engine refuses min_p and logit_bias"))
             continue
-        if not pool.ready_count:
+        if not pool.is_within_reach:
             is_any_down = True
             drops.append(Drop(name, "no replica is up"))
             continue
