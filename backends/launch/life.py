@@ -116,12 +116,21 @@ class ReplicaLife:
     async def run(self) -> None:
         """Keep it alive until the fleet stops."""
         while not self._house.is_stopping:
-            found = await self._watch()
-            if self._house.is_stopping:
-                return
-            broken = await self._sleep(found) if isinstance(found, Idle) else found
-            if broken is not None and not self._house.is_stopping:
-                await self._start_again(broken)
+            try:
+                await self._live_on()
+            except Exception:  # noqa: BLE001 - the boundary of a loop that must go on
+                # What nobody foresaw of one replica must not end the care for it, nor (they share a task
+                # group) for all others.
+                _LOG.exception("caring for replica %s failed; trying again", self.replica.name)
+                await asyncio.sleep(self._times.backoff_max_s)
+
+    async def _live_on(self) -> None:
+        found = await self._watch()
+        if self._house.is_stopping:
+            return
+        broken = await self._sleep(found) if isinstance(found, Idle) else found
+        if broken is not None and not self._house.is_stopping:
+            await self._start_again(broken)
 
     async def end(self) -> None:
         """End it: what it answers at the moment may finish, within bounds."""

@@ -270,8 +270,13 @@ class ProcessFleet:
             raise LaunchError("/proc does not show this very process; the process driver needs Linux's /proc")
         published = tuple(_published(one) for one in self._replicas if one.pid)
         fleet = Fleet(owner, published, tuple(self._upkeep))
-        if fleet != self._published:
+        if fleet == self._published:
+            return
+        try:
             write_fleet(self._state_dir / FLEET_FILE_NAME, fleet)
+        except OSError as error:  # a full disk ends no fleet; gateways go by what they read last
+            _LOG.warning("the fleet cannot be published: %s", error)
+        else:
             self._published = fleet
 
     def _vllm_argv(self, spec: PoolSpec, port: int) -> list[str]:

@@ -24,7 +24,7 @@ from backends.pool import PoolSpec, ReplicaState
 
 REPOSITORY = Path(__file__).parents[2]
 # Sooner than by default, and still far from what a busy engine of this size takes for a step.
-TIMES = LaunchTimes(look_interval_s=1, health=HealthRule(stall_s=5, probe_timeout_s=6))
+TIMES = LaunchTimes(look_interval_s=1, health=HealthRule(stall_s=6, probe_timeout_s=10))
 VLLM_PYTHON = REPOSITORY / ".venv-vllm" / "bin" / "python"
 
 
