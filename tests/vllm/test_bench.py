@@ -49,7 +49,7 @@ def test_a_pool_is_benched_and_its_simulator_comes_near(fleet: RunningFleet, tmp
     assert "foreign_cpu_ratio_mean" in profile.provenance.conditions
     assert profile.engine.kv_cache_tokens == after.kv_cache_tokens
 
-    # Cell by cell the command itself compares answers and counters, and fails where they differ. Together they
+    # The command compares answers and counters of each cell, and fails where they differ. Together they
     # are the warm-up (16 answers of 24 tokens), what the grid says, and what was disturbed and done again.
     generated = sum(point.output_tokens * point.requests for point in profile.grid) + 16 * 24
     counted = (after - before).values["generation_tokens"]
