@@ -19,9 +19,7 @@ from backends.reference.speed import processor
 
 _HASH_BYTES = 1 << 20
 _SETS_TITLE = "VLLM::"
-_ENGINE = "VLLM::EngineCor"
-_WORKER = "VLLM::Worker"
-"""As vLLM 0.32 names its processes (`utils/system_utils.py`), cut to the 15 characters that Linux keeps."""
+"""So begin the names of the engine's processes (vLLM 0.32, `utils/system_utils.py`), not of its front."""
 
 
 def describe_hardware(gpu: str, gpus: int) -> str:
@@ -94,13 +92,12 @@ class CpuTimes:
     def engine_since(self, earlier: CpuTimes) -> tuple[float, float]:
         """Seconds that the engine ran, and that it was ready and had no core.
 
-        Its scheduler and its workers take turns; workers work at the same time, so the longest counts.
+        That is its busiest thread: what stands beside it, the scheduler or other workers, spins while it
+        waits for that one, and is ready without anything to do.
         """
         worked = _since(self.server, earlier.server)
-        engine = [one for one in worked if one.name.startswith(_ENGINE)]
-        workers = [one for one in worked if one.name.startswith(_WORKER)]
-        parts = [max(each, default=_NOTHING, key=lambda one: one.ran_s) for each in (engine, workers)]
-        return sum(one.ran_s for one in parts), sum(one.waited_s for one in parts)
+        busiest = max(worked, default=_NOTHING, key=lambda one: one.ran_s)
+        return busiest.ran_s, busiest.waited_s
 
     def chain_waited_s_since(self, earlier: CpuTimes) -> float:
         """Seconds that the client, the server's front and the engine had no core, added up."""

@@ -62,7 +62,7 @@ class CellResult:
     engine_waited_s: float | None = None
     """That the engine was ready and had no core; None: not known."""
     chain_waited_s: float | None = None
-    """The same of client, front and engine, added up: they take turns with a single request."""
+    """The same of client, front and engine, added up."""
 
     @property
     def disturbance(self) -> float | None:
@@ -166,11 +166,8 @@ def observation(found: CellResult, *, draft_tokens: int) -> Observation:
         amounts["proposed_token_s"] = float(draft_tokens * sum(decode_steps))
     else:
         amounts["sequence_s"] = float(sequences)
-    # An engine that waits for a core does not step. With a single first token at a time, client, server and
-    # engine take turns, and who waits holds up the others. What is left is never nothing.
-    is_one_after_the_other = found.cell.concurrency == 1 and found.cell.output_tokens_max == 1
-    waited_s = found.chain_waited_s if is_one_after_the_other else found.engine_waited_s
-    seconds = found.load.duration_s - (waited_s or 0.0)
+    # An engine that waits for a core does not step; what is left is never nothing.
+    seconds = found.load.duration_s - (found.engine_waited_s or 0.0)
     return Observation(max(seconds, found.load.duration_s / 20), amounts)
 
 
