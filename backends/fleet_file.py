@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from backends.pool import ReplicaState
+from backends.upkeep import Tokens, Upkeep, UpkeepKind
 
 FLEET_FILE_NAME = "fleet.json"
-_VERSION = 1
+_VERSION = 2
+UPKEEP_MAX = 256
+"""So many of the driver's last tokens are published, for gateways that start after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,22 @@ class FleetReplica:
     pid: int
     """Of the guard, which is also the session of all the replica's processes."""
     state: ReplicaState
+    detail: str = ""
+    """Why it is in this state, for people."""
+    restarts: int = 0
+    """How often the driver has started it again."""
+    errors: tuple[FleetError, ...] = ()
+    """What went wrong last, the newest at the end."""
+    wake_s: float | None = None
+    """How long it is expected to take to wake; None: it never sleeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetError:
+    """Something went wrong with a replica."""
+
+    at_ms: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +84,8 @@ class Fleet:
 
     owner: FleetOwner
     replicas: tuple[FleetReplica, ...]
+    upkeep: tuple[Upkeep, ...] = field(default=())
+    """What the driver's own looks and warm-ups used, the newest at the end."""
 
 
 def write_fleet(path: Path, fleet: Fleet) -> None:
@@ -73,6 +94,7 @@ def write_fleet(path: Path, fleet: Fleet) -> None:
         "version": _VERSION,
         "owner": asdict(fleet.owner),
         "replicas": [asdict(replica) for replica in fleet.replicas],
+        "upkeep": [asdict(each) for each in fleet.upkeep],
     }
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -98,10 +120,16 @@ def read_fleet(path: Path) -> Fleet | None:
         if document["version"] != _VERSION:
             raise ValueError(f"{path}: version {document['version']}, expected {_VERSION}")
         owner = FleetOwner(**document["owner"])
-        replicas = tuple(
-            FleetReplica(**{**replica, "state": ReplicaState(replica["state"])})
-            for replica in document["replicas"]
+        replicas = tuple(_replica_of(replica) for replica in document["replicas"])
+        upkeep = tuple(
+            Upkeep(**{**each, "kind": UpkeepKind(each["kind"]), "tokens": Tokens(**each["tokens"])})
+            for each in document["upkeep"]
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a fleet file: {error!r}") from error
-    return Fleet(owner, replicas) if owner.is_alive else None
+    return Fleet(owner, replicas, upkeep) if owner.is_alive else None
+
+
+def _replica_of(written: dict[str, Any]) -> FleetReplica:
+    errors = tuple(FleetError(**error) for error in written["errors"])
+    return FleetReplica(**{**written, "state": ReplicaState(written["state"]), "errors": errors})

@@ -4,6 +4,8 @@ One loop per replica, so that a hanging one delays nobody; one more follows whic
 into the registry, decides nothing else. Health is asked every interval; a replica that is not READY has to
 generate a token before it becomes so, the first time and after each ejection (once its breaker's backoff is
 over). One that is READY has to when its engine does not seem to move (`liveness.py`): looks go on meanwhile.
+Where the process driver runs a replica, what the driver says goes first: one that starts, warms up, drains or
+sleeps is not looked at, and one that hangs or lies is told to the driver (`asks.py`), which starts it again.
 """
 
 from __future__ import annotations
@@ -15,20 +17,29 @@ from pathlib import Path
 
 import httpx
 
-from backends.fleet_file import Fleet, read_fleet
+from backends.asks import Asks
+from backends.fleet_file import Fleet, FleetReplica, read_fleet
+from backends.keepwarm import WarmUp, warm_up
 from backends.liveness import HealthRule, Liveness
 from backends.pool import PoolSpec, ReplicaSnapshot, ReplicaState
 from backends.probe import Problem, health_problem, serving_problem
-from backends.registry import PoolRegistry
+from backends.registry import PoolRegistry, Trouble
 from backends.scrape import NotVllmMetrics, parse_metrics
+from backends.upkeep import OnUpkeep, Tokens, Upkeep, UpkeepKind, new_upkeep
 
 _LOG = logging.getLogger(__name__)
 
 _TIMEOUT_S = 2.0
 _MISSES_TO_EJECT = 3
 """One slow /health is the hiccup of a busy server; a refused connection ejects at once."""
+_HURRY_S = 0.1
+"""Between two looks while a request waits for a replica that wakes."""
 _LOAD_AGE_S_MAX = 10.0
 """A load is kept through a missed scrape, which happens just when a server is busy, but not for long."""
+
+_LOOKED_AT = frozenset({None, ReplicaState.READY})
+"""States of the driver in which there is something to see."""
+_DRIVERS_OWN = frozenset({ReplicaState.SLEEPING, ReplicaState.WAKING, ReplicaState.STOPPED})
 
 
 class FleetMonitor:
@@ -40,6 +51,7 @@ class FleetMonitor:
         *,
         fleet_file: Path | None,
         rule: HealthRule | None = None,
+        on_upkeep: OnUpkeep | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Only remembers.
@@ -48,11 +60,17 @@ class FleetMonitor:
             registry: what the request path reads.
             fleet_file: `<state>/fleet.json` of the process driver; None where no pool has that driver.
             rule: how closely it looks; None: as `HealthRule` says.
+            on_upkeep: is told of the tokens that looking and warming up used, the driver's too.
             transport: in place of the network, for tests.
         """
         self.registry = registry
         self._fleet_file = fleet_file
+        self.asks = None if fleet_file is None else Asks(fleet_file.parent)
         self.rule = rule or HealthRule()
+        self._on_upkeep = on_upkeep
+        self._told_upkeep: set[str] = set()
+        self._driven: dict[str, FleetReplica] = {}
+        """What the driver says of the replicas that it runs."""
         self.probes = 0
         """Tokens that replicas were made to generate, to see whether they do."""
         self.hangs = 0
@@ -94,7 +112,23 @@ class FleetMonitor:
                     if key not in watched:
                         watch = _Watch(self, client, spec, name=key[0], url=key[1])
                         watched[key] = group.create_task(watch.run())
-                await asyncio.sleep(self.rule.poll_interval_s)
+                await asyncio.sleep(self.pause_s)
+
+    @property
+    def pause_s(self) -> float:
+        """Between two looks."""
+        interval_s = self.rule.poll_interval_s
+        return min(_HURRY_S, interval_s) if self.registry.awaited else interval_s
+
+    def driver_state(self, replica: str) -> ReplicaState | None:
+        """What the driver says of it; None: nobody here runs it."""
+        driven = self._driven.get(replica)
+        return None if driven is None else driven.state
+
+    def tell_upkeep(self, spent: Upkeep) -> None:
+        """Tokens were used on our account."""
+        if self._on_upkeep is not None:
+            self._on_upkeep(spent)
 
     def _follow_fleet_file(self) -> None:
         """Make the living fleet's replicas those of the registry; without one there are none."""
@@ -135,10 +169,33 @@ class FleetMonitor:
                 _LOG.warning("replicas of the fleet file ignored: %s", error)
                 continue
             for name, one in ours.items():
-                # The driver knows before anyone can see it that a replica ends. That one starts is our own
-                # business: we may have seen it serve already.
-                if one.state in {ReplicaState.UNHEALTHY, ReplicaState.STOPPED}:
-                    self.registry.set_state(name, one.state, f"the process driver says {one.state}")
+                self._driven[name] = one
+                self._follow_driver(one)
+        self._driven = {one.replica: one for one in replicas if one.replica in self._driven}
+        if fleet is not None and self._on_upkeep is not None:
+            for upkeep in fleet.upkeep:
+                if upkeep.id not in self._told_upkeep:
+                    self._on_upkeep(upkeep)
+            self._told_upkeep = {upkeep.id for upkeep in fleet.upkeep}
+
+    def _follow_driver(self, one: FleetReplica) -> None:
+        registry = self.registry
+        troubles = tuple(Trouble(error.at_ms, error.text) for error in one.errors)
+        registry.set_driver_facts(one.replica, restarts=one.restarts, troubles=troubles, wake_s=one.wake_s)
+        known = registry.state(one.replica)
+        if one.state is not ReplicaState.READY:
+            detail = one.detail or f"the process driver says {one.state}"
+            if (known, registry.detail(one.replica)) != (one.state, detail):
+                registry.set_state(one.replica, one.state, detail)
+                if one.state in _DRIVERS_OWN:
+                    registry.set_load(one.replica, None)  # what it was is over
+        elif known is ReplicaState.DRAINING:
+            # It stays after all, and nothing was wrong with it.
+            registry.set_state(one.replica, ReplicaState.READY)
+        elif known in _DRIVERS_OWN:
+            # That it is up is the driver's word; that it serves is our own business. Who waits, waits on.
+            state = ReplicaState.STARTING if known is ReplicaState.STOPPED else ReplicaState.WAKING
+            registry.set_state(one.replica, state, "is up, not looked at yet")
 
 
 class _Watch:
@@ -161,6 +218,8 @@ class _Watch:
         self._url = url
         self._misses = 0
         self._liveness = Liveness(monitor.rule, time.monotonic())
+        # The driver has warmed up what it runs; of others' servers nobody knows whether they are cold.
+        self._shall_warm_up = spec.driver == "external" and spec.keep_warm.warm_up is True
         self._doubt: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -172,9 +231,11 @@ class _Watch:
                     # A replica that answers in a way nobody foresaw must not end the watch over it, nor (they
                     # share a task group) that over all others.
                     _LOG.exception("watching replica %s failed; trying again", self._name)
-                await asyncio.sleep(self._monitor.rule.poll_interval_s)
+                await asyncio.sleep(self._monitor.pause_s)
 
     async def _look(self, group: asyncio.TaskGroup) -> None:
+        if self._monitor.driver_state(self._name) not in _LOOKED_AT:
+            return
         problem, _ = await asyncio.gather(
             health_problem(self._client, self._url, timeout_s=_TIMEOUT_S), self._scrape()
         )
@@ -197,20 +258,32 @@ class _Watch:
 
     async def _prove(self) -> None:
         """Make it READY if it generates a token."""
-        problem = await self._probe()
+        problem = await (self._warm_up() if self._shall_warm_up else self._probe())
         if self._replica() is None:
             return
         if problem is None:
+            self._shall_warm_up = False
             self._liveness.alive(time.monotonic())
             self._registry.set_state(self._name, ReplicaState.READY)
         else:
             self._registry.take_out(self._name, str(problem))
+            if problem.is_lie:
+                self._tell_driver(str(problem))
+
+    def _tell_driver(self, why: str) -> None:
+        """It shall look at the replica, and start it again if it agrees."""
+        asks = self._monitor.asks
+        if asks is not None and self._monitor.driver_state(self._name) is not None:
+            asks.examine(self._name, why)
 
     def _doubt_if_still(self, replica: ReplicaSnapshot, group: asyncio.TaskGroup) -> None:
         """Begin to look closely at a replica that seems to hang, or that was spared for being the last."""
         load = replica.load
         is_busy = replica.in_flight > 0 or (load is not None and load.requests_running > 0)
         is_doubtful = self._liveness.is_doubtful(time.monotonic(), is_busy=is_busy)
+        if self._spec.sleep is not None and not is_busy:
+            # A look would keep it from falling asleep; its driver knows its own looks from requests.
+            is_doubtful = False
         if self._doubt is None and (is_doubtful or replica.breaker.is_suspected):
             self._doubt = group.create_task(self._settle_doubt())
 
@@ -231,7 +304,9 @@ class _Watch:
                 still_s = now_s - self._liveness.moved_at_s
                 self._monitor.hangs += 1
                 _LOG.warning("replica %s is taken out, still for %.0f s: %s", self._name, still_s, problem)
-                self._registry.take_out(self._name, f"hangs, nothing moved for {still_s:.0f} s: {problem}")
+                why = f"hangs, nothing moved for {still_s:.0f} s: {problem}"
+                self._registry.take_out(self._name, why)
+                self._tell_driver(why)
             elif replica.breaker.is_suspected:
                 self._registry.clear_of_suspicion(self._name)
         finally:
@@ -240,7 +315,31 @@ class _Watch:
     async def _probe(self) -> Problem | None:
         self._monitor.probes += 1
         name, timeout_s = self._spec.model.served_name, self._monitor.rule.probe_timeout_s
-        return await serving_problem(self._client, self._url, name, timeout_s=timeout_s)
+        began_s = time.monotonic()
+
+        def used(tokens: Tokens) -> None:
+            self._spent(UpkeepKind.HEARTBEAT, tokens, took_s=time.monotonic() - began_s)
+
+        return await serving_problem(self._client, self._url, name, timeout_s=timeout_s, on_tokens=used)
+
+    async def _warm_up(self) -> Problem | None:
+        done = await warm_up(
+            self._client,
+            self._url,
+            self._spec,
+            limit_s=self._spec.keep_warm.warm_up_s,
+            first_token_s=self._monitor.rule.probe_timeout_s,
+        )
+        if not isinstance(done, WarmUp):
+            return done
+        _LOG.info("replica %s is %s", self._name, done)
+        self._spent(UpkeepKind.WARM_UP, done.tokens, took_s=done.took_s)
+        return None
+
+    def _spent(self, kind: UpkeepKind, tokens: Tokens, *, took_s: float) -> None:
+        if tokens.total:
+            spent = new_upkeep(self._spec.name, self._name, kind, tokens=tokens, took_s=took_s)
+            self._monitor.tell_upkeep(spent)
 
     async def _scrape(self) -> None:
         try:

@@ -27,6 +27,7 @@ from backends.pool_sections import (
     SpeculationSpec,
     Strict,
 )
+from backends.warm_spec import KeepWarmSpec, SleepSpec, sleep_obstacle
 
 FlagValue = str | int | float | bool | list[str | int | float]
 """What a pass-through vLLM flag may carry; `True` alone renders as a bare flag, `False` as `--no-…`."""
@@ -50,6 +51,7 @@ OWN_FLAGS = frozenset(
         "per-request-spec-decode-metrics",
         "enable-prompt-tokens-details",
         "disable-uvicorn-access-log",
+        "enable-sleep-mode",
     }
 )
 """Flags that the typed part of a pool file decides, so that `engine_args` cannot contradict it."""
@@ -226,6 +228,8 @@ class PoolSpec(Strict):
     profile: str | None = Field(
         default=None, description="what `tollgate pools bench` measured; relative to the pool file"
     )
+    keep_warm: KeepWarmSpec = KeepWarmSpec()
+    sleep: SleepSpec | None = Field(default=None, description="left out: a replica never sleeps")
 
     @property
     def adapters(self) -> frozenset[str]:
@@ -295,6 +299,15 @@ class PoolSpec(Strict):
             raise ValueError(message)
         if self.driver == "process" and self.model.path is None:
             message = "driver 'process' needs model.path: the folder of the weights it shall serve"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _can_sleep(self) -> Self:
+        message = sleep_obstacle(
+            self.sleep, driver=self.driver, gpu=self.hardware.gpu, replicas=self.replicas
+        )
+        if message is not None:
             raise ValueError(message)
         return self
 
@@ -381,7 +394,17 @@ class ReplicaState(StrEnum):
     STARTING = "starting"
     READY = "ready"
     UNHEALTHY = "unhealthy"
+    DRAINING = "draining"
+    """It finishes what it has: its driver is about to stop it or to put it to sleep."""
+    SLEEPING = "sleeping"
+    """Asleep, or scaled to zero: it can be woken."""
+    WAKING = "waking"
     STOPPED = "stopped"
+
+
+ASLEEP = frozenset({ReplicaState.SLEEPING, ReplicaState.WAKING})
+WAKEABLE = ASLEEP | {ReplicaState.DRAINING}
+"""Of a pool whose replicas sleep: who is about to fall asleep stays awake when asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,3 +465,10 @@ class PoolSnapshot:
     def ready_count(self) -> int:
         """Replicas that can take a request now."""
         return sum(1 for replica in self.replicas if replica.state is ReplicaState.READY)
+
+    @property
+    def is_within_reach(self) -> bool:
+        """A replica can take a request now, or could once it is awake."""
+        if self.ready_count:
+            return True
+        return self.spec.sleep is not None and any(one.state in WAKEABLE for one in self.replicas)

@@ -7,10 +7,16 @@ function answers with a problem, or None when all is well; none raises for what 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+
+from backends.upkeep import Tokens, tokens_of
+
+OnTokens = Callable[[Tokens], None]
+"""Is told what a question used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,8 @@ class Problem:
     """For people."""
     is_certain: bool
     """It refused the connection or said so itself; not merely slow, which a busy server may be."""
+    is_lie: bool = False
+    """It answered, and not as an engine does that /health calls well: an error of its own, or nonsense."""
 
     def __str__(self) -> str:
         return self.text
@@ -48,6 +56,7 @@ async def serving_problem(
     served_name: str,
     *,
     timeout_s: float,
+    on_tokens: OnTokens | None = None,
 ) -> Problem | None:
     """Have one token generated; None if that worked.
 
@@ -61,12 +70,16 @@ async def serving_problem(
             return await _listing_problem(client, url, served_name, timeout_s=timeout_s)
         if answer.status_code != httpx.codes.OK:
             text = f"one-token completion: status {answer.status_code}: {answer.text[:200]}"
-            return Problem(text, is_certain=True)
-        answer.json()["usage"]["completion_tokens"]
+            is_lie = answer.is_server_error and answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
+            return Problem(text, is_certain=True, is_lie=is_lie)
+        tokens = tokens_of(answer.json()["usage"])
     except httpx.HTTPError as error:
         return _transport_problem("one-token completion", error)
-    except (ValueError, LookupError, TypeError):
-        return Problem("one-token completion: the answer is not that of a completion", is_certain=True)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        text = "one-token completion: the answer is not that of a completion"
+        return Problem(text, is_certain=True, is_lie=True)
+    if on_tokens is not None:
+        on_tokens(tokens)
     return None
 
 

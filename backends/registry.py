@@ -13,13 +13,51 @@ silent must not attract requests.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from time import monotonic
 from types import MappingProxyType
 
 from backends.breaker import Breaker, BreakerRule
 from backends.choice import Chooser, Key, Why, multiplier_of, others_now
-from backends.pool import PoolSnapshot, PoolSpec, ReplicaLoad, ReplicaSnapshot, ReplicaState
+from backends.pool import (
+    ASLEEP,
+    WAKEABLE,
+    PoolSnapshot,
+    PoolSpec,
+    ReplicaLoad,
+    ReplicaSnapshot,
+    ReplicaState,
+)
+from backends.recent import LoadHistory, RecentLoad
+from backends.upkeep import epoch_ms
+
+ERRORS_MAX = 5
+WAKE_S = 5.0
+"""What a wake is expected to take where nobody says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What went wrong with a replica, and when."""
+
+    at_ms: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What a person wants to know of a replica beside its state: not for the request path."""
+
+    since_s: float
+    """How long it has been in its state."""
+    restarts: int | None
+    """By its driver; None: somebody else runs it."""
+    troubles: tuple[Trouble, ...]
+    """The driver's and this process's own, the newest last."""
+    recent: RecentLoad | None
+    wake_s: float | None
 
 
 class _Replica:
@@ -28,6 +66,8 @@ class _Replica:
     __slots__ = (
         "breaker",
         "detail",
+        "driver_troubles",
+        "history",
         "in_flight",
         "load",
         "multiplier",
@@ -36,8 +76,12 @@ class _Replica:
         "picture",
         "pool",
         "requests",
+        "restarts",
+        "since_s",
         "state",
+        "troubles",
         "url",
+        "wake_s",
     )
 
     def __init__(self, pool: _Pool, name: str, url: str) -> None:
@@ -56,6 +100,12 @@ class _Replica:
         self.load: ReplicaLoad | None = None
         self.breaker = Breaker(pool.breaker_rule)
         self.detail = "not looked at yet"
+        self.since_s = monotonic()
+        self.history = LoadHistory()
+        self.restarts: int | None = None
+        self.wake_s: float | None = None
+        self.driver_troubles: tuple[Trouble, ...] = ()
+        self.troubles: deque[Trouble] = deque(maxlen=ERRORS_MAX)
         self.picture: ReplicaSnapshot | None = None
         """The last snapshot, None once anything has changed: every decision looks at every replica."""
 
@@ -78,6 +128,10 @@ class _Replica:
         )
 
     def enter(self, state: ReplicaState, detail: str) -> None:
+        if state is not self.state:
+            self.since_s = monotonic()
+            if self.state is ReplicaState.READY and state is ReplicaState.UNHEALTHY:
+                self.troubles.append(Trouble(epoch_ms(), detail))
         self.state = state
         self.detail = detail
         self.picture = None
@@ -93,10 +147,12 @@ class _Replica:
 class _Pool:
     """One pool's replicas, with the ready ones at hand so that a lease looks at nothing else."""
 
-    __slots__ = ("breaker_rule", "choices", "chooser", "ready", "replicas", "spec")
+    __slots__ = ("asleep", "breaker_rule", "choices", "chooser", "ready", "replicas", "spec")
 
-    def __init__(self, spec: PoolSpec, breaker_rule: BreakerRule) -> None:
+    def __init__(self, spec: PoolSpec, breaker_rule: BreakerRule, asleep: set[str]) -> None:
         self.spec = spec
+        self.asleep = asleep
+        """The names of all pools that could serve once they are awake."""
         self.breaker_rule = breaker_rule
         self.replicas: dict[str, _Replica] = {}
         self.ready: tuple[_Replica, ...] = ()
@@ -109,6 +165,12 @@ class _Pool:
 
     def refresh(self) -> None:
         self.ready = tuple(one for one in self.replicas.values() if one.state is ReplicaState.READY)
+        if self.spec.sleep is not None:
+            could_wake = any(one.state in WAKEABLE for one in self.replicas.values())
+            if could_wake and not self.ready:
+                self.asleep.add(self.spec.name)
+            else:
+                self.asleep.discard(self.spec.name)
         self.reckon()
 
     def reckon(self) -> None:
@@ -188,7 +250,11 @@ class PoolRegistry:
             breaker_rule: when a replica is taken out for how it answers; None: as `BreakerRule` says.
         """
         rule = breaker_rule or BreakerRule()
-        self._pools = {name: _Pool(spec, rule) for name, spec in specs.items()}
+        self.asleep: set[str] = set()
+        """Pools of which no replica is ready and one could be woken; nearly always empty."""
+        self.awaited = 0
+        """Requests that wait for one of these: whoever looks at replicas should hurry."""
+        self._pools = {name: _Pool(spec, rule, self.asleep) for name, spec in specs.items()}
         self._replicas: dict[str, _Replica] = {}
         self.specs: Mapping[str, PoolSpec] = MappingProxyType(dict(specs))
         """The pools as their files describe them, by name."""
@@ -203,8 +269,38 @@ class PoolRegistry:
         return tuple(self.snapshot(pool) for pool in self._pools)
 
     def ready_pools(self) -> tuple[str, ...]:
-        """The pools of which a replica can take a request now: all that a decision asks of this moment."""
-        return tuple([name for name, entry in self._pools.items() if entry.ready])
+        """The pools that can take a request, now or once they are awake: all that a decision asks of now."""
+        asleep = self.asleep
+        return tuple([name for name, entry in self._pools.items() if entry.ready or name in asleep])
+
+    def wake_expected_s(self, pool: str) -> float:
+        """How long it will be until a replica of a sleeping pool is ready, as far as can be known."""
+        left: list[float] = []
+        for one in self._pools[pool].replicas.values():
+            if one.state in WAKEABLE:
+                whole_s = WAKE_S if one.wake_s is None else one.wake_s
+                is_waking = one.state is ReplicaState.WAKING
+                left.append(max(0.0, whole_s - (monotonic() - one.since_s)) if is_waking else whole_s)
+        return min(left, default=WAKE_S)
+
+    def asleep_count(self, pool: str) -> int:
+        """Replicas that sleep or wake."""
+        return sum(1 for one in self._pools[pool].replicas.values() if one.state in ASLEEP)
+
+    def story(self, replica: str) -> Story:
+        """What a person wants to know of a replica beside its state."""
+        one = self._replicas[replica]
+        # What we told the driver it says too.
+        told = {each.text for each in one.driver_troubles}
+        ours = [each for each in one.troubles if each.text not in told]
+        troubles = sorted((*one.driver_troubles, *ours), key=lambda each: each.at_ms)
+        return Story(
+            since_s=monotonic() - one.since_s,
+            restarts=one.restarts,
+            troubles=tuple(troubles[-ERRORS_MAX:]),
+            recent=one.history.recent() if one.load is not None else None,
+            wake_s=one.wake_s,
+        )
 
     def load_of(self, pool: str) -> float:
         """Requests under way per ready replica, ours and others'; 0 where none is ready."""
@@ -265,7 +361,14 @@ class PoolRegistry:
         for name, url in urls.items():
             base = url.rstrip("/")
             old = known.get(name)
-            entry.replicas[name] = old if old is not None and old.url == base else _Replica(entry, name, base)
+            if old is not None and old.url == base:
+                entry.replicas[name] = old
+                continue
+            entry.replicas[name] = _Replica(entry, name, base)
+            if old is not None and old.state in WAKEABLE:
+                # It woke at another address: who waits for it goes on waiting until it is seen serving.
+                entry.replicas[name].state = ReplicaState.WAKING
+                entry.replicas[name].wake_s = old.wake_s
         self._replicas |= entry.replicas
         entry.refresh()
 
@@ -276,6 +379,21 @@ class PoolRegistry:
             # Not a change: the failures that requests have counted since stay counted.
             return
         one.enter(state, detail)
+
+    def state(self, replica: str) -> ReplicaState:
+        """Its state now."""
+        return self._replicas[replica].state
+
+    def detail(self, replica: str) -> str:
+        """Why it is in that state."""
+        return self._replicas[replica].detail
+
+    def set_driver_facts(
+        self, replica: str, *, restarts: int, troubles: tuple[Trouble, ...], wake_s: float | None
+    ) -> None:
+        """What its driver says of it beside its state."""
+        one = self._replicas[replica]
+        one.restarts, one.driver_troubles, one.wake_s = restarts, troubles, wake_s
 
     def take_out(self, replica: str, detail: str) -> None:
         """The monitor saw that it does not generate: nothing goes there until it does, after a backoff."""
@@ -295,6 +413,7 @@ class PoolRegistry:
         if load is None:
             one.of_others = None
         else:
+            one.history.saw(load)
             seen = load.requests_running + load.requests_waiting - one.in_flight
             one.of_others = others_now(one.of_others, seen)
         one.pool.reckon()

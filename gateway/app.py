@@ -19,10 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.types import Receive, Scope, Send
 
+from backends.asks import Asks
 from backends.breaker import BreakerRule, BreakerState, Standing
 from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
-from backends.liveness import HealthRule
 from backends.monitor import FleetMonitor
 from backends.profile import ProfileError
 from backends.registry import PoolRegistry
@@ -53,6 +53,7 @@ from gateway.db import create_engine, session_factory
 from gateway.dependencies import Runtime, Services, guard, require_guarded
 from gateway.economist import Economist, Reader
 from gateway.errors import ConfigurationError
+from gateway.fleet_metrics import FleetMetrics
 from gateway.freshness import ChangeWatcher, Reload
 from gateway.identity.admin_store import list_admin_keys
 from gateway.identity.admins import AdminRing, Logins
@@ -93,11 +94,13 @@ from gateway.routing.versions import remember_version
 from gateway.schema import require_current
 from gateway.settings import HealthSettings, Settings
 from gateway.telemetry import Telemetry
+from gateway.upkeep import UpkeepBooks
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
 from gateway.upstream.hedging import Hedging
 from gateway.upstream.outside import Endpoint, load_outside
 from gateway.upstream.retry_budget import RetryBudget
+from gateway.upstream.waking import Waker
 
 SPOOL_FOLDER = "spool"
 BODY_BYTES_MAX = 1_000_000
@@ -219,6 +222,7 @@ class _Parts:
         )
         lessor = self._lessor(engine, spool)
         scheduler = self._scheduler(engine, spool.owner_id)
+        waker = Waker(self._registry, Asks(settings.state_dir))
         dispatcher = Dispatcher(
             self._registry,
             client,
@@ -227,6 +231,7 @@ class _Parts:
             retries=RetryBudget(ratio=settings.retries.ratio, floor_per_s=settings.retries.floor_per_s),
             hedging=self._hedging(),
             outside=outside,
+            waker=waker,
         )
         self._watch_engines(dispatcher)
         try:
@@ -239,11 +244,21 @@ class _Parts:
             reader = self._reader(engine)
             cache = await self._cache()
             services, shipper = await self._build(
-                engine, dispatcher, spool, watcher=watcher, cache=cache, lessor=lessor, reader=reader
+                engine,
+                dispatcher,
+                spool,
+                watcher=watcher,
+                cache=cache,
+                lessor=lessor,
+                waker=waker,
+                reader=reader,
             )
             self._watch_books(shipper, lessor, scheduler)
+            books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
+            monitor = self._monitor(books)
+            FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
             parts = (shipper, watcher, lessor, scheduler, reader)
-            async with self._working(cache, parts):
+            async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
         finally:
@@ -259,11 +274,12 @@ class _Parts:
     async def _working(
         self,
         cache: AnswerCache,
+        monitor: FleetMonitor,
         parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader],
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
-            monitoring = group.create_task(self._monitor().run())
+            monitoring = group.create_task(monitor.run())
             keeping = group.create_task(cache.run())
             sharing = self._sharing()
             if sharing is not None:
@@ -307,6 +323,7 @@ class _Parts:
         watcher: ChangeWatcher,
         cache: AnswerCache,
         lessor: Lessor,
+        waker: Waker,
         reader: Reader,
     ) -> tuple[Services, Shipper]:
         settings, clock = self._settings, self._clock
@@ -351,6 +368,7 @@ class _Parts:
             pipeline=pipeline,
             spool=spool,
             telemetry=self._telemetry,
+            waker=waker,
             parse_limits=ParseLimits(
                 messages_max=settings.limits.messages_max, choices_max=settings.limits.choices_max
             ),
@@ -413,20 +431,10 @@ class _Parts:
         jobs = jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets)
         return Scheduler(sessions, clock, jobs, holder=holder, first_after_s=settings.audit.interval_s)
 
-    def _monitor(self) -> FleetMonitor:
+    def _monitor(self, books: UpkeepBooks) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME
-        asked = self._settings.health
-        rule = HealthRule(
-            poll_interval_s=asked.poll_interval_s,
-            stall_s=asked.stall_s,
-            idle_probe_s=asked.idle_probe_s,
-            probe_timeout_s=asked.probe_timeout_s,
-        )
-        monitor = FleetMonitor(self._registry, fleet_file=fleet_file, rule=rule)
-        count = self._telemetry.count
-        count("tollgate_replica_probes", "Tokens generated to see whether one is", lambda: monitor.probes)
-        count("tollgate_replica_hangs", "Replicas taken out for hanging", lambda: monitor.hangs)
-        return monitor
+        rule = self._settings.health.rule
+        return FleetMonitor(self._registry, fleet_file=fleet_file, rule=rule, on_upkeep=books.book)
 
     def _watch_gauges(self, services: Services, holds: Holds) -> None:
         watch = self._telemetry.watch

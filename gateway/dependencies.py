@@ -31,6 +31,7 @@ from gateway.pipeline import Pipeline
 from gateway.protocols.openai import ParseLimits
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
+from gateway.upstream.waking import Waker
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Services:
     pipeline: Pipeline
     spool: Spool
     telemetry: Telemetry
+    waker: Waker
     parse_limits: ParseLimits
     admin_key: str
     root_key: bytes

@@ -207,9 +207,9 @@ class Economist:
         lengths = self._lengths(task, tenant_id)
         live = spec.expected_lengths.mean_live_tokens if spec.expected_lengths else OUTPUT_TOKENS
         pace = self._priors.pace(spec, live)
-        seats = self._seats(pool, pace.seats)
-        if seats != pace.seats:
-            pace = msgspec.structs.replace(pace, seats=seats)
+        seats, wake_s = self._seats(pool, pace.seats), self._wake_s(pool)
+        if seats != pace.seats or wake_s:
+            pace = msgspec.structs.replace(pace, seats=seats, request_s=pace.request_s + wake_s)
         accepted = None if spec.speculation is None else self._priors.accepted(spec, task)
         evidence = self.evidence(pool, task)
         if accepted is not None and tenant_id:
@@ -278,6 +278,12 @@ class Economist:
         if not full or len(full) < len(loads):
             return seats
         return max(1, min(seats, round(sum(full) / len(full))))
+
+    def _wake_s(self, pool: str) -> float:
+        """How long a call would wait for a pool of which all replicas sleep."""
+        if self._registry.snapshot(pool).ready_count or not self._registry.asleep_count(pool):
+            return 0.0
+        return self._registry.wake_expected_s(pool)
 
     def _target(self, pool: str, latency_class: str, rule: Rule) -> LatencyTarget:
         asked = rule.targets.get(latency_class)

@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from backends.files import PoolFileError, load_pools
-from backends.launch.process import ProcessFleet, ReplicaProgress
+from backends.launch.process import LaunchTimes, ProcessFleet, ReplicaProgress
 from gateway.errors import ConfigurationError
 from gateway.settings import Settings
 from gateway.stopping import stopped_by_signals
 
 VLLM_PYTHON = Path(".venv-vllm/bin/python").absolute()
+_LOOKS_TO_NOTICE = 2.5
+"""After so many intervals every gateway has read that a replica takes no more."""
 OnProgress = Callable[[ReplicaProgress], None]
 
 
@@ -45,7 +47,17 @@ async def running_fleet(
         raise ConfigurationError(
             f"vLLM is not installed ({VLLM_PYTHON} is missing): run `make run`, or `make engine` first"
         )
-    fleet = ProcessFleet(pools, state_dir=settings.state_dir, python=VLLM_PYTHON, on_progress=on_progress)
+    fleet = ProcessFleet(
+        pools,
+        state_dir=settings.state_dir,
+        python=VLLM_PYTHON,
+        on_progress=on_progress,
+        times=LaunchTimes(
+            health=settings.health.rule,
+            drain_s=settings.timeouts.drain_s,
+            notice_s=_LOOKS_TO_NOTICE * settings.health.poll_interval_s,
+        ),
+    )
     async with asyncio.TaskGroup() as group:
         starting = group.create_task(fleet.start())
         stopping = group.create_task(stop.wait())

@@ -21,6 +21,9 @@ _STYLES = {
     ReplicaState.STARTING: "yellow",
     ReplicaState.READY: "green",
     ReplicaState.UNHEALTHY: "red",
+    ReplicaState.DRAINING: "yellow",
+    ReplicaState.SLEEPING: "blue",
+    ReplicaState.WAKING: "yellow",
     ReplicaState.STOPPED: "dim",
 }
 REFRESH_PER_S = 4

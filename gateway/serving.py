@@ -103,4 +103,4 @@ async def _announce(server: Server, settings: Settings, runtime: Runtime, *, on_
 
 def _is_every_pool_ready(runtime: Runtime) -> bool:
     services = runtime.services
-    return services is not None and all(pool.ready_count for pool in services.registry.snapshots())
+    return services is not None and all(pool.is_within_reach for pool in services.registry.snapshots())

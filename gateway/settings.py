@@ -30,6 +30,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from backends.liveness import HealthRule
 from gateway.errors import ConfigurationError
 
 SETTINGS_FILE = Path("tollgate.toml")
@@ -93,6 +94,16 @@ class HealthSettings(BaseModel):
     )
     backoff_s: float = Field(default=1.0, gt=0, description="until an open breaker is tried; doubles")
     backoff_s_max: float = Field(default=30.0, gt=0, description="and no longer than this")
+
+    @property
+    def rule(self) -> HealthRule:
+        """How closely replicas are watched, by gateways and by the process driver."""
+        return HealthRule(
+            poll_interval_s=self.poll_interval_s,
+            stall_s=self.stall_s,
+            idle_probe_s=self.idle_probe_s,
+            probe_timeout_s=self.probe_timeout_s,
+        )
 
 
 class RetrySettings(BaseModel):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from backends.launch.guard import processes
 from backends.reference.speed import processor
 
 _HASH_BYTES = 1 << 20
+_SETS_TITLE = "VLLM::"
+"""So begin the names of the engine's processes (vLLM 0.32, `utils/system_utils.py`), not of its front."""
 
 
 def describe_hardware(gpu: str, gpus: int) -> str:
@@ -64,10 +66,10 @@ class CpuTimes:
     busy_ticks: int
     own_ticks: int
     """Of this process and of the session that serves."""
-    threads_ns: dict[int, tuple[int, int]]
-    """Of the session that serves: thread → nanoseconds that it ran, and that it was ready and did not run."""
-    own_threads_ns: dict[int, tuple[int, int]]
-    """The same of this process, which is the client."""
+    server: tuple[Books, ...]
+    """Of the processes of the session that serves."""
+    client: tuple[Books, ...]
+    """Of this process."""
 
     @classmethod
     def now(cls, session: int | None) -> CpuTimes | None:
@@ -79,8 +81,8 @@ class CpuTimes:
         idle = fields[3] + fields[4]
         ours = [one.pid for one in processes() if one.session_id == session]
         ticks = sum(_ticks_of(pid) for pid in (*ours, os.getpid()))
-        client = _threads_of([os.getpid()])
-        return cls(sum(fields), sum(fields) - idle, ticks, _threads_of(ours), client)
+        client = _books_of([os.getpid()])
+        return cls(sum(fields), sum(fields) - idle, ticks, _books_of(ours), client)
 
     def foreign_ratio_since(self, earlier: CpuTimes) -> float:
         """Share of the cores' time that others used."""
@@ -88,39 +90,77 @@ class CpuTimes:
         return min(1.0, max(0.0, foreign / max(1, self.all_ticks - earlier.all_ticks)))
 
     def engine_since(self, earlier: CpuTimes) -> tuple[float, float]:
-        """Seconds that the thread which worked most, the engine's, ran, and was ready and had no core."""
-        ran, waited = max(_since(self.threads_ns, earlier.threads_ns), default=(0, 0))
-        return ran / 1e9, waited / 1e9
+        """Seconds that the engine ran, and that it was ready and had no core.
 
-    def all_waited_s_since(self, earlier: CpuTimes) -> float:
-        """How long any thread of the server or the client was ready and had no core, added up."""
-        threads = [
-            *_since(self.threads_ns, earlier.threads_ns),
-            *_since(self.own_threads_ns, earlier.own_threads_ns),
+        That is its busiest thread: what stands beside it, the scheduler or other workers, spins while it
+        waits for that one, and is ready without anything to do.
+        """
+        worked = _since(self.server, earlier.server)
+        busiest = max(worked, default=_NOTHING, key=lambda one: one.ran_s)
+        return busiest.ran_s, busiest.waited_s
+
+    def chain_waited_s_since(self, earlier: CpuTimes) -> float:
+        """Seconds that the client, the server's front and the engine had no core, added up."""
+        others = [
+            *(one for one in _since(self.server, earlier.server) if not one.name.startswith(_SETS_TITLE)),
+            *_since(self.client, earlier.client),
         ]
-        return sum(waited for _, waited in threads) / 1e9
+        return self.engine_since(earlier)[1] + sum(one.waited_s for one in others)
 
 
-def _since(
-    now: Mapping[int, tuple[int, int]], earlier: Mapping[int, tuple[int, int]]
-) -> list[tuple[int, int]]:
-    return [
-        (ran - earlier[thread][0], waited - earlier[thread][1])
-        for thread, (ran, waited) in now.items()
-        if thread in earlier
-    ]
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What the kernel counted for one process."""
+
+    pid: int
+    name: str
+    threads_ns: dict[int, tuple[int, int]]
+    """Thread → nanoseconds that it ran, and that it was ready and did not run."""
 
 
-def _threads_of(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
-    found = {}
+@dataclass(frozen=True, slots=True)
+class _Worked:
+    """The busiest thread of one process, between two readings."""
+
+    name: str
+    ran_s: float
+    waited_s: float
+
+
+_NOTHING = _Worked("", 0.0, 0.0)
+
+
+def _since(now: Iterable[Books], earlier: Iterable[Books]) -> list[_Worked]:
+    before = {one.pid: one.threads_ns for one in earlier}
+    found = []
+    for one in now:
+        known = before.get(one.pid, {})
+        spent = [
+            (ran - known[thread][0], waited - known[thread][1])
+            for thread, (ran, waited) in one.threads_ns.items()
+            if thread in known
+        ]
+        ran_ns, waited_ns = max(spent, default=(0, 0))
+        found.append(_Worked(one.name, ran_ns / 1e9, waited_ns / 1e9))
+    return found
+
+
+def _books_of(pids: Iterable[int]) -> tuple[Books, ...]:
+    found = []
     for pid in pids:
+        threads = {}
         for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
             try:
                 ran, waited, _ = path.read_text(encoding="utf-8").split()
             except (OSError, ValueError):
                 continue  # it has ended, or the kernel keeps no such books
-            found[int(path.parent.name)] = (int(ran), int(waited))
-    return found
+            threads[int(path.parent.name)] = (int(ran), int(waited))
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+        found.append(Books(pid, name, threads))
+    return tuple(found)
 
 
 def _ticks_of(pid: int) -> int:

@@ -61,13 +61,13 @@ class CellResult:
     foreign_cpu_ratio: float | None
     engine_waited_s: float | None = None
     """That the engine was ready and had no core; None: not known."""
-    all_waited_s: float | None = None
-    """The same of all threads of server and client, added up."""
+    chain_waited_s: float | None = None
+    """The same of client, front and engine, added up."""
 
     @property
     def disturbance(self) -> float | None:
-        """Waits of all threads by the cell's duration: how little its times say; None: not known."""
-        return None if self.all_waited_s is None else self.all_waited_s / self.load.duration_s
+        """All these waits by the cell's duration: how little its times say; None: not known."""
+        return None if self.chain_waited_s is None else self.chain_waited_s / self.load.duration_s
 
 
 def cells(spec: PoolSpec, *, is_quick: bool) -> list[Cell]:
@@ -139,8 +139,8 @@ async def run_cell(
     if cpu is None or cpu_after is None:
         return CellResult(cell, load, counted, None)
     _, waited_s = cpu_after.engine_since(cpu)
-    all_waited_s = cpu_after.all_waited_s_since(cpu)
-    return CellResult(cell, load, counted, cpu_after.foreign_ratio_since(cpu), waited_s, all_waited_s)
+    chain_waited_s = cpu_after.chain_waited_s_since(cpu)
+    return CellResult(cell, load, counted, cpu_after.foreign_ratio_since(cpu), waited_s, chain_waited_s)
 
 
 def observation(found: CellResult, *, draft_tokens: int) -> Observation:
@@ -166,11 +166,8 @@ def observation(found: CellResult, *, draft_tokens: int) -> Observation:
         amounts["proposed_token_s"] = float(draft_tokens * sum(decode_steps))
     else:
         amounts["sequence_s"] = float(sequences)
-    # An engine that waits for a core does not step. With a single first token at a time, client, server and
-    # engine take turns, and who waits holds up the others. What is left is never nothing.
-    is_one_after_the_other = found.cell.concurrency == 1 and found.cell.output_tokens_max == 1
-    waited_s = found.all_waited_s if is_one_after_the_other else found.engine_waited_s
-    seconds = found.load.duration_s - (waited_s or 0.0)
+    # An engine that waits for a core does not step; what is left is never nothing.
+    seconds = found.load.duration_s - (found.engine_waited_s or 0.0)
     return Observation(max(seconds, found.load.duration_s / 20), amounts)
 
 

@@ -39,6 +39,8 @@ class Line:
     """There is a config.json behind --model, so that level C can be tried."""
     is_for_gpu: bool = False
     """It will run on a GPU, whatever the machine that judges: what only a CPU refuses does not count."""
+    is_stand_in: bool = False
+    """--model is a folder of the same measures, not the model itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class EngineAnswer:
     version: str
     is_cpu: bool
     verdicts: Mapping[str, EngineVerdict]
+    lines: Mapping[str, Line]
+    """What was judged."""
 
 
 def ask_engine(python: Path, lines: Mapping[str, Line], *, timeout_s: float = TIMEOUT_S) -> EngineAnswer:
@@ -78,7 +82,7 @@ def ask_engine(python: Path, lines: Mapping[str, Line], *, timeout_s: float = TI
             verdicts[answer["name"]] = EngineVerdict(answer["level"], answer["error"])
     if verdicts.keys() != lines.keys():
         raise EngineUnavailable("its vLLM stopped before it had judged every pool")
-    return EngineAnswer(about["version"], about["is_cpu"], verdicts)
+    return EngineAnswer(about["version"], about["is_cpu"], verdicts, lines)
 
 
 def ask_for_snapshot(python: Path, *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:

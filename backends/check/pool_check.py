@@ -22,6 +22,7 @@ from backends.check.engine import (
     EngineAnswer,
     EngineUnavailable,
     EngineVerdict,
+    Line,
     ask_engine,
     has_plugin,
     installed_version,
@@ -252,7 +253,7 @@ def _judged(draft: _Draft, snapshot: Snapshot, answer: EngineAnswer | None, *, k
         verdict = answer.verdicts[key]
         word, level = f"real vLLM {answer.version}", verdict.level
         if verdict.error is not None:
-            draft.findings.append(_refusal(draft.spec, answer, verdict))
+            draft.findings.append(_refusal(draft.spec, answer, verdict, line=answer.lines[key]))
     elif _has_command(draft) and draft.spec is not None:
         word = f"snapshot {snapshot.version}"
         argv = vllm_argv(draft.spec, python=Path("python"), port=1)[3:]
@@ -273,13 +274,28 @@ def _judged(draft: _Draft, snapshot: Snapshot, answer: EngineAnswer | None, *, k
     )
 
 
-def _refusal(spec: PoolSpec, answer: EngineAnswer, verdict: EngineVerdict) -> Finding:
-    """What vLLM says against a pool; only a note where it may be about the machine that judges."""
+_OF_A_STAND_IN = (
+    r"tokenizer|config file for|__init__\(\) missing|Number of experts|Unsupported speculative method|"
+    r"does not support|not supported for"
+)
+"""What vLLM says because a stand-in has no tokenizer, no experts and no quantization but its name's."""
+_OF_THE_MACHINE = r"\bcpu\b|No module named|Failed to import|pip install"
+_OF_THE_HUB = r"LocalEntryNotFound|OfflineModeIsEnabled|couldn't connect to"
+
+
+def _refusal(spec: PoolSpec, answer: EngineAnswer, verdict: EngineVerdict, *, line: Line) -> Finding:
+    """What vLLM says against a pool; only a note where it is about how, and on what, it was judged."""
     said = " ".join((verdict.error or "").split())
     is_elsewhere = answer.is_cpu and spec.hardware.gpu != "cpu"
-    if is_elsewhere and verdict.level == "B" and re.search(r"\bcpu\b", said, re.IGNORECASE):
-        message = f"the CPU build of vLLM {answer.version} cannot tell if the model fits its flags: {said}"
-        return Finding(Severity.NOTE, (), message)
+    reasons = [
+        (_OF_THE_HUB, True, "without the Hub"),
+        (_OF_THE_MACHINE, is_elsewhere, "on this machine, where no GPU is"),
+        (_OF_A_STAND_IN, line.is_stand_in, "without the model itself"),
+    ]
+    for pattern, can_be, where in reasons:
+        if can_be and verdict.level and re.search(pattern, said, re.IGNORECASE):
+            message = f"vLLM {answer.version} cannot tell {where}: {said}"
+            return Finding(Severity.NOTE, (), message)
     return Finding(Severity.ERROR, (), f"vLLM {answer.version} refuses its command line: {said}")
 
 

@@ -54,7 +54,20 @@ def line_of_pool(spec: PoolSpec, python: Path, folder: Path) -> Line:
         if draft is not None:
             place = argv.index("--speculative-config") + 1
             argv[place] = json.dumps(json.loads(argv[place]) | {"model": draft})
-    return Line(tuple(argv), has_model=is_whole, is_for_gpu=is_for_gpu)
+    return Line(
+        _without_tokenizer_by_name(argv),
+        has_model=is_whole,
+        is_for_gpu=is_for_gpu,
+        is_stand_in=target != model.path,
+    )
+
+
+def _without_tokenizer_by_name(argv: list[str]) -> tuple[str, ...]:
+    """A repository's name would be looked up on the Hub, which is never asked."""
+    if "--tokenizer" not in argv or Path(argv[argv.index("--tokenizer") + 1]).exists():
+        return tuple(argv)
+    place = argv.index("--tokenizer")
+    return (*argv[:place], *argv[place + 2 :])
 
 
 def _family(quantization: str | None) -> str | None:

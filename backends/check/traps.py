@@ -175,8 +175,8 @@ def _quantization(looked: Looked) -> Iterator[Finding]:
         yield looked.say(
             Severity.NOTE,
             path,
-            f"4 bits save bytes, not arithmetic: from about {_ridge(shape, gpu):.0f} tokens per step on "
-            f"an {gpu.name} computes as long as for 16 bits, and max_num_seqs is "
+            f"4 bits save bytes, not arithmetic: beyond about {_ridge(shape, gpu):.0f} tokens per step an "
+            f"{gpu.name} is busy computing, as long as for 16 bits, and max_num_seqs is "
             f"{spec.batching.max_num_seqs}. It is cheap by needing fewer GPUs and in small batches",
         )
 
@@ -207,6 +207,9 @@ def _speculation(looked: Looked) -> Iterator[Finding]:
     if method not in ASYNCHRONOUS:
         other = ": use ngram_gpu" if method == "ngram" and not looked.is_on_cpu else ""
         yield looked.say(Severity.NOTE, path, f"{method} switches asynchronous scheduling off{other}")
+    if method == "suffix":
+        needs = "needs arctic-inference==0.1.1 in vLLM's environment, which does not bring it"
+        yield looked.say(Severity.NOTE, path, needs)
     if method == "ngram_gpu":
         yield looked.say(
             Severity.NOTE, path, "structured output by xgrammar fails with it (vLLM issue 52620)"

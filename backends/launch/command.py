@@ -8,6 +8,7 @@ start, because it looks for its own metadata under another name.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def vllm_argv(spec: PoolSpec, *, python: Path, port: int, host: str = "127.0.0.1
             a loopback or private address is a mistake.
 
     Raises:
-        ValueError: the pool names no model.
+        ValueError: the pool names no model, or is to sleep where anybody could wake it.
     """
     model = spec.model
     if model.path is None:
@@ -52,6 +53,13 @@ def vllm_argv(spec: PoolSpec, *, python: Path, port: int, host: str = "127.0.0.1
         argv += ["--speculative-config", _speculative_config(spec.speculation)]
         # Refused by vLLM on a pool that does not speculate.
         argv += ["--per-request-spec-decode-metrics", "summary"]
+    if sleep_level(spec) is not None:
+        if not _is_private(host):
+            raise ValueError(
+                f"pool '{spec.name}': sleep.level opens vLLM's development endpoints, which must not listen "
+                f"on {host}: expected a loopback or private address"
+            )
+        argv.append("--enable-sleep-mode")
     argv.append("--disable-uvicorn-access-log")
     if spec.hardware.gpu == "cpu" and not any(flag_name(key) == "enforce-eager" for key in spec.engine_args):
         # Compiling takes minutes on a CPU and gains little on models that a CPU can serve.
@@ -83,7 +91,23 @@ def vllm_environment(spec: PoolSpec, *, is_cpu: bool, threads: int = 1) -> dict[
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(threads),
         }
+    if sleep_level(spec) is not None:
+        # /sleep and /wake_up are among these; tenants never reach an engine's own paths.
+        environment["VLLM_SERVER_DEV_MODE"] = "1"
     return environment | spec.env
+
+
+def sleep_level(spec: PoolSpec) -> int | None:
+    """The level of vLLM's sleep mode that the pool's replicas use."""
+    return None if spec.sleep is None else spec.sleep.level
+
+
+def _is_private(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or (address.is_private and not address.is_unspecified)
 
 
 def _is_local(model: str | None) -> bool:

@@ -1,8 +1,9 @@
 """How are all replicas of the `process` pools started, kept alive and stopped on this machine?
 
-All or nothing at the start, then one watcher per replica. Readiness is a generated token, never /health
-alone. What runs is published in `<state>/fleet.json`, what replicas say in `<state>/logs/<replica>.log`.
-Requests are none of its business: the gateway looks at the replicas itself (`backends.monitor`). Linux only.
+All or nothing at the start, then one life per replica (`life.py`). Readiness is real completions, never
+/health alone. What runs is published in `<state>/fleet.json`, what replicas say in
+`<state>/logs/<replica>.log`, what gateways want in `<state>/asks`. Requests are none of its business: the
+gateway looks at the replicas itself (`backends.monitor`). Linux only.
 """
 
 from __future__ import annotations
@@ -10,20 +11,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
-import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
-from backends.fleet_file import FLEET_FILE_NAME, Fleet, FleetOwner, FleetReplica, write_fleet
+from backends.asks import Asks
+from backends.fleet_file import (
+    FLEET_FILE_NAME,
+    UPKEEP_MAX,
+    Fleet,
+    FleetError,
+    FleetOwner,
+    FleetReplica,
+    write_fleet,
+)
 from backends.launch.command import vllm_argv, vllm_environment
+from backends.launch.life import ReplicaLife
 from backends.launch.replica import LaunchError, ReplicaProcess, free_port
+from backends.launch.times import LaunchTimes, backoff_s
 from backends.pool import PoolSpec, ReplicaState
-from backends.probe import health_problem, serving_problem
+from backends.upkeep import OnUpkeep, Upkeep
 
 __all__ = [
     "FleetAlreadyRunning",
@@ -34,15 +47,12 @@ __all__ = [
     "backoff_s",
 ]
 
+_LOG = logging.getLogger(__name__)
+
 ArgvFor = Callable[[PoolSpec, int], list[str]]
 """(pool, port) → command line of a replica."""
 
-_HEALTH_TIMEOUT_S = 5.0
-_FIRST_TOKEN_TIMEOUT_S = 60.0
-"""The first request may compile kernels."""
-_PROGRESS_INTERVAL_S = 2.0
 _DETAIL_CHARS_MAX = 200
-_VLLM_LINE = re.compile(r"(\([^)]*\) )?[A-Z]+ \S+ \S+ \[[^]]*\] (?P<message>.+)")
 
 
 class FleetAlreadyRunning(LaunchError):
@@ -60,28 +70,6 @@ class ReplicaProgress:
     """While it starts: the last line of its log. Otherwise: why it is in this state."""
     elapsed_s: float
     """Since this start of the replica began."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchTimes:
-    """All waits of the driver, in seconds; tests shorten them."""
-
-    start_up_budget_s: float = 600.0
-    """For one replica; large models load for minutes."""
-    stop_grace_s: float = 10.0
-    """From SIGTERM to SIGKILL."""
-    poll_interval_s: float = 1.0
-    unresponsive_after_s: float = 60.0
-    """A replica whose /health has not answered for so long is started again."""
-    backoff_first_s: float = 1.0
-    backoff_max_s: float = 60.0
-    settled_after_s: float = 60.0
-    """After so long in service, a crash is a new story and the back-off begins anew."""
-
-
-def backoff_s(failures: int, times: LaunchTimes) -> float:
-    """How long to wait before the next start, after `failures` crashes in a row before this one."""
-    return min(times.backoff_max_s, times.backoff_first_s * 2.0 ** min(failures, 30))
 
 
 class ProcessFleet:
@@ -112,7 +100,8 @@ class ProcessFleet:
         self._state_dir = state_dir.resolve()
         self._python = python
         self._on_progress = on_progress
-        self._times = times or LaunchTimes()
+        self.times = times or LaunchTimes()
+        self.asks = Asks(self._state_dir)
         self._argv_for = argv_for or self._vllm_argv
         self._inherited = _inheritable(
             os.environ  # noqa: TID251 - a child needs PATH and HOME; nothing here reads a setting from it
@@ -127,14 +116,20 @@ class ProcessFleet:
             if spec.driver == "process"
             for index in range(spec.replicas)
         ]
+        self._lives = [ReplicaLife(replica, self) for replica in self._replicas]
+        self._upkeep: deque[Upkeep] = deque(maxlen=UPKEEP_MAX)
+        self._claimed_ns: dict[str, int] = {}
+        """By pool: the last wish that a replica was woken for."""
+        self._wants_another: set[str] = set()
+        """Pools of which a replica has more to do than it can."""
         cores = len(os.sched_getaffinity(0))
         self._threads = max(1, cores // max(1, len(self._replicas)))
         # A start is mostly one busy core per replica: more at once than cores would only slow all down.
-        self._start_gate = asyncio.Semaphore(cores)
+        self.start_gate = asyncio.Semaphore(cores)
         self._client: httpx.AsyncClient | None = None  # noqa: TID251 - control plane
         self._lock_fd: int | None = None
         self._published: Fleet | None = None
-        self._is_stopping = False
+        self.is_stopping = False
 
     async def start(self) -> None:
         """Start every replica; return when each has generated a token. On any failure nothing is left.
@@ -145,13 +140,18 @@ class ProcessFleet:
         """
         _check_weights(replica.spec for replica in self._replicas)
         self._lock()
-        self._is_stopping = False
+        self.is_stopping = False
+        self.asks.forget()
         # trust_env off: a company's HTTP proxy is not the way to the loopback address.
-        self._client = httpx.AsyncClient(trust_env=False)  # noqa: TID251 - control plane
+        self._client = httpx.AsyncClient(  # noqa: TID251 - control plane
+            trust_env=False,
+            # Idle connections go before vLLM closes them (5 s), which may be just when one is used again.
+            limits=httpx.Limits(keepalive_expiry=4.0),
+        )
         try:
             async with asyncio.TaskGroup() as group:
-                for replica in self._replicas:
-                    group.create_task(self._bring_up(replica))
+                for life in self._lives:
+                    group.create_task(life.bring_up())
         except BaseExceptionGroup as failures:
             await self.stop()
             # The first is the cause; the others were cancelled because of it.
@@ -161,19 +161,19 @@ class ProcessFleet:
             raise
 
     async def supervise(self) -> None:
-        """Start again what crashes or falls silent, with growing pauses. Runs until cancelled or `stop`."""
+        """Start again what crashes, hangs or lies, let sleep what is idle. Runs until cancelled or `stop`."""
         async with asyncio.TaskGroup() as group:
-            for replica in self._replicas:
-                group.create_task(self._keep_alive(replica))
+            for life in self._lives:
+                group.create_task(life.run())
 
     async def stop(self) -> None:
         """End every process of the fleet and give the state folder back. May be called twice."""
         if self._lock_fd is None:
             return
-        self._is_stopping = True
+        self.is_stopping = True
         async with asyncio.TaskGroup() as group:
-            for replica in self._replicas:
-                group.create_task(self._stop_one(replica))
+            for life in self._lives:
+                group.create_task(life.end())
         (self._state_dir / FLEET_FILE_NAME).unlink(missing_ok=True)
         self._published = None
         if self._client is not None:
@@ -189,118 +189,98 @@ class ProcessFleet:
             urls.setdefault(replica.spec.name, []).append(replica.url)
         return urls
 
-    async def _bring_up(self, replica: ReplicaProcess) -> None:
-        async with self._start_gate:
-            port = free_port({_port_of(other.url) for other in self._replicas if other.url})
-            environment = self._inherited | vllm_environment(
-                replica.spec, is_cpu=_is_cpu_build(self._python, replica.spec), threads=self._threads
-            )
-            await replica.launch(
-                self._argv_for(replica.spec, port),
-                environment,
-                port=port,
-                grace_s=self._times.stop_grace_s,
-            )
-            self._report(replica, ReplicaState.STARTING, "started")
-            try:
-                await self._until_ready(replica)
-            except LaunchError:
-                await replica.end(self._times.stop_grace_s)
-                raise
-            replica.ready_since_s = time.monotonic()
-            self._report(replica, ReplicaState.READY, "generated its first token")
+    # ------------------------------------------------------------------------- what a replica's life needs
+    @property
+    def client(self) -> httpx.AsyncClient:  # noqa: TID251 - control plane
+        """What to ask replicas with."""
+        if self._client is None:
+            raise LaunchError("the fleet has not been started")
+        return self._client
 
-    async def _until_ready(self, replica: ReplicaProcess) -> None:
-        client = self._http()
-        deadline_s = replica.started_at_s + self._times.start_up_budget_s
-        told_at_s = replica.started_at_s
-        while True:
-            status = await replica.exited_within(self._times.poll_interval_s)
-            if status is not None:
-                raise LaunchError(_obituary(replica, f"ended during its start with status {status}"))
-            problem = await health_problem(client, replica.url, timeout_s=_HEALTH_TIMEOUT_S)
-            if problem is None:
-                problem = await serving_problem(
-                    client, replica.url, replica.spec.model.served_name, timeout_s=_FIRST_TOKEN_TIMEOUT_S
-                )
-            if problem is None:
-                return
-            now_s = time.monotonic()
-            if now_s > deadline_s:
-                budget = f"{self._times.start_up_budget_s:g} s"
-                raise LaunchError(_obituary(replica, f"served nothing within {budget} ({problem})"))
-            if now_s - told_at_s >= _PROGRESS_INTERVAL_S:
-                told_at_s = now_s
-                self._report(replica, ReplicaState.STARTING, _last_words(replica.log_tail(20)))
+    async def launch(self, replica: ReplicaProcess) -> None:
+        """Start its process, at an address of its own.
 
-    async def _keep_alive(self, replica: ReplicaProcess) -> None:
-        failures = 0
-        while True:
-            reason = await self._until_broken(replica)
-            if self._is_stopping:
-                return
-            served_since_s = replica.ready_since_s
-            if (
-                served_since_s is not None
-                and time.monotonic() - served_since_s >= self._times.settled_after_s
-            ):
-                failures = 0
-            pause_s = backoff_s(failures, self._times)
-            failures += 1
-            self._report(replica, ReplicaState.UNHEALTHY, f"{reason}; starts again in {pause_s:g} s")
-            await replica.end(self._times.stop_grace_s)
-            await asyncio.sleep(pause_s)
-            if self._is_stopping:
-                return
-            try:
-                await self._bring_up(replica)
-            except LaunchError as error:
-                self._report(replica, ReplicaState.UNHEALTHY, str(error))
-
-    async def _until_broken(self, replica: ReplicaProcess) -> str:
-        """Wait until the replica has ended or is silent for too long; why, for people."""
-        client = self._http()
-        answered_at_s = time.monotonic()
-        while True:
-            status = await replica.exited_within(self._times.poll_interval_s)
-            if status is not None:
-                return f"ended with status {status}"
-            problem = await health_problem(client, replica.url, timeout_s=_HEALTH_TIMEOUT_S)
-            silent_s = time.monotonic() - answered_at_s
-            if problem is None:
-                answered_at_s = time.monotonic()
-            elif silent_s >= self._times.unresponsive_after_s:
-                return f"has not answered for {silent_s:.0f} s ({problem})"
-
-    async def _stop_one(self, replica: ReplicaProcess) -> None:
-        await replica.end(self._times.stop_grace_s)
-        self._report(replica, ReplicaState.STOPPED, "stopped")
-
-    def _report(self, replica: ReplicaProcess, state: ReplicaState, detail: str) -> None:
-        replica.state = state
-        owner = FleetOwner.of(os.getpid())
-        if owner is None:
-            raise LaunchError("/proc does not show this very process; the process driver needs Linux's /proc")
-        published = tuple(
-            FleetReplica(one.spec.name, one.name, one.url, one.pid, one.state)
-            for one in self._replicas
-            if one.pid
+        Raises:
+            LaunchError: it cannot be started.
+        """
+        port = free_port({_port_of(other.url) for other in self._replicas if other.url})
+        environment = self._inherited | vllm_environment(
+            replica.spec, is_cpu=_is_cpu_build(self._python, replica.spec), threads=self._threads
         )
-        fleet = Fleet(owner, published)
-        if fleet != self._published:
-            write_fleet(self._state_dir / FLEET_FILE_NAME, fleet)
-            self._published = fleet
+        argv = self._argv_for(replica.spec, port)
+        await replica.launch(argv, environment, port=port, grace_s=self.times.stop_grace_s)
+
+    def may_sleep(self, replica: ReplicaProcess) -> bool:
+        """Enough others of its pool are awake."""
+        sleep = replica.spec.sleep
+        awake = [one for one in self._of_pool(replica) if one.state is ReplicaState.READY]
+        return sleep is not None and len(awake) > sleep.awake_min
+
+    def claims_wake(self, replica: ReplicaProcess, asleep_since_ns: int) -> bool:
+        """Whether a replica of its pool is wanted, and this is the one to wake: one at a time."""
+        pool = replica.spec.name
+        if any(one.state is ReplicaState.WAKING for one in self._of_pool(replica)):
+            return False
+        asked_ns = self.asks.woken_at(pool)
+        is_asked = asked_ns > max(asleep_since_ns, self._claimed_ns.get(pool, 0))
+        if not is_asked and pool not in self._wants_another:
+            return False
+        self._wants_another.discard(pool)
+        self._claimed_ns[pool] = asked_ns
+        return True
+
+    def want_another(self, replica: ReplicaProcess) -> None:
+        """Requests wait in its engine: one of its pool that sleeps would help."""
+        if any(one.state is ReplicaState.SLEEPING for one in self._of_pool(replica)):
+            self._wants_another.add(replica.spec.name)
+
+    def upkeep(self, replica: ReplicaProcess) -> OnUpkeep:
+        """Who is told of tokens that we spent on it."""
+
+        def tell(upkeep: Upkeep) -> None:
+            tokens = upkeep.tokens
+            _LOG.info(
+                "replica %s, %s: %d tokens read, %d written",
+                upkeep.replica,
+                upkeep.kind,
+                tokens.input + tokens.cached_input,
+                tokens.output,
+            )
+            self._upkeep.append(upkeep)
+            self._publish()
+
+        del replica
+        return tell
+
+    def report(self, replica: ReplicaProcess, state: ReplicaState, detail: str) -> None:
+        """It is in this state now: publish it, and show it to whoever waits."""
+        replica.state = state
+        replica.detail = " ".join(detail.split())[:_DETAIL_CHARS_MAX]
+        self._publish()
         elapsed_s = time.monotonic() - replica.started_at_s
         detail = detail if state is ReplicaState.UNHEALTHY else detail[:_DETAIL_CHARS_MAX]
         self._on_progress(ReplicaProgress(replica.spec.name, replica.name, state, detail, elapsed_s))
 
+    def _of_pool(self, replica: ReplicaProcess) -> list[ReplicaProcess]:
+        return [one for one in self._replicas if one.spec is replica.spec]
+
+    def _publish(self) -> None:
+        owner = FleetOwner.of(os.getpid())
+        if owner is None:
+            raise LaunchError("/proc does not show this very process; the process driver needs Linux's /proc")
+        published = tuple(_published(one) for one in self._replicas if one.pid)
+        fleet = Fleet(owner, published, tuple(self._upkeep))
+        if fleet == self._published:
+            return
+        try:
+            write_fleet(self._state_dir / FLEET_FILE_NAME, fleet)
+        except OSError as error:  # a full disk ends no fleet; gateways go by what they read last
+            _LOG.warning("the fleet cannot be published: %s", error)
+        else:
+            self._published = fleet
+
     def _vllm_argv(self, spec: PoolSpec, port: int) -> list[str]:
         return vllm_argv(spec, python=self._python, port=port)
-
-    def _http(self) -> httpx.AsyncClient:  # noqa: TID251 - control plane
-        if self._client is None:
-            raise LaunchError("the fleet has not been started")
-        return self._client
 
     def _lock(self) -> None:
         self._state_dir.mkdir(parents=True, exist_ok=True)
@@ -330,20 +310,18 @@ def _check_weights(specs: Iterable[PoolSpec]) -> None:
                 raise LaunchError(f"pool '{spec.name}': {key}: no such folder: {model}")
 
 
-def _obituary(replica: ReplicaProcess, what: str) -> str:
-    tail = "\n".join(f"  | {line}" for line in replica.log_tail(20))
-    return (
-        f"replica '{replica.name}' of pool '{replica.spec.name}' {what}; "
-        f"the end of its log {replica.log_path}:\n{tail}"
+def _published(replica: ReplicaProcess) -> FleetReplica:
+    return FleetReplica(
+        replica.spec.name,
+        replica.name,
+        replica.url,
+        replica.pid,
+        replica.state,
+        replica.detail,
+        replica.restarts,
+        tuple(FleetError(at_ms, text) for at_ms, text in replica.errors),
+        replica.wake_s,
     )
-
-
-def _last_words(log_lines: list[str]) -> str:
-    """What the replica said last, without vLLM's prefix of process, level, time and source line."""
-    for line in reversed(log_lines):
-        if match := _VLLM_LINE.match(line):
-            return match.group("message")
-    return log_lines[-1] if log_lines else "loading libraries"
 
 
 def _inheritable(environment: Mapping[str, str]) -> dict[str, str]:

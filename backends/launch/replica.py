@@ -16,12 +16,14 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, STDOUT, Process
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
 from backends.launch import guard
 from backends.pool import PoolSpec, ReplicaState
 
+ERRORS_MAX = 5
 _PORTS = range(20_000, 32_000)
 """Below the range that Linux takes outgoing connections from (32768…), so that none of them is in the way
 between our look and the server's bind, which is several seconds later."""
@@ -49,6 +51,15 @@ class ReplicaProcess:
         """Of the guard, and the id of the session of everything under it; 0 before the first start."""
         self.started_at_s = time.monotonic()
         self.ready_since_s: float | None = None
+        self.examined_at_ns = 0
+        """The last ask to look at it that was heeded, by the machine's clock; older ones are history."""
+        self.detail = ""
+        """Why it is in this state, for people."""
+        self.restarts = 0
+        self.errors: deque[tuple[int, str]] = deque(maxlen=ERRORS_MAX)
+        """What went wrong last, and when (epoch ms)."""
+        self.wake_s: float | None = None
+        """How long a wake takes, by those that were measured; None: none was, and it never sleeps."""
         self._process: Process | None = None
         self._pipe_fd: int | None = None
         self._log_start_bytes = 0
@@ -93,6 +104,7 @@ class ReplicaProcess:
         self.pid = self._process.pid
         self.url = f"http://127.0.0.1:{port}"
         self.started_at_s = time.monotonic()
+        self.examined_at_ns = time.time_ns()
         self.ready_since_s = None
 
     @property

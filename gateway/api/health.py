@@ -25,10 +25,12 @@ async def readyz(request: Request) -> dict[str, object]:
     """
     runtime: Runtime = request.app.state.runtime
     services = runtime.current()
-    ready = {snapshot.spec.name: snapshot.ready_count for snapshot in services.registry.snapshots()}
+    pools = services.registry.snapshots()
+    ready = {pool.spec.name: pool.ready_count for pool in pools}
     if services.keys.age_s is None:
         raise Overloaded("Not ready: API keys are not loaded yet.")
-    if not any(ready.values()):
+    # A pool that sleeps can serve: without requests, which would not come here any more, it would never wake.
+    if not any(pool.is_within_reach for pool in pools):
         raise Overloaded("Not ready: no replica of any pool is up.")
     return {"status": "ready", "replicas_ready": ready}
 

@@ -32,6 +32,10 @@ from gateway.settings import load_settings
 
 EXAMPLE = "Example: `tollgate pools check backends/pools/plain.yaml`; what it would change: `--fix`"
 
+_REACHED = {
+    "A": "level A only: its flags are known; if they fit together cannot be told here",
+    "B": "levels A and B: its flags fit together; if they fit its model cannot be told here",
+}
 _STYLES = {Verdict.VALID: "green", Verdict.INVALID: "red", Verdict.UNCHECKED: "yellow"}
 _FINDING_STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
@@ -116,11 +120,8 @@ def _print(checked: Checked) -> None:
         line = Text.assemble(f"{pool.name}: ", (pool.verdict.value, _STYLES[pool.verdict]), word)
         out.print(line, highlight=False, soft_wrap=True)
         _print_findings(pool, Severity.ERROR)
-        if pool.level in {"A", "B"} and pool.verdict is Verdict.VALID:
-            _line(
-                "  its flags and that they fit together (levels A, B); its model's measures are not "
-                "known here"
-            )
+        if pool.level in _REACHED and pool.verdict is Verdict.VALID:
+            _line(f"  {_REACHED[pool.level]}")
         if pool.is_corrected:
             _print_correction(pool)
         _print_fit(pool.fit)
@@ -132,10 +133,10 @@ def _print(checked: Checked) -> None:
 
 def _print_correction(pool: PoolCheck) -> None:
     if pool.spec is None:
-        _line("  with these corrections it still cannot be read; see the other errors")
+        _line("  with the corrections it still cannot be read: see the other errors")
         return
     word = f" ({pool.on_whose_word})" if pool.on_whose_word else ""
-    _line(f"  with the corrections that --fix makes{word}:")
+    _line(f"  with its errors corrected, as --fix does{word}:")
 
 
 def _print_findings(pool: PoolCheck, severity: Severity) -> None:

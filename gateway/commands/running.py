@@ -27,7 +27,7 @@ def up() -> None:
     log_file = settings.state_dir / "logs" / "gateway.log"
     set_up_logging(log_file)
     key = _prepare_embedded(settings)
-    out.print("Starting the fleet (every replica must generate a token before it counts as ready):")
+    out.print("Starting the fleet (every replica answers real requests before it counts as ready):")
     with FleetProgress(out) as progress:
 
         def serving(url: str) -> None:

@@ -24,6 +24,8 @@ from gateway.ledger.tables import Attempt, SpendHour
 MS_PER_DAY = 86_400_000
 PERIODS = ("day", "week", "month")
 TAG_PREFIX = "tag:"
+PLATFORM_TENANT = "platform"
+"""Whose attempts warm-ups and heartbeats are: nobody's requests."""
 NOT_SAID = "-"
 """Shown where an attempt has no such value."""
 
@@ -177,7 +179,7 @@ def _sums(table: type[SpendHour | Attempt], requests: Any, failed: Any) -> list[
     return [
         func.sum(column)
         for column in (
-            requests,
+            case((col(table.tenant_id) == PLATFORM_TENANT, 0), else_=requests),
             failed,
             of_tenant(table.input_tokens),
             of_tenant(table.cached_input_tokens),

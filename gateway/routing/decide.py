@@ -69,7 +69,7 @@ def decide(
         if obstacle is not None:
             drops.append(Drop(name, obstacle))
             continue
-        if not pool.ready_count:
+        if not pool.is_within_reach:
             is_any_down = True
             drops.append(Drop(name, "no replica is up"))
             continue

@@ -50,6 +50,7 @@ from gateway.upstream.vllm import (
     read_completion,
     request_body,
 )
+from gateway.upstream.waking import Waker
 
 _OK = 200
 _WHOLE = "whole answer"
@@ -153,8 +154,10 @@ class Dispatcher:
         retries: RetryBudget,
         hedging: Hedging | None = None,
         outside: Outside | None = None,
+        waker: Waker | None = None,
     ) -> None:
         self.retries = retries
+        self.waker = waker
         self.hedging = hedging
         self.registry = registry
         self._client = client
@@ -173,6 +176,8 @@ class Dispatcher:
             AllAttemptsFailed: nobody answered.
             NoEligibleTarget: no replica was left to try.
         """
+        if self.registry.asleep and self.waker is not None:
+            await self.waker.clear_way(call, decision.targets)
         failures: list[UpstreamError] = []
         key = functools.partial(affinity_key, call, cache_salt)
         for target, lease in self._tries(decision, failures, set(), key=key):
@@ -220,6 +225,8 @@ class Dispatcher:
                 cost_text=cost_text,
             )
 
+        if self.registry.asleep and self.waker is not None:
+            await self.waker.clear_way(call, decision.targets)
         failures: list[UpstreamError] = []
         tried: set[str] = set()
         attempts = 0
@@ -281,6 +288,8 @@ class Dispatcher:
             while len(tried) < pools_max:
                 lease = self.registry.lease(target.pool, excluding=frozenset(tried), key=key)
                 if lease is None:
+                    if self.waker is not None and target.pool in self.registry.asleep:
+                        self.waker.ask(target.pool)
                     break
                 tried.add(lease.replica)
                 yield target, lease

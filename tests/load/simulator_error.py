@@ -136,7 +136,7 @@ class Try:
     engine_waited_ratio: float
     """Of the time in which the engine had something to do: it was ready and had no core."""
     disturbance: float
-    """Waits of all threads of server and client, by its duration."""
+    """Waits of client, front and engine, added up, by its duration."""
 
 
 async def calm(load: HeldOut, client: Client, prompts: Prompts, *, target: Target, tries_max: int) -> Try:
@@ -150,7 +150,7 @@ async def calm(load: HeldOut, client: Client, prompts: Prompts, *, target: Targe
         assert after is not None
         ran_s, waited_s = after.engine_since(before)
         waited = waited_s / (ran_s + waited_s)
-        disturbance = after.all_waited_s_since(before) / result.duration_s
+        disturbance = after.chain_waited_s_since(before) / result.duration_s
         tries.append(Try(result, after.foreign_ratio_since(before), waited, disturbance))
     return min(tries, key=lambda one: one.disturbance)
 
@@ -303,8 +303,8 @@ def table(result: Mapping[str, Any]) -> str:
         "(`others`: their share); the time in which the engine was ready and had no core is taken out of",
         "what was measured (last column; with it: `measured_with_waits` in the JSON), because that is no",
         "property of the pool. Waits of the client and of the server in front of the engine are not, and",
-        "spoil times to the first token: `waits` is what all threads waited, by the load's duration. Calm",
-        "loads are those with at most 15 % of it.",
+        "spoil times to the first token: `waits` is what client, front and engine waited, by the load's",
+        "duration. Calm loads are those with at most 15 % of it.",
         "",
         f"| | {' | '.join(f'{words}: median error | P95' for words in CALIBRATIONS.values())} |",
         f"|---|{'---:|---:|' * len(CALIBRATIONS)}",

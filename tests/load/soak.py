@@ -281,7 +281,7 @@ _TOKENS = """
 SELECT coalesce(sum(CASE usage_source WHEN 'measured' THEN output_tokens + reasoning_tokens ELSE 0 END), 0),
   coalesce(sum(CASE WHEN usage_source <> 'measured' AND cache <> 'hit' THEN 1 ELSE 0 END), 0),
   coalesce(sum(CASE WHEN cache <> 'hit' THEN 1 ELSE 0 END), 0)
-FROM attempts
+FROM attempts WHERE tenant_id <> 'platform'
 """
 
 

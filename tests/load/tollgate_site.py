@@ -97,7 +97,9 @@ class Books:
 
     def booked(self) -> int:
         """Attempts that are booked: by the hourly sums, which are written with them and cheap to read."""
-        return int(self._row("SELECT coalesce(sum(attempts), 0) FROM spend_hours")[0])
+        return int(
+            self._row("SELECT coalesce(sum(attempts), 0) FROM spend_hours WHERE tenant_id <> 'platform'")[0]
+        )
 
     def wait_booked(self, count: int, *, within_s: float = DRAIN_S) -> float | None:
         """Seconds until so many attempts are booked; None: they are not in that time."""
@@ -114,7 +116,7 @@ class Books:
             *self._row(
                 "SELECT count(*), count(*) FILTER (WHERE state = 'answered'),"
                 " count(*) FILTER (WHERE cache = 'hit'), coalesce(sum(charge_usd_nanos), 0)::bigint"
-                " FROM attempts"
+                " FROM attempts WHERE tenant_id <> 'platform'"
             )
         )
 

@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-request-metrics", action="store_true", help="as without --enable-per-request-metrics")
     add("--no-prompt-tokens-details", action="store_true", help="as without --enable-prompt-tokens-details")
     add("--no-prefix-cache", action="store_true", help="never report cached tokens")
+    add("--sleep-mode", type=float, metavar="WAKE_S", help="with /sleep and /wake_up, which takes so long")
     add(
         "--keep-alive-s",
         type=float,
@@ -109,6 +110,7 @@ def profile_of(args: argparse.Namespace) -> ServerProfile:
         has_prefix_cache=not args.no_prefix_cache,
         api_key=args.api_key,
         queued_requests_max=args.max_num_queued_reqs,
+        wake_s=args.sleep_mode,
         keep_alive_s=args.keep_alive_s,
     )
 

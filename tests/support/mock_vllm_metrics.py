@@ -121,6 +121,7 @@ class ServerMetrics:
         self._profile = profile
         self._draft_tokens = profile.draft_tokens
         self._overrides: dict[str, float] = {}
+        self.sleep_level = 0
         self._running = 0
         self._live_tokens = 0
         self._totals: Counter[str] = Counter()
@@ -224,8 +225,9 @@ class ServerMetrics:
             yield from _heading(name, text, "gauge")
             yield self._sample(name, values[name])
         yield from _heading("engine_sleep_state", "Engine sleep state; awake = 0 means asleep.", "gauge")
-        for state in ("awake", "weights_offloaded", "discard_all"):
-            yield self._sample("engine_sleep_state", float(state == "awake"), ("sleep_state", state))
+        for level, state in enumerate(("awake", "weights_offloaded", "discard_all")):
+            is_now = float(level == self.sleep_level)
+            yield self._sample("engine_sleep_state", is_now, ("sleep_state", state))
         yield from _heading("cache_config_info", "Information of the LLMEngine CacheConfig", "gauge")
         info = {
             "block_size": "16",

@@ -56,6 +56,8 @@ class ServerProfile:
     api_key: str | None = None
     queued_requests_max: int | None = None
     """--max-num-queued-reqs: running and waiting requests together."""
+    wake_s: float | None = None
+    """--enable-sleep-mode and VLLM_SERVER_DEV_MODE=1: how long a wake takes; None: no such endpoints."""
     keep_alive_s: float = 5.0
     """Idle connections are closed after this, as VLLM_HTTP_TIMEOUT_KEEP_ALIVE says."""
 

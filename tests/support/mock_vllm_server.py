@@ -20,6 +20,8 @@ from tests.support.mock_vllm_requests import (
     count_tokens,
     parse_generation,
 )
+from tests.support.mock_vllm_sleep import PATHS as SLEEP_PATHS
+from tests.support.mock_vllm_sleep import Sleep
 from tests.support.mock_vllm_text import Manner, Script, script, script_of_text
 from tests.support.mock_vllm_wire import DONE, Answer, Timing, compact, error_event, models_body
 
@@ -66,6 +68,7 @@ class MockServer:
         self.profile = profile
         self.faults = faults
         self.metrics = ServerMetrics(profile)
+        self.sleep = Sleep(wake_s=profile.wake_s or 0.0)
         self._connections: set[Connection] = set()
         self._prefixes: OrderedDict[int, None] = OrderedDict()
         self._last: Request | None = None
@@ -104,6 +107,11 @@ class MockServer:
             await self._control_only(request, connection)
             return
         self._paths[path] += 1
+        if path in SLEEP_PATHS and self.profile.wake_s is not None:
+            status, said = await self.sleep.answer(request.target, request.body)
+            self.metrics.sleep_level = self.sleep.level
+            connection.reply(status, compact(said).encode())
+            return
         if path in GENERATION_PATHS and request.method == "POST":
             self._last = request
             await self._generate(request, connection)
@@ -187,6 +195,9 @@ class MockServer:
             "prompt_tokens": self._counts["prompt_tokens"],
             "completion_tokens": self._counts["completion_tokens"],
             "paths": dict(self._paths),
+            "sleeps": self.sleep.sleeps,
+            "wakes": self.sleep.wakes,
+            "wakes_at_once": self.sleep.waking_most,
             "faults": self.faults.as_json(),
             "last_request": last,
         }
@@ -197,6 +208,8 @@ class MockServer:
         self._in_flight += 1
         hits = self.faults.take("generation")
         try:
+            if not await self.sleep.until_awake():
+                hits = {**hits, "garbage": ()}
             if not await self._misbehaved(request, connection, hits):
                 await self._answer(request, connection, hits)
         except asyncio.CancelledError:

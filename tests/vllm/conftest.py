@@ -18,10 +18,13 @@ import pytest
 from backends.files import load_pools
 from backends.fleet_file import FLEET_FILE_NAME, Fleet, read_fleet
 from backends.launch.guard import session_members
-from backends.launch.process import ProcessFleet, ReplicaProgress
+from backends.launch.process import LaunchTimes, ProcessFleet, ReplicaProgress
+from backends.liveness import HealthRule
 from backends.pool import PoolSpec, ReplicaState
 
 REPOSITORY = Path(__file__).parents[2]
+# Sooner than by default, and still far from what a busy engine of this size takes for a step.
+TIMES = LaunchTimes(look_interval_s=1, health=HealthRule(stall_s=6, probe_timeout_s=10))
 VLLM_PYTHON = REPOSITORY / ".venv-vllm" / "bin" / "python"
 
 
@@ -86,6 +89,7 @@ class _FleetThread(threading.Thread):
             state_dir=self._running.state_dir,
             python=VLLM_PYTHON,
             on_progress=self._running.progress.append,
+            times=TIMES,
         )
         try:
             await fleet.start()

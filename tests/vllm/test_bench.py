@@ -11,6 +11,7 @@ import pytest
 
 from backends.bench.counters import Counters, read_counters
 from backends.bench.load import Client, LoadResult, closed_loop
+from backends.bench.run import TRIES
 from backends.bench.workload import Prompts
 from backends.profile import load_profile
 from backends.simulator.calibration import SimulatedPool
@@ -42,15 +43,17 @@ def test_a_pool_is_benched_and_its_simulator_comes_near(fleet: RunningFleet, tmp
     assert done.returncode == 0, done.stderr
     after, held_out = asyncio.run(held_out_load(url))
 
-    profile = load_profile(Path(json.loads(done.stdout)["profile"]).absolute())
+    profile = load_profile(tmp_path / json.loads(done.stdout)["profile"])
     assert profile.provenance.vllm_version == httpx.get(f"{url}/version", trust_env=False).json()["version"]
     assert profile.provenance.conditions["server"] == "replica speculative-0 of the running fleet"
     assert "foreign_cpu_ratio_mean" in profile.provenance.conditions
     assert profile.engine.kv_cache_tokens == after.kv_cache_tokens
 
-    # The engine counted the warm-up (16 answers of 24 tokens) and what the grid says, no more and no less.
+    # The command compares answers and counters of each cell, and fails where they differ. Together they
+    # are the warm-up (16 answers of 24 tokens), what the grid says, and what was disturbed and done again.
     generated = sum(point.output_tokens * point.requests for point in profile.grid) + 16 * 24
-    assert (after - before).values["generation_tokens"] == pytest.approx(generated, rel=1e-3)
+    counted = (after - before).values["generation_tokens"]
+    assert generated * 0.999 <= counted <= generated * TRIES
 
     accepted = {one.task: one for one in profile.acceptance}
     assert accepted["extraction"].tokens_per_step > accepted["creative"].tokens_per_step > 1.5

@@ -9,16 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from backends.fleet_file import FLEET_FILE_NAME, read_fleet
+from backends.keepwarm import OUTPUT_TOKENS
 from backends.launch.command import vllm_argv
 from backends.launch.guard import processes, session_members
 from backends.pool import PoolSpec, ReplicaLoad, ReplicaState
 from backends.scrape import parse_metrics
+from backends.upkeep import UpkeepKind
 from tests.vllm.conftest import REPOSITORY, VLLM_PYTHON, RunningFleet
 
 pytestmark = pytest.mark.vllm
@@ -123,6 +126,34 @@ def test_a_killed_engine_brings_the_replica_back(fleet: RunningFleet) -> None:
     assert fleet.urls["plain"] != old.url
     assert chat(fleet.urls["plain"]).status_code == 200
     assert any(one.state is ReplicaState.UNHEALTHY for one in fleet.progress if one.replica == "plain-0")
+
+
+def test_a_hung_engine_that_answers_health_is_found_and_replaced(fleet: RunningFleet) -> None:
+    (old,) = (one for one in fleet.published.replicas if one.pool == "plain")
+    (engine,) = (pid for pid in session_members(old.pid) if b"EngineCore" in command_of(pid))
+    with ThreadPoolExecutor(1) as clients:
+        cut = clients.submit(chat, old.url, max_tokens=900)
+        eventually(lambda: load_of(old.url).requests_running, within_s=30)
+        os.kill(engine, signal.SIGSTOP)
+        assert httpx.get(f"{old.url}/health", trust_env=False, timeout=10).status_code == 200
+        eventually(lambda: not fleet.is_ready("plain"), within_s=60)
+        eventually(lambda: fleet.is_ready("plain"), within_s=300)
+        # It could not be helped: the server tells its client when it is ended, or closes.
+        assert cut.exception(timeout=30) is not None or cut.result().status_code >= 500
+    assert session_members(old.pid) == []
+    assert chat(fleet.urls["plain"]).status_code == 200
+    (new,) = (one for one in fleet.published.replicas if one.pool == "plain")
+    assert new.errors[-1].text.startswith("hangs, nothing moved for")
+    assert new.restarts > old.restarts
+
+
+def test_a_replica_has_been_warmed_up_on_our_account(fleet: RunningFleet, pool: str) -> None:
+    (warm, *_) = (each for each in fleet.published.upkeep if each.pool == pool)
+    assert warm.kind is UpkeepKind.WARM_UP
+    # Every shape was served, the prompt near the batching limit too, or the tokens would be fewer.
+    longest = fleet.specs[pool].model.max_model_len
+    assert warm.tokens.input > longest - OUTPUT_TOKENS
+    assert warm.tokens.output > 10 * OUTPUT_TOKENS
 
 
 def command_of(pid: int) -> bytes:

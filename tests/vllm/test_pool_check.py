@@ -241,4 +241,5 @@ def test_the_cache_of_the_running_fleet_is_as_large_as_calculated(fleet: Running
         assert found is not None
         fit = fit_of(pool)
         assert isinstance(fit, Fit)
-        assert fit.cache_tokens == pytest.approx(int(found[1]), rel=0.03), name
+        # A cache of a fixed size: nothing is estimated but the rest of the last block.
+        assert fit.cache_tokens == pytest.approx(int(found[1]), rel=0.001), name

@@ -19,6 +19,11 @@ TIMES = LaunchTimes(
     start_up_budget_s=30,
     stop_grace_s=1.0,
     poll_interval_s=0.05,
+    look_interval_s=0.05,
+    notice_s=0.1,
+    drain_s=1.0,
+    still_s=0.2,
+    wish_interval_s=0.02,
     # More than a guard takes to end the engine of a server that crashed, so that a crash is told as one.
     unresponsive_after_s=4.0,
     backoff_first_s=0.1,

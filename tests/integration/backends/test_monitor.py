@@ -20,6 +20,8 @@ from backends.liveness import HealthRule
 from backends.monitor import FleetMonitor
 from backends.pool import PoolSpec, ReplicaSnapshot, ReplicaState
 from backends.registry import PoolRegistry
+from backends.upkeep import Upkeep, UpkeepKind
+from backends.warm_spec import KeepWarmSpec, SleepSpec
 from tests.integration.backends.conftest import pool_named
 from tests.support.tiny_replica import METRICS
 
@@ -75,6 +77,7 @@ async def monitored(
     *,
     fleet_file: Path | None = None,
     rule: HealthRule = RULE,
+    told: list[Upkeep] | None = None,
 ) -> AsyncIterator[FleetMonitor]:
     async def route(request: httpx.Request) -> httpx.Response:
         return await servers[request.url.host].answer(request)
@@ -83,6 +86,7 @@ async def monitored(
         registry,
         fleet_file=fleet_file,
         rule=rule,
+        on_upkeep=None if told is None else told.append,
         transport=httpx.MockTransport(route),
     )
     async with asyncio.TaskGroup() as group:
@@ -121,6 +125,51 @@ async def test_external_replicas_become_ready_with_a_token_and_have_a_load() -> 
         await until(lambda: servers["a"].seen.count("/health") > 5)
     # Proven once, not at every look: a token costs machine time.
     assert servers["a"].seen.count("/v1/completions") == 1
+
+
+async def test_a_server_that_somebody_else_runs_is_warmed_up_where_its_pool_says_so() -> None:
+    spec = external("a").model_copy(update={"keep_warm": KeepWarmSpec(warm_up=True)})
+    registry, server, told = PoolRegistry({"plain": spec}), Server(), list[Upkeep]()
+    async with monitored(registry, {"a": server}, told=told):
+        await until(is_state(registry, ReplicaState.READY))
+        lease = registry.lease("plain")
+        assert lease is not None
+        lease.failed("connection refused", fatal=True)
+        await until(lambda: len(told) > 1)
+    # Once: when it comes back after a failure, one token is enough.
+    assert [each.kind for each in told] == [UpkeepKind.WARM_UP, UpkeepKind.HEARTBEAT]
+    assert server.seen.count("/v1/completions") == 13
+
+
+async def test_a_replica_that_sleeps_is_not_looked_at_until_its_driver_has_woken_it(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.json"
+    spec = pool_named("plain").model_copy(update={"sleep": SleepSpec(after_idle_s=1, scale_to_zero=True)})
+    registry, server = PoolRegistry({"plain": spec}), Server()
+
+    def says(state: ReplicaState) -> None:
+        write_fleet(file, Fleet(owner_here(), one_replica("http://a:1", state)[:1]))
+
+    async with monitored(registry, {"a": server}, fleet_file=file):
+        says(ReplicaState.READY)
+        await until(is_state(registry, ReplicaState.READY))
+        says(ReplicaState.DRAINING)
+        await until(is_state(registry, ReplicaState.DRAINING))
+        assert registry.lease("plain") is None
+        assert registry.asleep == {"plain"}
+        assert registry.snapshot("plain").is_within_reach
+        says(ReplicaState.READY)
+        await until(is_state(registry, ReplicaState.READY))
+        assert server.seen.count("/v1/completions") == 1, "it was well all the time"
+        says(ReplicaState.SLEEPING)
+        await until(is_state(registry, ReplicaState.SLEEPING))
+        await asyncio.sleep(3 * INTERVAL_S)
+        server.seen.clear()
+        await asyncio.sleep(10 * INTERVAL_S)
+        assert (server.seen, replica(registry).load) == ([], None)
+        says(ReplicaState.READY)
+        await until(is_state(registry, ReplicaState.READY))
+        assert server.seen.count("/v1/completions") == 1
+        assert registry.asleep == set()
 
 
 async def test_health_alone_does_not_make_a_replica_ready() -> None:
@@ -230,6 +279,11 @@ async def test_the_fleet_file_is_followed(tmp_path: Path) -> None:
         await asyncio.sleep(3 * INTERVAL_S)
         assert registry.snapshot("plain").replicas == ()
         write_fleet(file, Fleet(owner_here(), one_replica("http://one:1", ReplicaState.STARTING)))
+        await until(lambda: registry.snapshot("plain").replicas)
+        await asyncio.sleep(5 * INTERVAL_S)
+        # It may be warming up: what the driver has not called ready is not asked for anything.
+        assert (replica(registry).state, servers["one"].seen) == (ReplicaState.STARTING, [])
+        write_fleet(file, Fleet(owner_here(), one_replica("http://one:1", ReplicaState.READY)))
         await until(is_state(registry, ReplicaState.READY))
         write_fleet(file, Fleet(owner_here(), one_replica("http://one:1", ReplicaState.UNHEALTHY)))
         servers["one"].completion = 500
@@ -278,7 +332,7 @@ async def test_a_broken_fleet_file_is_told_once_and_ignored(
 
 
 @pytest.mark.parametrize(
-    "text", ['{"version": 2}', '{"version": 1}', "[]", '{"version": 1, "owner": {"pid": 1}}']
+    "text", ['{"version": 3}', '{"version": 2}', "[]", '{"version": 2, "owner": {"pid": 1}}']
 )
 def test_a_file_that_is_not_a_fleets_is_an_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "fleet.json"

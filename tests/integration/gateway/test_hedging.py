@@ -10,7 +10,9 @@ from typing import Any, Final
 import httpx
 import pytest
 from sqlalchemy import func, select
+from sqlmodel import col
 
+from gateway.ledger.reports import PLATFORM_TENANT
 from gateway.ledger.tables import Attempt
 from gateway.settings import HedgeSettings, TimeoutSettings
 from gateway.upstream.hedging import SAMPLES_MIN
@@ -85,7 +87,9 @@ async def _booked(gateway: Gateway) -> int:
     spool = gateway.services.spool
     await eventually(lambda: not spool.open_count and not spool.unshipped_count)
     async with gateway.services.sessions() as session:
-        found = await session.execute(select(func.count()).select_from(Attempt))
+        found = await session.execute(
+            select(func.count()).select_from(Attempt).where(col(Attempt.tenant_id) != PLATFORM_TENANT)
+        )
     return int(found.scalar_one())
 
 

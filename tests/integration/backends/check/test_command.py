@@ -54,7 +54,9 @@ def test_a_verdict_of_vllm_and_what_is_waited_for(tmp_path: Path, file: Path) ->
     assert done.stderr == "asking vLLM about 1 pool: it takes about 10 s to load …\n"
     engine = interpreter(tmp_path, ABOUT, {"name": "0", "level": "B", "error": None})
     done = run(tmp_path, "--engine", str(engine))
-    assert "  its flags and that they fit together (levels A, B)" in done.stdout
+    assert (
+        "  levels A and B: its flags fit together; if they fit its model cannot be told here\n" in done.stdout
+    )
 
 
 def test_a_wrong_pool_is_status_1_and_told_with_its_correction(tmp_path: Path, file: Path) -> None:
@@ -67,7 +69,7 @@ def test_a_wrong_pool_is_status_1_and_told_with_its_correction(tmp_path: Path, f
         in done.stdout
     )
     assert f"  error: {file}:16: swap_space: " in done.stdout
-    assert "  with the corrections that --fix makes (snapshot 0.32.0):\n  fits on 1 x A100" in done.stdout
+    assert "  with its errors corrected, as --fix does (snapshot 0.32.0):\n  fits on 1 x A100" in done.stdout
 
 
 def test_the_correction_is_printed_and_written_only_when_asked(tmp_path: Path, file: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from backends.check.engine import EngineUnavailable, Line, ask_engine, has_plugin, installed_version
+from backends.check.findings import Severity
 from backends.check.pool_check import Checked, Verdict, check_files
 from backends.check.stand_in import line_of_pool
 from backends.files import load_pools
@@ -55,10 +56,36 @@ def test_a_refusal_is_an_error_in_its_words(tmp_path: Path) -> None:
     assert said(pool) == ["mine.yaml: vLLM 0.32.0 refuses its command line: ValueError: no way"]
 
 
-def test_what_only_the_cpu_build_refuses_is_no_mistake_of_a_gpu_pool(tmp_path: Path) -> None:
-    answer = {"name": "0", "level": "B", "error": "ValueError: not supported on CPU"}
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        ("ValueError: not supported on CPU", "on this machine, where no GPU is"),
+        ("ValueError: Failed to import Ray: No module named 'ray'", "on this machine, where no GPU is"),
+        ("ValueError: Couldn't instantiate the backend tokenizer", "without the model itself"),
+        ("ValueError: Cannot find the config file for modelopt", "without the model itself"),
+        ("LocalEntryNotFoundError: no cached snapshot", "without the Hub"),
+    ],
+)
+def test_what_is_about_the_judging_is_no_mistake_of_the_pool(tmp_path: Path, error: str, where: str) -> None:
+    answer = {"name": "0", "level": "B", "error": error}
     (pool,) = checked(tmp_path, interpreter(tmp_path, ABOUT, answer)).pools
     assert (pool.verdict, pool.level) == (Verdict.VALID, "B")
+    assert f"mine.yaml: vLLM 0.32.0 cannot tell {where}: {error}" in said(pool, Severity.NOTE)
+
+
+def test_where_the_pool_will_run_the_same_words_count(tmp_path: Path) -> None:
+    answer = {"name": "0", "level": "B", "error": "ImportError: pip install arctic-inference"}
+    text = POOL.replace("A100-80GB", "cpu")
+    (pool,) = checked(tmp_path, interpreter(tmp_path, ABOUT, answer), text).pools
+    assert pool.verdict is Verdict.INVALID
+
+
+def test_a_tokenizer_by_name_is_not_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"{POOL}engine_args: {{tokenizer: hub/other, seed: 1}}\n")
+    line = line_of_pool(load_pools(tmp_path)["mine"], Path("python"), tmp_path / "stand-in")
+    assert "--tokenizer" not in line.argv
+    assert line.argv[-2:] == ("--seed", "1")
+    assert line.is_stand_in
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def args(line: str) -> str:
         ("env: {VLLM_HTTP_TIMEOUT_KEEP_ALIVE: '2'}\n", "warning", "15: env.VLLM_HTTP", "Write 5 or more"),
         (NGRAM, "note", "15: speculation.method", "asynchronous scheduling off: use ngram_gpu"),
         (NGRAM, "note", "15: speculation", "min_p, logit_bias"),
+        (NGRAM.replace("ngram", "suffix"), "note", "15: speculation.method", "arctic-inference"),
         (NGRAM.replace("ngram", "ngram_gpu"), "note", "15: speculation.method", "issue 52620"),
         (
             f"{NGRAM}{args('structured_outputs_config.backend: lm-format-enforcer')}",
