@@ -49,7 +49,7 @@ from gateway.cache.pipelined import redis_storage
 from gateway.cache.storage import CacheStorage, MemoryStorage
 from gateway.clock import Clock
 from gateway.console.overview import console_router
-from gateway.db import create_engine, session_factory
+from gateway.db import SessionFactory, create_engine, session_factory
 from gateway.dependencies import Runtime, Services, guard, require_guarded
 from gateway.economist import Economist, Reader
 from gateway.errors import ConfigurationError
@@ -302,6 +302,7 @@ class _Parts:
                     task.cancel()
 
     def _reader(self, engine: AsyncEngine) -> Reader:
+        watch_learned(self._telemetry, self._economist)
         interval_s = min(LEARNED_S_MAX, 2 * self._settings.freshness.poll_interval_s)
         return Reader(self._economist, session_factory(engine), interval_s=interval_s)
 
@@ -340,12 +341,7 @@ class _Parts:
             books=lessor.books,
         )
         await shipper.recover()
-        async with sessions() as session:
-            await remember_version(session, self._policy, now_ms=clock.epoch_ms())
-            now_ms = clock.epoch_ms()
-            await remember_versions(session, self._prices.at(now_ms).by_target, now_ms=now_ms)
-            await ensure_partitions(session)
-            await session.commit()
+        await self._remember(sessions)
         admission = Budgets(lessor.holds, lessor, clock)
         pipeline = Pipeline(
             routing=self._routing(),
@@ -381,10 +377,18 @@ class _Parts:
         watcher.watch(SLICES_TOPIC, lessor.recalled)
         await watcher.refresh()
         await reader.refresh()
-        watch_learned(self._telemetry, self._economist)
         self._watch_gauges(services, lessor.holds)
         self._watch_cache(cache)
         return services, shipper
+
+    async def _remember(self, sessions: SessionFactory) -> None:
+        """Write down what comes into force now, before anything refers to it."""
+        async with sessions() as session:
+            now_ms = self._clock.epoch_ms()
+            await remember_version(session, self._policy, now_ms=now_ms)
+            await remember_versions(session, self._prices.at(now_ms).by_target, now_ms=now_ms)
+            await ensure_partitions(session)
+            await session.commit()
 
     def _routing(self) -> Routing:
         policy, specs = self._policy, self._registry.specs

@@ -57,6 +57,7 @@ FADE_MS: Final = 15_000
 URGENT: Final = "priority"
 PATIENT: Final = "flex"
 
+_TASKS: Final = frozenset({EVERY_TASK, *(task.value for task in TaskType)})
 _NO_EVIDENCE: Final = Evidence()
 
 _log = logging.getLogger(__name__)
@@ -305,8 +306,8 @@ class Economist:
             self._faded_at_ms = now_ms
             self._faded.clear()
         for row in rows:
-            if row.key.pool not in self._registry.specs:
-                continue  # its file is gone
+            if row.key.pool not in self._registry.specs or row.key.task not in _TASKS:
+                continue  # its file is gone, or the task's name
             self._faded.pop(row.key, None)
             known = self._rows.get(row.key)
             if known is None or row.folded_at_ms >= known.folded_at_ms:

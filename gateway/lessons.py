@@ -1,7 +1,8 @@
 """What does routing want to be told of attempts that the ledger has just booked?
 
 The ledger hands over its records, routing gets its own form (`learning.Lesson`); neither knows the other.
-Only what an engine answered teaches anything, and of a batch only so much as tells: the sums decay anyway.
+Only what an engine answered a tenant teaches anything (heartbeats are no work), and of a batch only so much
+as tells: the sums decay anyway.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from gateway.inference import AttemptState, UsageSource
+from gateway.inference import AttemptState, Payer, UsageSource
 from gateway.ledger.records import Ended
 from gateway.routing.learning import Lesson
 from gateway.routing.learning_store import LearnedKey, fold_in
@@ -45,6 +46,7 @@ def lessons_of(fresh: Sequence[Ended], pools: frozenset[str]) -> list[Lesson]:
         start, end = ended
         if (
             end.state is AttemptState.ANSWERED
+            and end.payer is Payer.TENANT
             and end.usage_source is UsageSource.MEASURED
             and start.cache != _HIT
             and start.pool in pools

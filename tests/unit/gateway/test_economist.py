@@ -197,4 +197,5 @@ def test_gates_are_known_of_pools_that_speculate_and_in_force_once_measured() ->
 def test_what_is_known_of_a_pool_that_is_gone_is_left_alone() -> None:
     rig = Rig()
     rig.economist.take([LearnedRow(LearnedKey("gone", "code", ""), 1, 0, Evidence())])
+    rig.economist.take([LearnedRow(LearnedKey("plain", "gone", ""), 1, 0, Evidence())])
     assert rig.economist.rows() == {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.inference import AttemptState, UsageSource
+from gateway.inference import AttemptState, Payer, UsageSource
 from gateway.ledger.records import Ended
 from gateway.lessons import LESSONS_MAX, lessons_of
 from tests.support.factories import make_end, make_start
@@ -45,6 +45,7 @@ def test_an_engine_that_says_little_teaches_little() -> None:
         {"state": AttemptState.CANCELLED},
         {"usage_source": UsageSource.ESTIMATED},
         {"cache": "hit"},
+        {"payer": Payer.PLATFORM},
         {"pool": "outside"},
     ],
 )
