@@ -190,6 +190,7 @@ def test_the_command_line_shows_what_was_learned(home: Path) -> None:
     assert re.search(r"speculative +extraction +40 +\d+ +2\.\d\d ± 0\.\d\d .*\(plain\)", text), text
     assert re.search(r"plain +\(all\) +40 ", text)
     assert "ten_1" not in text
+    assert terminal.text("pools", "status", "--learned") == text
     assert "extraction of ten_1" in terminal.text("pools", "learned", "--tenants")
     listed = terminal.json("pools", "learned", "--pool", "plain")
     assert {(one["pool"], one["task"]) for one in listed} == {("plain", None), ("plain", "extraction")}
