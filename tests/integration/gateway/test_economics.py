@@ -160,6 +160,7 @@ async def test_what_was_learned_is_shown_survives_a_restart_and_is_common(
         await pools_of(gateway, 10, content="Tell me a story about {}.")
         await eventually(lambda: not gateway.services.spool.unshipped_count)
         first = await until_learned(gateway, "speculative", "extraction", 25)
+        await until_learned(gateway, "plain", "creative", 10)
         metrics = (await gateway.client.get("/metrics", headers=gateway.admin)).text
     assert first["tokens_per_step"] > 2
     assert first["tokens_per_step_error"] < 1
