@@ -53,7 +53,14 @@ def classify(
         return
     titles = ("line", "task", "nature", "source", "confidence", "text")
     rows = [
-        (each["line"], each["task"], each["nature"], each["source"], f"{each['confidence']:.2f}", each["text"])
+        (
+            each["line"],
+            each["task"],
+            each["nature"],
+            each["source"],
+            f"{each['confidence']:.2f}",
+            each["text"],
+        )
         for each in found
     ]
     print_table(titles, rows)

@@ -10,6 +10,7 @@ prompt whose requests have all turned out alike the task is remembered (classifi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from gateway.inference import Call, CallFacts, Task, TaskSource, TaskType
@@ -22,11 +23,14 @@ HEAD_CHARS = 240
 TAIL_CHARS = 160
 """Instructions stand before the material or after it."""
 
+INSTRUCTION_CHARS_MIN = 8
+"""Shorter texts, where nothing else is said, are not judged by their words: "Hm", "ok", "x"."""
+
 CREATIVE_TEMPERATURE = 1.0
 """Callers who raise the temperature this far want variety."""
 
-_CODE_THING = r"(?:function|class|script|program|code|query|regex|unit tests?|method|sql|bug)\b"
-_CODE_LANGUAGE = r"(?:python|java|javascript|typescript|rust|kotlin|bash|sql|c\+\+|c#)(?!\w)"
+_CODE_THING = r"(?:function|class|script|program|code|regex|unit tests?|method|bug)\b"
+_CODE_LANGUAGE = r"(?:python|java|javascript|typescript|rust|kotlin|bash|c\+\+|c#)(?!\w)"
 _ART_THING = (
     r"(?:story|stories|poem|tale|song|haiku|lyrics|limerick|novel|scene|dialogue|slogan|fable|joke)\b"
 )
@@ -36,13 +40,18 @@ _PHRASES: tuple[tuple[TaskType, str, str], ...] = (
     # task, words that a phrase starts with, how it goes on (anything where that is empty)
     (TaskType.EXTRACTION, "extract extracts extracting", ""),
     (TaskType.EXTRACTION, "pull", r" out\b"),
-    (TaskType.EXTRACTION, "list", r" (?:all|every) (?:the )?(?:names?|dates?|entities|amounts?)\b"),
+    (
+        TaskType.EXTRACTION,
+        "find list",
+        r" (?:all|every) (?:the )?(?:names?|dates?|entities|amounts?|addresses|phone numbers?|companies)\b",
+    ),
     (TaskType.CLASSIFICATION, "classify classifies categorize categorise sentiment", ""),
     (TaskType.CLASSIFICATION, "label", r" (?:the|this|each)\b"),
     (TaskType.CLASSIFICATION, "is", r" (?:the|this) (?:\w+ )?(?:positive|negative|spam)\b"),
     (TaskType.CLASSIFICATION, "positive", r" or negative\b"),
     (TaskType.CLASSIFICATION, "which", r" category\b"),
     (TaskType.CLASSIFICATION, "determine decide", r" (?:whether|if)\b"),
+    (TaskType.STRUCTURED, "sql sqlite postgresql mysql", r" (?:query|queries|statement)\b"),
     (TaskType.SUMMARIZATION, "summarize summarise summary tldr condense", ""),
     (TaskType.SUMMARIZATION, "tl", r"; ?dr\b"),
     (TaskType.SUMMARIZATION, "key", r" points of\b"),
@@ -101,10 +110,15 @@ _CODE = {
     "SELECT ": re.compile(r"\bSELECT .{1,80} FROM\b"),
 }
 """Marks of code by a literal in them: a search for a literal costs a tenth of one for a pattern."""
+_SURE_CODE = ("def ", "#include <", "SELECT ")
+"""Marks that alone say what the task is; fences and the word function are in other tasks' material."""
 
-_STRONG = 0.9
-_USUAL = 0.75
+_STRONG = 0.98
+"""Of a constrained output: no labelled row contradicts it, but a schema may hold a mere answer."""
+_USUAL = 0.95
+"""How often signals in words were right on the labelled data (classifier/CARD.md)."""
 _WEAK = 0.55
+"""A guess."""
 
 
 class TaskFinder:
@@ -156,7 +170,9 @@ def _afresh(facts: CallFacts, policy: Policy) -> Task:
     if signal is not None:
         return signal
     least = policy.classifier_confidence_min
-    if least is not None:
+    if least is not None and (
+        len(facts.instruction) >= INSTRUCTION_CHARS_MIN or facts.system or facts.previous
+    ):
         task, confidence = best(facts, load())
         if confidence >= least:
             # Two digits: what is decided for a task is kept by task and confidence (course.py).
@@ -167,7 +183,7 @@ def _afresh(facts: CallFacts, policy: Policy) -> Task:
 
 
 def _from_temperature(temperature: float | None) -> Task | None:
-    """A hint that nothing could be measured of (no labelled request has one): only where all else is silent."""
+    """A hint that could not be measured (no labelled request has one): only where all else is silent."""
     if temperature is not None and temperature >= CREATIVE_TEMPERATURE:
         return _signal(TaskType.CREATIVE, _WEAK)
     return _signal(TaskType.QA, _WEAK) if temperature == 0 else None
@@ -198,11 +214,9 @@ def signal_of(facts: CallFacts) -> Signal | None:
     verb = _phrase_of(facts.instruction) or _phrase_of(facts.system)
     if verb is not None:
         return verb
-    if _has_code(facts.instruction):
+    if _has_code(facts.instruction, _SURE_CODE):
         return Signal(TaskType.CODE, "marks of code")
-    if facts.has_tools:
-        return Signal(TaskType.STRUCTURED, "tools")
-    return None
+    return Signal(TaskType.STRUCTURED, "tools") if facts.has_tools else None
 
 
 def _phrase_of(text: str) -> Signal | None:
@@ -213,8 +227,8 @@ def _phrase_of(text: str) -> Signal | None:
     return found
 
 
-def _has_code(text: str) -> bool:
-    return any(literal in text and pattern.search(text) for literal, pattern in _CODE.items())
+def _has_code(text: str, literals: Iterable[str] = tuple(_CODE)) -> bool:
+    return any(literal in text and _CODE[literal].search(text) for literal in literals)
 
 
 def _first_phrase(text: str) -> Signal | None:

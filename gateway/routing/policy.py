@@ -24,8 +24,8 @@ from gateway.errors import ConfigurationError, ModelNotFound
 from gateway.inference import CREATIVE_TASKS, CacheRule, Nature, TaskType
 
 SHOWN_MODELS = 20
-CONFIDENCE_MIN = 0.4
-"""Below it a wrong task costs more than the default; how it was found stands in classifier/CARD.md."""
+CONFIDENCE_MIN = 0.25
+"""Below it the classifier's answer is "unknown"; how it was found stands in classifier/CARD.md."""
 MODEL_CHARS = 128
 """What the ledger keeps of an alias."""
 PROVIDERS = {"openai": "https://api.openai.com/v1"}
@@ -352,7 +352,9 @@ def _compile(file: PolicyFile, text: str) -> Policy:
             ttl_s=file.cache.ttl_s,
         ),
         allow_unpriced=file.allow_unpriced,
-        classifier_confidence_min=file.tasks.classifier.confidence_min if file.tasks.classifier.enabled else None,
+        classifier_confidence_min=file.tasks.classifier.confidence_min
+        if file.tasks.classifier.enabled
+        else None,
     )
 
 

@@ -109,20 +109,24 @@ def read(facts: CallFacts) -> Reading:
             head.append(END)
     system = [START, *tokens(facts.system[:SYSTEM_CHARS])[:SYSTEM_TOKENS]] if facts.system else []
     previous = [START, *tokens(facts.previous[:PREVIOUS_CHARS])[:PREVIOUS_TOKENS]] if facts.previous else []
-    return Reading((head, tail, system, previous), _flags(facts, first, last, head))
+    return Reading((head, tail, system, previous), _flags(facts, first, last, head=head))
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words, `0` or `00` for numbers of one or more digits, the script's name for other alphabets."""
+    """Lower-case words, `0` or `00` for numbers of one or more digits, the script's name for others."""
     found = _TOKEN.findall(text.lower())
     if text.isascii():
-        return [each if each > ":" or not each.isdigit() else "0" if len(each) == 1 else "00" for each in found]
+        return [each if each > ":" or not each.isdigit() else _number(each) for each in found]
     return [_named(each) for each in found]
+
+
+def _number(digits: str) -> str:
+    return "0" if len(digits) == 1 else "00"
 
 
 def _named(token: str) -> str:
     if token.isascii():
-        return token if not token.isdigit() else "0" if len(token) == 1 else "00"
+        return _number(token) if token.isdigit() else token
     point = ord(token[0])
     for beyond, name in _SCRIPTS:
         if point < beyond:
@@ -130,7 +134,7 @@ def _named(token: str) -> str:
     return "<east-asian>"
 
 
-def _flags(facts: CallFacts, first: str, last: str, head: list[str]) -> list[int]:
+def _flags(facts: CallFacts, first: str, last: str, *, head: list[str]) -> list[int]:
     text = facts.instruction
     lines = text.count("\n")
     zeros = head.count("00") + head.count("0")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from itertools import pairwise
 
 from gateway.inference import CallFacts, TaskType
 from gateway.routing.classifier.features import Reading, read
@@ -40,7 +41,7 @@ def logits(reading: Reading, weights: Weights) -> list[float]:
     for words, zone in zip(reading.zones, weights.zones, strict=True):
         if not words:
             continue
-        found = [*map(zone.words.get, words), *map(zone.pairs.get, zip(words, words[1:], strict=False))]
+        found = [*map(zone.words.get, words), *map(zone.pairs.get, pairwise(words))]
         scale = weights.step / math.sqrt(len(words))
         _add(scores, sum([row for row in found if row is not None]), scale)
     _add(scores, sum([weights.flags[flag] for flag in reading.flags]), weights.flag_step)

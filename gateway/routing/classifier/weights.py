@@ -100,8 +100,8 @@ def load(path: Path = SHIPPED) -> Weights:
         return _unpack(data)
     except (ValueError, KeyError, IndexError, TypeError, struct.error, zlib.error) as error:
         raise ConfigurationError(
-            f"{path}: not a task classifier that this version can use ({error}); reinstall Tollgate, or train "
-            "one: python -m gateway.routing.training --prompts FILE"
+            f"{path}: not a task classifier that this version can use ({error}); reinstall Tollgate, or "
+            "train one: python -m gateway.routing.training --prompts FILE"
         ) from None
 
 

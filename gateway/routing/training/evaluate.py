@@ -8,14 +8,14 @@ on the same left-out predictions, in halves: each half is judged with the temper
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
+from msgspec.structs import replace
 
-from gateway.inference import CREATIVE_TASKS
+from gateway.inference import CREATIVE_TASKS, CallFacts
 from gateway.routing.classifier.weights import TASKS
 from gateway.routing.training.fit import Embeddings, Model, Plan, Rows, joined, picked, rows_of
 from gateway.routing.training.prompts import Prompt, passages
@@ -28,7 +28,7 @@ BINS: Final = 10
 TEMPERATURES: Final = tuple(round(0.3 + 0.02 * index, 2) for index in range(86))
 IS_CREATIVE: Final = np.array([task in CREATIVE_TASKS for task in TASKS])
 
-Floats = np.ndarray[Any, np.dtype[Any]]
+Floats: TypeAlias = "np.ndarray[Any, Any]"
 
 
 class Corpus(NamedTuple):
@@ -49,9 +49,7 @@ def corpus_of(prompts: list[Prompt], embeddings: Embeddings, seed: int) -> Corpu
     return Corpus(prompts, rows_of(facts, embeddings), rows_of(varied, embeddings), tasks)
 
 
-def _varied(prompt: Prompt, writer: Writer) -> Any:
-    from msgspec.structs import replace  # noqa: PLC0415
-
+def _varied(prompt: Prompt, writer: Writer) -> CallFacts:
     return replace(prompt.facts, instruction=writer.varied(prompt.facts.instruction))
 
 
@@ -79,14 +77,11 @@ def train(
     which = [
         index
         for index, prompt in enumerate(corpus.prompts)
-        if prompt.may_train
-        and prompt.family != held_out
-        and (families is None or prompt.family in families)
+        if prompt.may_train and prompt.family != held_out and (families is None or prompt.family in families)
     ]
     counts = Counter((prompt.source, prompt.task) for prompt in corpus.prompts)
     each = [
-        ROW_WEIGHT
-        * min(1, SOURCE_TASK_ROWS / counts[corpus.prompts[i].source, corpus.prompts[i].task])
+        ROW_WEIGHT * min(1, SOURCE_TASK_ROWS / counts[corpus.prompts[i].source, corpus.prompts[i].task])
         for i in which
     ]
     tasks = [TASKS.index(request.task) for request in own] + 2 * [corpus.tasks[i] for i in which]
@@ -98,12 +93,10 @@ def train(
         picked(corpus.rows, which),
         picked(corpus.varied, which),
     )
-    return Model(rows, tasks, list(weights), plan)
+    return Model(rows, tasks, list(weights), plan=plan)
 
 
-def left_out(
-    corpus: Corpus, fit: Callable[[str | None], Model], say: Callable[[str], None]
-) -> Floats:
+def left_out(corpus: Corpus, fit: Callable[[str | None], Model], say: Callable[[str], None]) -> Floats:
     """Logits of every prompt by a model that never saw its family, (prompts, tasks)."""
     logits = np.zeros((len(corpus.prompts), len(TASKS)))
     trains = {prompt.family for prompt in corpus.prompts if prompt.may_train}
@@ -117,7 +110,8 @@ def left_out(
             continue
         logits[which] = fit(family).logits(picked(corpus.rows, which))
         right = (logits[which].argmax(1) == np.array(corpus.tasks)[which]).mean()
-        say(f"{number + 1}/{len(trains) + 1} {family or 'families that never train'}: {right:.3f} of {len(which)}")
+        where = family or "families that never train"
+        say(f"{number + 1}/{len(trains) + 1} {where}: {right:.3f} of {len(which)}")
     return logits
 
 
@@ -195,8 +189,3 @@ def calibration(logits: Floats, tasks: Sequence[int]) -> dict[str, Any]:
         "bins_before": bins_before,
         "bins_after": bins_after,
     }
-
-
-def is_finite(figures: dict[str, Any]) -> bool:
-    """Whether no figure of these is missing or endless."""
-    return all(math.isfinite(value) for value in figures.values() if isinstance(value, float))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -50,7 +51,8 @@ class Plan(NamedTuple):
 class Embeddings(NamedTuple):
     """Static embeddings of words."""
 
-    index: dict[str, int]
+    places: dict[str, int]
+    """Row by word."""
     table: np.ndarray[Any, np.dtype[np.float32]]
     """(words, dimensions) float32, scaled down for common words."""
 
@@ -94,7 +96,9 @@ def embed_words(folder: Path) -> Embeddings:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    words = sorted((word for word in vocabulary if word.isascii() and word.isalpha()), key=vocabulary.__getitem__)
+    words = sorted(
+        (word for word in vocabulary if word.isascii() and word.isalpha()), key=vocabulary.__getitem__
+    )
     vectors = []
     with torch.no_grad():
         for start in range(0, len(words), _ENCODE_AT_ONCE):
@@ -126,7 +130,7 @@ def rows_of(facts: Sequence[CallFacts], embeddings: Embeddings) -> Rows:
         names.append(found)
         scales.append(weights)
         for zone, words in enumerate(reading.zones):
-            known = [embeddings.index[word] for word in words if word in embeddings.index]
+            known = [embeddings.places[word] for word in words if word in embeddings.places]
             if known:
                 start = len(FLAGS) + zone * width
                 dense[row, start : start + width] = embeddings.table[known].sum(0) / len(words) ** 0.5
@@ -139,9 +143,7 @@ def _names(reading: Reading) -> tuple[list[tuple[int, str]], list[float]]:
     for zone, words in enumerate(reading.zones):
         if words:
             found = [(2 * zone, word) for word in words]
-            found += [
-                (2 * zone + 1, f"{one} {other}") for one, other in zip(words, words[1:], strict=False)
-            ]
+            found += [(2 * zone + 1, f"{one} {other}") for one, other in pairwise(words)]
             names += found
             scales += [1 / len(words) ** 0.5] * len(found)
     return names, scales
@@ -161,23 +163,22 @@ def picked(rows: Rows, which: Sequence[int]) -> Rows:
     return Rows([rows.names[i] for i in which], [rows.scales[i] for i in which], rows.dense[list(which)])
 
 
-class _Net(torch.nn.Module):
+class _Net(torch.nn.Module):  # type: ignore[misc]  # torch is not installed where mypy runs
     def __init__(self, names: int, dense: int) -> None:
         super().__init__()
         self.own = torch.nn.Parameter(torch.zeros(names, len(TASKS)))
         self.dense = torch.nn.Linear(dense, len(TASKS))
 
-    def forward(self, ids: Any, offsets: Any, scales: Any, dense: Any) -> Any:
-        own = torch.nn.functional.embedding_bag(
-            ids, self.own, offsets, mode="sum", per_sample_weights=scales
-        )
+    def forward(self, bags: tuple[Any, Any, Any], dense: Any) -> Any:
+        ids, offsets, scales = bags
+        own = torch.nn.functional.embedding_bag(ids, self.own, offsets, mode="sum", per_sample_weights=scales)
         return own + self.dense(dense)
 
 
 class Model:
     """A trained classifier, before it is folded."""
 
-    def __init__(self, rows: Rows, tasks: Sequence[int], weights: Sequence[float], plan: Plan) -> None:
+    def __init__(self, rows: Rows, tasks: Sequence[int], weights: Sequence[float], *, plan: Plan) -> None:
         """Train.
 
         Args:
@@ -191,9 +192,10 @@ class Model:
         self._index = {name: index for index, name in enumerate(kept)}
         torch.manual_seed(plan.seed)
         self._net = _Net(max(len(kept), 1), rows.dense.shape[1])
-        self._train(rows, torch.tensor(tasks), torch.tensor(weights, dtype=torch.float32), plan)
+        counted = torch.tensor(weights, dtype=torch.float32)
+        self._train(rows, torch.tensor(tasks), counted, plan=plan)
 
-    def _train(self, rows: Rows, tasks: Any, weights: Any, plan: Plan) -> None:
+    def _train(self, rows: Rows, tasks: Any, weights: Any, *, plan: Plan) -> None:
         net, rng, count = self._net, np.random.default_rng(plan.seed), len(tasks)
         packs = self._packs(rows)
         dense = torch.from_numpy(rows.dense)
@@ -208,7 +210,7 @@ class Model:
             order = rng.permutation(count)
             for start in range(0, count, plan.batch):
                 some = order[start : start + plan.batch]
-                scores = net(*_bags([packs[i] for i in some], rng, plan.forget_ratio), dense[some])
+                scores = net(_bags([packs[i] for i in some], rng, plan.forget_ratio), dense[some])
                 losses = torch.nn.functional.cross_entropy(
                     scores, tasks[some], reduction="none", label_smoothing=plan.label_smoothing
                 )
@@ -233,13 +235,13 @@ class Model:
         """Scores, (requests, tasks) float32."""
         with torch.no_grad():
             found: np.ndarray[Any, np.dtype[np.float32]] = self._net(
-                *_bags(self._packs(rows), None, 0), torch.from_numpy(rows.dense)
+                _bags(self._packs(rows), None, 0), torch.from_numpy(rows.dense)
             ).numpy()
         return found
 
     def bias(self) -> list[float]:
         """By task."""
-        return [float(value) for value in self._net.dense.bias]
+        return [float(value) for value in self._net.dense.bias.detach()]
 
     def folded(self, embeddings: Embeddings) -> Fitted:
         """One row per word, pair and flag, with what embeddings say added to a word's own weights."""
@@ -250,7 +252,7 @@ class Model:
         for zone in range(len(ZONES)):
             start = len(FLAGS) + zone * width
             said = embeddings.table @ dense[start : start + width]
-            words = dict(zip(embeddings.index, said, strict=True))
+            words = dict(zip(embeddings.places, said, strict=True))
             pairs = {}
             for (table, name), index in self._index.items():
                 if table == 2 * zone:

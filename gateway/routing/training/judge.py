@@ -1,32 +1,30 @@
 """Which figures follow from the left-out predictions?
 
 Of the classifier alone, of the whole of `classify` (signals first), by family, of its confidence, of each
-signal, and in money. The threshold below which an answer is "unknown" is the one that costs least.
+signal, and in money. Below the
+threshold an answer is "unknown": it is the highest whose cost stays within a bound.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from backends.files import load_pools
-from backends.pool import PoolSpec
 from gateway.inference import CREATIVE_TASKS, TaskType
 from gateway.routing.classifier.weights import TASKS
 from gateway.routing.classify import signal_of
 from gateway.routing.training.evaluate import Corpus, Floats, calibration, confusion, scores, softmax
-from gateway.routing.training.money import bill, prices
+from gateway.routing.training.money import bill, pool_prices
 from gateway.routing.training.prompts import Prompt
 from gateway.routing.training.signals import precision
 
-REFERENCE: Final = Path(__file__).parents[3] / "backends" / "reference" / "weights" / "figures.json"
-POOLS: Final = Path(__file__).parents[3] / "backends" / "pools"
 DEFAULT_TASK: Final = TaskType.CHAT
 """What a call is that nothing is known of, in the bundled policy."""
+UNSURE_RATIO: Final = 0.15
+"""What "unknown" may cost more than always to believe the classifier: a label that is likelier wrong than
+right also spoils receipts and what is learned from them, and that has no price here."""
 THRESHOLDS: Final = tuple(index / 20 for index in range(18))
 
 
@@ -45,27 +43,12 @@ def figures_of(corpus: Corpus, logits: Floats) -> dict[str, Any]:
         "signals": precision(corpus.prompts, alone),
         "signal_rows": int(by_signal.sum()),
         "signals_right": round(
-            float((np.array(whole) == np.array(corpus.tasks))[by_signal].mean()) if by_signal.any() else 0.0, 4
+            float((np.array(whole) == np.array(corpus.tasks))[by_signal].mean()) if by_signal.any() else 0.0,
+            4,
         ),
         "money": {**money, "bill": bill(TASKS, confusion(corpus.tasks, whole), money)},
-        "threshold": _threshold(corpus, logits, told["temperature"], money),
+        "threshold": _threshold(corpus, logits, told["temperature"], money=money),
     }
-
-
-def pool_prices() -> dict[str, Any]:
-    """What the bundled pools cost and charge."""
-    pools = load_pools(POOLS)
-    rates = {name: _output_usd(pools[name]) for name in ("plain", "speculative")}
-    per_hour = float(pools["plain"].hardware.usd_per_hour)
-    return prices(json.loads(REFERENCE.read_text()), usd_per_hour=per_hour, rates=rates)
-
-
-def _output_usd(pool: PoolSpec) -> float:
-    card = pool.rates
-    if card is None:
-        message = f"pool {pool.name} states no rates"
-        raise ValueError(message)
-    return float(card.output)
 
 
 def _has_signal(prompt: Prompt) -> bool:
@@ -100,7 +83,9 @@ def _families(corpus: Corpus, alone: Sequence[int], whole: Sequence[int]) -> lis
     return told
 
 
-def _threshold(corpus: Corpus, logits: Floats, temperature: float, money: dict[str, Any]) -> dict[str, Any]:
+def _threshold(
+    corpus: Corpus, logits: Floats, temperature: float, *, money: dict[str, Any]
+) -> dict[str, Any]:
     """For each threshold what confusions of nature cost where the classifier decides, and the cheapest."""
     which = [i for i, prompt in enumerate(corpus.prompts) if not _has_signal(prompt)]
     likely = softmax(logits[which], temperature)
@@ -123,13 +108,14 @@ def _threshold(corpus: Corpus, logits: Floats, temperature: float, money: dict[s
                 "unknown": round(float((confidences < least).mean()), 4),
                 "nature_accuracy": round(1 - len(wrong) / len(which), 4),
                 "cost_usd": round(sum(money["extra_cost"][nature] for nature in wrong) / len(which), 5),
-                "right_when_known": round(_right(found, confidences >= least, corpus, which), 4),
+                "right_when_known": round(_right(found, confidences >= least, truth), 4),
             }
         )
-    cheapest = min(points, key=lambda point: (point["cost_usd"], -point["confidence_min"]))
-    return {"points": points, "cheapest": cheapest["confidence_min"], "rows": len(which)}
+    allowed = min(point["cost_usd"] for point in points) * (1 + UNSURE_RATIO)
+    chosen = max(point["confidence_min"] for point in points if point["cost_usd"] <= allowed)
+    return {"points": points, "chosen": chosen, "allowed_ratio": UNSURE_RATIO, "rows": len(which)}
 
 
-def _right(found: Floats, known: Floats, corpus: Corpus, which: Sequence[int]) -> float:
-    truth = np.array([corpus.tasks[i] for i in which])
-    return float((found == truth)[known].mean()) if known.any() else 0.0
+def _right(found: Floats, known: Floats, truth: Sequence[TaskType]) -> float:
+    is_right = found == np.array([TASKS.index(task) for task in truth])
+    return float(is_right[known].mean()) if known.any() else 0.0

@@ -8,14 +8,36 @@ their USD per hour, and the tenants' charge from their rates. In USD per million
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+from backends.files import load_pools
+from backends.pool import PoolSpec
 from gateway.inference import CREATIVE_TASKS, TaskType
 
+REFERENCE: Final = Path(__file__).parents[3] / "backends" / "reference" / "weights" / "figures.json"
+POOLS: Final = Path(__file__).parents[3] / "backends" / "pools"
 TOKENS: Final = 1_000_000
 _KINDS: Final = {"predictable": "structured", "creative": "creative"}
 _POOLS: Final = ("plain", "speculative")
+
+
+def pool_prices() -> dict[str, Any]:
+    """What the bundled pools cost and charge."""
+    pools = load_pools(POOLS)
+    rates = {name: _output_usd(pools[name]) for name in ("plain", "speculative")}
+    per_hour = float(pools["plain"].hardware.usd_per_hour)
+    return prices(json.loads(REFERENCE.read_text()), usd_per_hour=per_hour, rates=rates)
+
+
+def _output_usd(pool: PoolSpec) -> float:
+    card = pool.rates
+    if card is None:
+        message = f"pool {pool.name} states no rates"
+        raise ValueError(message)
+    return float(card.output)
 
 
 def prices(figures: Mapping[str, Any], *, usd_per_hour: float, rates: Mapping[str, float]) -> dict[str, Any]:
@@ -35,7 +57,9 @@ def prices(figures: Mapping[str, Any], *, usd_per_hour: float, rates: Mapping[st
         found = {pool: round(row[pool]["ms_per_token"] * usd_per_ms, 4) for pool in _POOLS}
         by_batch.setdefault(str(row["batch"]), {})[_nature(row["kind"])] = found
     cost = {
-        nature: {pool: sum(each[nature][pool] for each in by_batch.values()) / len(by_batch) for pool in _POOLS}
+        nature: {
+            pool: sum(each[nature][pool] for each in by_batch.values()) / len(by_batch) for pool in _POOLS
+        }
         for nature in _KINDS
     }
     return {
@@ -56,7 +80,9 @@ def _nature(kind: str) -> str:
     return next(nature for nature, measured in _KINDS.items() if measured == kind)
 
 
-def bill(tasks: Sequence[TaskType], matrix: Sequence[Sequence[int]], price: Mapping[str, Any]) -> dict[str, Any]:
+def bill(
+    tasks: Sequence[TaskType], matrix: Sequence[Sequence[int]], price: Mapping[str, Any]
+) -> dict[str, Any]:
     """What confusions cost per million output tokens of all requests, and the dearest of them."""
     total = sum(sum(row) for row in matrix)
     cost = charge = 0.0

@@ -88,7 +88,9 @@ def draw_confusion(tasks: Sequence[str], matrix: Sequence[Sequence[int]]) -> str
             if count:
                 ink = "#ffffff" if share > _DARK_SHARE else _INK
                 drawing.text(str(count), x + cell / 2, middle, fill=ink)
-    drawing.text("Each model had never seen the family that it is judged on.", 20, top + size + 26, anchor="start")
+    drawing.text(
+        "Each model had never seen the family that it is judged on.", 20, top + size + 26, anchor="start"
+    )
     return drawing.done()
 
 

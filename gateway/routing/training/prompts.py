@@ -57,7 +57,8 @@ def load_prompts(path: Path) -> list[Prompt]:
     number = 0
     try:
         with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+            for line in file:
+                number += 1
                 prompts.append(_prompt(json.loads(line)))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise PromptsError(f"{path}: cannot be read: {error}") from error
@@ -71,7 +72,9 @@ def load_prompts(path: Path) -> list[Prompt]:
 def _prompt(row: dict[str, Any]) -> Prompt:
     messages = row.get("messages") or []
     systems = [each["content"] for each in messages if each["role"] == "system"]
-    turns = [each["content"] for each in messages if each["role"] == "user" and isinstance(each["content"], str)]
+    turns = [
+        each["content"] for each in messages if each["role"] == "user" and isinstance(each["content"], str)
+    ]
     facts = CallFacts(
         instruction=row["text"],
         system=systems[0] if systems else "",

@@ -1,8 +1,8 @@
-"""Which requests do we write ourselves, to train on?
+r"""Which requests do we write ourselves, to train on?
 
 Instructions from `phrases/*.txt` (all worded for this project) put before or after material: texts of our
 own, and passages of rows whose licence allows it. A small grammar: `(a|b)` is one of them, `{slot}` a line of
-that slot in `slots.txt`, `\\n` a new line. The same seed gives the same requests.
+that slot in `slots.txt`, `\n` a new line. The same seed gives the same requests.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ SLOTS_MAX: Final = 80
 """Slots filled in one text; more means that a slot fills itself for ever."""
 BORROWED_RATIO: Final = 0.3
 SYSTEM_RATIO: Final = 0.06
+GENERIC_SYSTEM_RATIO: Final = 0.15
+"""System prompts that say nothing about the task, so that their usual words are no sign of any."""
 INSTRUCTION_AS_SYSTEM_RATIO: Final = 0.15
 FOLLOW_UP_RATIO: Final = 0.06
+NOISE_RATIO: Final = 0.05
+"""Requests that say nothing, as many under each task: the classifier shall not be sure of them."""
 TOOLS_BY_CHANCE_RATIO: Final = 0.02
 SCHEMA_RATIO: Final = 0.4
 TOOLS_RATIO: Final = 0.15
@@ -162,6 +166,8 @@ class Writer:
 
     def _request(self, task: TaskType) -> CallFacts:
         rng, phrases = self._rng, self._phrases[task]
+        if rng.random() < NOISE_RATIO:
+            return CallFacts(instruction=self._noise())
         places = [place for place in phrases if place != "system"]
         mostly_alone = task in _MOSTLY_ALONE
         weights = [
@@ -183,6 +189,16 @@ class Writer:
             return CallFacts(instruction=material, system=instruction)
         return CallFacts(instruction=self.varied(instruction) + rng.choice(_SEPARATORS) + material)
 
+    def _noise(self) -> str:
+        """Words out of any order, and words that are none."""
+        rng = self._rng
+        words = self.fill(rng.choice(self._own[rng.choice(_ANY_MATERIAL)])).split()
+        mixed = rng.sample(words, min(len(words), rng.randint(1, 9)))
+        if rng.random() < 0.5:  # noqa: PLR2004
+            letters = "abcdefghijklmnopqrstuvwxyz0123456789?."
+            mixed = ["".join(rng.choices(letters, k=rng.randint(1, 7))) for _ in mixed]
+        return " ".join(mixed)
+
     def _material(self, kinds: Sequence[str]) -> str:
         rng = self._rng
         if self._borrowed and not {"code", "foreign"} & set(kinds) and rng.random() < BORROWED_RATIO:
@@ -198,6 +214,8 @@ class Writer:
         phrases = self._phrases[task].get("system", [])
         if phrases and rng.random() < SYSTEM_RATIO:
             system = self.fill(rng.choice(phrases))
+        if not system and rng.random() < GENERIC_SYSTEM_RATIO:
+            system = self.fill("{generic_system}")
         is_structured = task is TaskType.STRUCTURED
         has_schema = is_structured and not facts.has_tools and rng.random() < SCHEMA_RATIO
         chance = TOOLS_RATIO if is_structured else TOOLS_BY_CHANCE_RATIO

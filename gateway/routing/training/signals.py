@@ -32,6 +32,11 @@ def precision(prompts: Sequence[Prompt], guesses: Sequence[int]) -> list[dict[st
         row[1] += found.task is prompt.task
         row[2] += TASKS[guess] is prompt.task
     return [
-        {"signal": name, "rows": rows, "signal_right": round(by_it / rows, 3), "classifier_right": round(own / rows, 3)}
+        {
+            "signal": name,
+            "rows": rows,
+            "signal_right": round(by_it / rows, 3),
+            "classifier_right": round(own / rows, 3),
+        }
         for name, (rows, by_it, own) in sorted(counts.items())
     ]
