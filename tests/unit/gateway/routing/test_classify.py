@@ -76,7 +76,7 @@ def task_of(
         ("Refactor the following class to use dataclasses.", TaskType.CODE),
         ("Write unit tests for this module.", TaskType.CODE),
         ("Fix this bug in my JavaScript code.", TaskType.CODE),
-        ("Explain this: ```print(1)```", TaskType.CODE),
+        ("Explain what this code does: ```print(1)```", TaskType.CODE),
         ("def area(r):\n    return", TaskType.CODE),
         ("SELECT name FROM users WHERE", TaskType.CODE),
         ("#include <stdio.h>\nint main() {", TaskType.CODE),
