@@ -125,15 +125,17 @@ class TaskFinder:
     """Finds the tasks of calls, and remembers what system prompts are for."""
 
     def __init__(self) -> None:
+        """Load the classifier now: a tenth of a second that no request should wait for.
+
+        Raises:
+            ConfigurationError: its file is not usable.
+        """
+        load()
         self._memory = TaskMemory()
         self._policy: Policy | None = None
 
     def find(self, call: Call, policy: Policy, *, key_id: str) -> Task:
-        """The task of a call that was made with this key.
-
-        Raises:
-            ConfigurationError: the classifier's file is not usable.
-        """
+        """The task of a call that was made with this key; never fails."""
         if call.declared_task is not None:
             return Task(type=call.declared_task, source=TaskSource.DECLARED, confidence=1.0)
         if policy is not self._policy:  # another threshold may judge otherwise
@@ -154,7 +156,7 @@ class TaskFinder:
 
 
 def classify(call: Call, policy: Policy) -> Task:
-    """The task of a call by itself; never fails, "unknown" is the default with confidence 0.
+    """The task of a call by itself; "unknown" is the default with confidence 0.
 
     Raises:
         ConfigurationError: the classifier's file is not usable.
