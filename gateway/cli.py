@@ -37,6 +37,7 @@ app = lazy_group(
         ),
         "audit": Entry("gateway.commands.books:audit", "What happened, and is it right?"),
         "policy": Entry("gateway.commands.policy:policy", "Routing policies."),
+        "classify": Entry("gateway.commands.classify:tasks.classify", "Which tasks are these requests?"),
         "pools": Entry("gateway.commands.pools:pools", "vLLM pools."),
     },
     name="tollgate",

@@ -88,6 +88,8 @@ class CallFacts(msgspec.Struct, frozen=True):
     temperature: float | None = None
     needs_full_sampling: bool = False
     """`min_p` or `logit_bias`: speculative engines refuse them (vLLM 0.32, sampling_params.py)."""
+    previous: str = ""
+    """The user turn before the last; empty on the first."""
 
 
 class CacheWish(msgspec.Struct, frozen=True):

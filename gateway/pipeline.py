@@ -27,7 +27,7 @@ from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Plan, Routing, ServedFacts
 from gateway.pricing.book import Prices
-from gateway.routing.classify import classify
+from gateway.routing.classify import TaskFinder
 from gateway.routing.decide import decide
 from gateway.routing.policy import Policy
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
@@ -60,6 +60,7 @@ class Pipeline:
         self._telemetry = telemetry
         self._clock = clock
         self._courses = Courses()
+        self._tasks = TaskFinder()
 
     def stop(self) -> None:
         """The program ends: what it cuts from now on is its own account."""
@@ -170,7 +171,7 @@ class Pipeline:
         routing = self.routing
         policy = routing.policy
         prices = routing.prices.at(self._clock.epoch_ms())
-        task = classify(call, default=policy.default_task)
+        task = self._tasks.find(call, policy, key_id=caller.key_id)
         course = self._course(call, caller, task, policy=policy, prices=prices).fitting(call)
         forecasts = None
         if policy.economics.is_enabled:

@@ -193,10 +193,10 @@ def parse_call(
         raise InvalidRequest("`stream_options` is only allowed with `stream: true`.", param="stream_options")
     prompts = 1
     if isinstance(asked, _ReadChat):
-        instruction, system, has_media = _read_messages(asked.messages, limits)
+        instruction, system, previous, has_media = _read_messages(asked.messages, limits)
     else:
         instruction, prompts = _read_prompt(asked.prompt)
-        system, has_media = "", False
+        system, previous, has_media = "", "", False
     choices = prompts * _positive("n", asked.n, default=1)
     if choices > limits.choices_max:
         raise InvalidRequest(
@@ -212,7 +212,7 @@ def parse_call(
         bool(options and options.continuous_usage_stats),
         _max_tokens(asked),
         choices,
-        _facts(asked, instruction, system, has_media=has_media, is_guided=is_guided),
+        _facts(asked, (instruction, system, previous), has_media=has_media, is_guided=is_guided),
         _declared_task(headers.get("x-tollgate-task"), tags),
         tags,
         asked.safety_identifier or asked.user or None,
@@ -283,8 +283,8 @@ def _max_tokens(asked: _ReadChat | _ReadCompletion) -> int | None:
     return None if asked.max_tokens is None else _positive("max_tokens", asked.max_tokens, default=1)
 
 
-def _read_messages(messages: list[_Message], limits: ParseLimits) -> tuple[str, str, bool]:
-    """The last user turn, the system prompt, and whether there is more than text."""
+def _read_messages(messages: list[_Message], limits: ParseLimits) -> tuple[str, str, str, bool]:
+    """The last user turn, the system prompt, the user turn before, and whether there is more than text."""
     if not messages:
         raise InvalidRequest(
             '`messages` is empty: send at least one, such as {"role": "user", "content": "Hi"}.',
@@ -295,18 +295,16 @@ def _read_messages(messages: list[_Message], limits: ParseLimits) -> tuple[str, 
             f"{len(messages)} messages in one request; at most {limits.messages_max} are allowed.",
             param="messages",
         )
-    turn, system = messages[-1], None
-    for message in reversed(messages):
-        if message.role == "user":
-            turn = message
-            break
+    turns = [message for message in messages if message.role == "user"][-2:]
+    turn, system = turns[-1] if turns else messages[-1], None
     has_media = False
     for message in messages:
         if system is None and message.role in _SYSTEM_ROLES:
             system = message
         if isinstance(message.content, list) and not has_media:
             has_media = any(part.type not in _TEXT_PARTS for part in message.content)
-    return _ends(_text(turn)), "" if system is None else _ends(_text(system)), has_media
+    previous = _ends(_text(turns[0])) if len(turns) > 1 else ""
+    return _ends(_text(turn)), "" if system is None else _ends(_text(system)), previous, has_media
 
 
 def _text(message: _Message) -> str:
@@ -339,7 +337,8 @@ def _read_prompt(prompt: str | list[Any] | None) -> tuple[str, int]:
     )
 
 
-def _facts(asked: _Read, instruction: str, system: str, *, has_media: bool, is_guided: bool) -> CallFacts:
+def _facts(asked: _Read, texts: tuple[str, str, str], *, has_media: bool, is_guided: bool) -> CallFacts:
+    instruction, system, previous = texts
     format_type = "" if asked.response_format is None else asked.response_format.type
     return CallFacts(
         instruction,
@@ -351,6 +350,7 @@ def _facts(asked: _Read, instruction: str, system: str, *, has_media: bool, is_g
         has_media,
         asked.temperature,
         bool(asked.min_p or asked.logit_bias),
+        previous,
     )
 
 

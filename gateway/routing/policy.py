@@ -25,6 +25,8 @@ from gateway.inference import CREATIVE_TASKS, CacheRule, Nature, TaskType
 from gateway.routing.economics import LatencyTarget, Rule
 
 SHOWN_MODELS = 20
+CONFIDENCE_MIN = 0.25
+"""Below it the classifier's answer is "unknown"; how it was found stands in classifier/CARD.md."""
 MODEL_CHARS = 128
 """What the ledger keeps of an alias."""
 PROVIDERS = {"openai": "https://api.openai.com/v1"}
@@ -114,12 +116,29 @@ class ExternalEntry(_Strict):
         return self
 
 
+class ClassifierSection(_Strict):
+    """When the trained classifier is believed, of calls that neither their sender nor a signal names."""
+
+    enabled: bool = True
+    confidence_min: float = Field(
+        default=CONFIDENCE_MIN, ge=0, le=1, description="less sure than this is unknown: the default task"
+    )
+
+
+def _is_usual(section: ClassifierSection) -> bool:
+    """The id of policies that were written before the section existed stays what it was."""
+    return section == ClassifierSection()
+
+
 class TaskSection(_Strict):
     """How tasks are judged."""
 
     default: TaskType = Field(default=TaskType.CHAT, description="when nothing says which task a call is")
     natures: dict[TaskType, Nature] = Field(
         default_factory=dict, description="where a task's nature differs from the usual one"
+    )
+    classifier: ClassifierSection = Field(
+        default_factory=ClassifierSection, exclude_if=_is_usual, description="when nothing else says it"
     )
 
 
@@ -261,6 +280,8 @@ class Policy:
     adapters: Mapping[str, str]
     """LoRA adapters by alias."""
     economics: Rule
+    classifier_confidence_min: float | None
+    """From which confidence the trained classifier is believed; None: it is not asked."""
 
     def missing_keys(self, configured: Collection[str]) -> list[str]:
         """A sentence for each key that a target needs and that is not configured.
@@ -378,6 +399,9 @@ def _compile(file: PolicyFile, text: str) -> Policy:
         allow_unpriced=file.allow_unpriced,
         adapters={alias: entry.adapter for alias, entry in file.models.items() if entry.adapter},
         economics=_compile_economics(file.economics),
+        classifier_confidence_min=file.tasks.classifier.confidence_min
+        if file.tasks.classifier.enabled
+        else None,
     )
 
 

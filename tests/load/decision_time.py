@@ -22,13 +22,12 @@ from gateway.course import Course
 from gateway.economist import Economist
 from gateway.inference import Task, TaskType
 from gateway.pricing.book import Prices
-from gateway.routing.classify import classify
 from gateway.routing.decide import decide
 from gateway.routing.learning import Evidence, Lesson, fold
 from gateway.routing.learning_store import LearnedKey, LearnedRow
 from gateway.routing.policy import Policy
 from gateway.routing.priors import Priors
-from tests.support.factories import POLICY_TEXT, make_call, make_policy, make_pool_spec, make_price
+from tests.support.factories import POLICY_TEXT, make_call, make_policy, make_pool_spec, make_price, make_task
 
 ROUNDS: Final = 5
 CALLS: Final = 20_000
@@ -82,7 +81,7 @@ def main() -> None:
     prices = Prices({name: make_price(f"{name}@0") for name in registry.specs})
     found: dict[str, float] = {}
     for name, policy in policies.items():
-        task = classify(call, default=policy.default_task)
+        task = make_task(TaskType.CODE)
         pools = {each.spec.name: each for each in registry.snapshots()}
         course = Course(decide(call, task, policy, pools=pools), prices, task=task, baseline=None)
 

@@ -143,7 +143,7 @@ async def profile_from(mock: MockVllm, spec: PoolSpec, folder: Path) -> tuple[Pa
 async def test_a_profile_comes_out_with_its_plot(mock: MockVllm, spec: PoolSpec, tmp_path: Path) -> None:
     where, plot, told = await profile_from(mock, spec, tmp_path / "new")
     profile = load_profile(where)
-    assert (told[-1].done, told[0].total) == (told[-1].total, told[-1].total)
+    assert told[-1].done == told[-1].total >= told[0].total  # a cell that was disturbed is measured again
     assert len(profile.grid) == len(cells(spec, is_quick=True))
     assert profile.method == "draft_model"
     assert {one.task for one in profile.acceptance} == {"extraction", "creative"}

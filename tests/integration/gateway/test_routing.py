@@ -51,7 +51,6 @@ async def test_a_task_may_be_declared_in_the_metadata_and_the_header_wins(gatewa
         ("Write a python function that adds", {}, "code", "speculative"),
         ("Write me a poem about rain", {}, "creative", "plain"),
         ("Brainstorm names for a cat", {}, "brainstorming", "plain"),
-        ("Hi", {"temperature": 1.2}, "creative", "plain"),
     ],
 )
 async def test_a_signal_decides_where_nothing_is_declared(
@@ -63,7 +62,23 @@ async def test_a_signal_decides_where_nothing_is_declared(
     assert answer.headers["x-tollgate-pool"] == pool
 
 
-async def test_without_any_signal_the_policys_default_task_holds(gateway: Gateway) -> None:
+UNSIGNED = "I feel lonely since my best friend moved away. What should I do?"
+
+
+async def test_without_a_signal_the_classifier_decides_and_says_how_sure_it_is(gateway: Gateway) -> None:
+    answer = await gateway.chat(UNSIGNED)
+    told = re.fullmatch(r"chat; source=classifier; confidence=(\d\.\d\d)", answer.headers["x-tollgate-task"])
+    assert told is not None, answer.headers["x-tollgate-task"]
+    assert 0.5 < float(told[1]) <= 1
+    assert answer.headers["x-tollgate-pool"] == "plain"
+    answer = await gateway.chat("Why is the sky blue in the daytime?")
+    assert answer.headers["x-tollgate-task"].startswith("qa; source=classifier; confidence=0.")
+    assert answer.headers["x-tollgate-pool"] == "speculative"
+    rows = await gateway.rows(2)
+    assert [(row.task, row.task_source) for row in rows] == [("chat", "classifier"), ("qa", "classifier")]
+
+
+async def test_an_unsure_classifier_leaves_it_to_the_policys_default_task(gateway: Gateway) -> None:
     answer = await gateway.chat("Hm")
     assert answer.headers["x-tollgate-task"] == "chat; source=default; confidence=0.00"
     assert answer.headers["x-tollgate-pool"] == "plain"
@@ -96,7 +111,7 @@ async def test_a_plain_answer_says_all_that_the_contract_promises(gateway: Gatew
     answer = await gateway.chat("Extract all names: Bob", headers={"x-request-id": "mine-7"})
     told = answer.headers
     assert REQUEST_ID.fullmatch(told["x-request-id"])
-    assert told["x-tollgate-task"] == "extraction; source=signal; confidence=0.75"
+    assert told["x-tollgate-task"] == "extraction; source=signal; confidence=0.95"
     assert told["x-tollgate-pool"] == "speculative"
     assert told["x-tollgate-replica"] == "speculative-0"
     assert POLICY.fullmatch(told["x-tollgate-policy"])
@@ -115,7 +130,7 @@ async def test_a_stream_says_what_is_known_before_its_first_byte(gateway: Gatewa
     assert told["content-type"] == "text/event-stream; charset=utf-8"
     assert told["cache-control"] == "no-store"
     assert REQUEST_ID.fullmatch(told["x-request-id"])
-    assert told["x-tollgate-task"] == "creative; source=signal; confidence=0.75"
+    assert told["x-tollgate-task"] == "creative; source=signal; confidence=0.95"
     assert (told["x-tollgate-pool"], told["x-tollgate-replica"]) == ("plain", "plain-0")
     assert POLICY.fullmatch(told["x-tollgate-policy"])
     assert told["x-tollgate-cache"] == "bypass"
@@ -253,7 +268,7 @@ async def test_the_body_that_is_sent_is_small_and_in_the_clients_order(
     gateway: Gateway, plain: MockVllm
 ) -> None:
     body = '{"seed":1,"messages":[{"role":"user","content":"Grüße 東京"}],"model":"auto","x":1e3}'
-    await gateway.client.post(CHAT, content=body.encode())
+    await gateway.client.post(CHAT, content=body.encode(), headers={"x-tollgate-task": "chat"})
     sent = plain.stats()["last_request"]["body"]
     assert list(sent) == ["seed", "messages", "model", "x", "cache_salt", "max_tokens"]
     assert sent["messages"] == json.loads(body)["messages"]

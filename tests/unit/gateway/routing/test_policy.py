@@ -10,7 +10,7 @@ from backends.files import load_pools
 from gateway.errors import ConfigurationError, ModelNotFound
 from gateway.inference import CREATIVE_TASKS, Nature, TaskType
 from gateway.routing.economics import LatencyTarget
-from gateway.routing.policy import PROVIDERS, SHOWN_MODELS, load_policy, parse_policy
+from gateway.routing.policy import CONFIDENCE_MIN, PROVIDERS, SHOWN_MODELS, load_policy, parse_policy
 from tests.support.factories import OVERFLOW_TEXT, POLICY_TEXT, POOLS, make_policy
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -337,3 +337,19 @@ def test_the_shipped_policy_measures_and_never_explores() -> None:
     policy = load_policy(ROOT / "policies" / "default.yaml", pools=load_pools(ROOT / "backends" / "pools"))
     assert policy.economics.is_enabled
     assert policy.economics.exploration == 0
+
+
+def test_policies_from_before_there_was_a_classifier_keep_their_versions() -> None:
+    usual = make_policy(
+        f"{POLICY_TEXT}tasks: {{classifier: {{enabled: true, confidence_min: {CONFIDENCE_MIN}}}}}\n"
+    )
+    assert usual.version == make_policy().version == "test@fcc4818649d8"
+    assert usual.classifier_confidence_min == CONFIDENCE_MIN
+
+
+def test_a_policy_may_turn_the_classifier_off_or_believe_it_less() -> None:
+    off = make_policy(f"{POLICY_TEXT}tasks: {{classifier: {{enabled: false}}}}\n")
+    assert off.classifier_confidence_min is None
+    strict = make_policy(f"{POLICY_TEXT}tasks: {{classifier: {{confidence_min: 0.9}}}}\n")
+    assert strict.classifier_confidence_min == 0.9
+    assert len({off.version, strict.version, make_policy().version}) == 3
