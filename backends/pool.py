@@ -232,6 +232,27 @@ class PoolSpec(Strict):
     sleep: SleepSpec | None = Field(default=None, description="left out: a replica never sleeps")
 
     @property
+    def adapters(self) -> frozenset[str]:
+        """LoRA adapters that its engines are started with, by the names that they answer to."""
+        for key, value in self.engine_args.items():
+            if flag_name(key) == "lora-modules":
+                named = value if isinstance(value, list) else [value]
+                return frozenset(str(each).partition("=")[0] for each in named)
+        return frozenset()
+
+    @property
+    def reads_text_only(self) -> bool:
+        """Pictures, sound and films are nothing for it; false also where its file does not say."""
+        return self.model.reads == ("text",)
+
+    @property
+    def schedules_by_priority(self) -> bool:
+        """Its engines go by each request's priority."""
+        return "priority" in (self.scheduling, self.engine_args.get("scheduling-policy")) or (
+            self.engine_args.get("scheduling_policy") == "priority"
+        )
+
+    @property
     def choice_rule(self) -> Rule:
         """How a replica is chosen for a request."""
         if self.replica_choice.rule is not None:

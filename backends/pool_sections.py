@@ -56,6 +56,11 @@ class ModelSpec(Strict):
     shape: ShapeSpec | None = Field(
         default=None, description="its measures, where `tollgate pools check` cannot read them from a folder"
     )
+    reads: tuple[Literal["text", "image", "audio", "video"], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="what it takes beside text; [text]: nothing; left out: the engine says what it refuses",
+    )
 
 
 class SpeculationSpec(Strict):

@@ -302,6 +302,16 @@ class PoolRegistry:
             wake_s=one.wake_s,
         )
 
+    def load_of(self, pool: str) -> float:
+        """Requests under way per ready replica, ours and others'; 0 where none is ready."""
+        ready = self._pools[pool].ready
+        if len(ready) == 1:
+            return ready[0].requests
+        total = 0
+        for one in ready:
+            total += one.requests
+        return total / len(ready) if ready else 0.0
+
     def lease(
         self, pool: str, *, excluding: frozenset[str] = frozenset(), key: Key | None = None
     ) -> ReplicaLease | None:

@@ -24,8 +24,21 @@ from backends.breaker import BreakerRule, BreakerState, Standing
 from backends.files import PoolFileError, load_pools
 from backends.fleet_file import FLEET_FILE_NAME
 from backends.monitor import FleetMonitor
+from backends.profile import ProfileError
 from backends.registry import PoolRegistry
-from gateway.admin import admin_keys, audit, budgets, keys, limits, pools, prices, projects, tenants, usage
+from gateway.admin import (
+    admin_keys,
+    audit,
+    budgets,
+    keys,
+    learned,
+    limits,
+    pools,
+    prices,
+    projects,
+    tenants,
+    usage,
+)
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -36,8 +49,9 @@ from gateway.cache.pipelined import redis_storage
 from gateway.cache.storage import CacheStorage, MemoryStorage
 from gateway.clock import Clock
 from gateway.console.overview import console_router
-from gateway.db import create_engine, session_factory
+from gateway.db import SessionFactory, create_engine, session_factory
 from gateway.dependencies import Runtime, Services, guard, require_guarded
+from gateway.economist import Economist, Reader
 from gateway.errors import ConfigurationError
 from gateway.fleet_metrics import FleetMetrics
 from gateway.freshness import ChangeWatcher, Reload
@@ -52,6 +66,7 @@ from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
 from gateway.jobs.scheduler import Scheduler, jobs_of
+from gateway.learned_metrics import watch_learned
 from gateway.ledger.admission import Budgets
 from gateway.ledger.buckets import BudgetBook
 from gateway.ledger.budget_store import TOPIC as BUDGETS_TOPIC
@@ -63,6 +78,7 @@ from gateway.ledger.partitions import ensure_partitions
 from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
+from gateway.lessons import Lessons
 from gateway.pipeline import Pipeline
 from gateway.plan import Routing
 from gateway.pricing import tables as price_tables
@@ -72,6 +88,7 @@ from gateway.pricing.store import list_entries, remember_versions
 from gateway.protocols.openai import ParseLimits
 from gateway.redis_client import close_redis, redis_client, require_redis
 from gateway.routing.policy import Policy, load_policy
+from gateway.routing.priors import Priors
 from gateway.routing.receipts import insert_receipts
 from gateway.routing.versions import remember_version
 from gateway.schema import require_current
@@ -91,6 +108,8 @@ BODY_BYTES_MAX = 1_000_000
 STOP_S = 15.0
 """For the last database calls at a stop: more than a writer on SQLite waits for another one."""
 
+LEARNED_S_MAX = 1.0
+"""Between two looks at what all processes have learned."""
 CACHE_FLUSH_S = 2.0
 """For the last answers to be kept at a stop."""
 
@@ -140,7 +159,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, prices, audit):
+    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
         app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
@@ -179,6 +198,7 @@ class _Parts:
         self._prices = PriceBook(cards, allows_unpriced=self._policy.allow_unpriced)
         self._endpoints = _endpoints(self._policy, settings)
         self._registry = PoolRegistry(specs, breaker_rule=_breaker_rule(settings.health))
+        self._economist = _economist(self._registry, clock)
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
@@ -221,15 +241,23 @@ class _Parts:
                 poll_interval_s=settings.freshness.poll_interval_s,
                 clock=self._clock,
             )
+            reader = self._reader(engine)
             cache = await self._cache()
             services, shipper = await self._build(
-                engine, dispatcher, spool, watcher=watcher, cache=cache, lessor=lessor, waker=waker
+                engine,
+                dispatcher,
+                spool,
+                watcher=watcher,
+                cache=cache,
+                lessor=lessor,
+                waker=waker,
+                reader=reader,
             )
             self._watch_books(shipper, lessor, scheduler)
             books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
-            parts = (shipper, watcher, lessor, scheduler)
+            parts = (shipper, watcher, lessor, scheduler, reader)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -247,7 +275,7 @@ class _Parts:
         self,
         cache: AnswerCache,
         monitor: FleetMonitor,
-        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler],
+        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader],
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -273,6 +301,11 @@ class _Parts:
                 for task in late:
                     task.cancel()
 
+    def _reader(self, engine: AsyncEngine) -> Reader:
+        watch_learned(self._telemetry, self._economist)
+        interval_s = min(LEARNED_S_MAX, 2 * self._settings.freshness.poll_interval_s)
+        return Reader(self._economist, session_factory(engine), interval_s=interval_s)
+
     def _lessor(self, engine: AsyncEngine, spool: Spool) -> Lessor:
         return Lessor(
             Holds(),
@@ -292,6 +325,7 @@ class _Parts:
         cache: AnswerCache,
         lessor: Lessor,
         waker: Waker,
+        reader: Reader,
     ) -> tuple[Services, Shipper]:
         settings, clock = self._settings, self._clock
         await require_current(engine)
@@ -302,16 +336,12 @@ class _Parts:
             settings.spool,
             clock=clock,
             insert_receipts=insert_receipts,
+            learn=Lessons(frozenset(self._registry.specs)).learn,
             holds=lessor.holds,
             books=lessor.books,
         )
         await shipper.recover()
-        async with sessions() as session:
-            await remember_version(session, self._policy, now_ms=clock.epoch_ms())
-            now_ms = clock.epoch_ms()
-            await remember_versions(session, self._prices.at(now_ms).by_target, now_ms=now_ms)
-            await ensure_partitions(session)
-            await session.commit()
+        await self._remember(sessions)
         admission = Budgets(lessor.holds, lessor, clock)
         pipeline = Pipeline(
             routing=self._routing(),
@@ -346,9 +376,19 @@ class _Parts:
         watcher.watch(BUDGETS_TOPIC, _reload_budgets(admission))
         watcher.watch(SLICES_TOPIC, lessor.recalled)
         await watcher.refresh()
+        await reader.refresh()
         self._watch_gauges(services, lessor.holds)
         self._watch_cache(cache)
         return services, shipper
+
+    async def _remember(self, sessions: SessionFactory) -> None:
+        """Write down what comes into force now, before anything refers to it."""
+        async with sessions() as session:
+            now_ms = self._clock.epoch_ms()
+            await remember_version(session, self._policy, now_ms=now_ms)
+            await remember_versions(session, self._prices.at(now_ms).by_target, now_ms=now_ms)
+            await ensure_partitions(session)
+            await session.commit()
 
     def _routing(self) -> Routing:
         policy, specs = self._policy, self._registry.specs
@@ -359,7 +399,7 @@ class _Parts:
             )
             for alias, pools in policy.models.items()
         }
-        return Routing(policy=policy, prices=self._prices, answer_scopes=scopes)
+        return Routing(policy=policy, prices=self._prices, answer_scopes=scopes, economist=self._economist)
 
     async def _cache(self) -> AnswerCache:
         settings = self._settings.cache
@@ -564,6 +604,18 @@ def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
         name: Endpoint(target.api_base, None if target.key_name is None else keys[target.key_name])
         for name, target in policy.external.items()
     }
+
+
+def _economist(registry: PoolRegistry, clock: Clock) -> Economist:
+    """Who predicts, with the pools' profiles.
+
+    Raises:
+        ConfigurationError: a profile cannot be used.
+    """
+    try:
+        return Economist(registry, Priors(registry.specs), clock=clock)
+    except ProfileError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _breaker_rule(asked: HealthSettings) -> BreakerRule:

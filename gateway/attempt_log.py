@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from gateway.clock import Clock
 from gateway.errors import UpstreamError, UpstreamRejected
 from gateway.identity.auth import Caller
@@ -174,9 +176,24 @@ def start_of(
         now_ms,
         plan.cache,
         () if reservation is None else reservation.counted,
-        plan.course.receipt(call, plan.bounds) if number == 1 else NO_RECEIPT,
+        _receipt(plan) if number == 1 else NO_RECEIPT,
+        *_modelled(plan, target),
     )
     return start, price
+
+
+def _receipt(plan: Plan) -> msgspec.Raw:
+    forecasts = plan.forecasts
+    texts = None if forecasts is None else forecasts.texts(len(plan.bounds))
+    return plan.course.receipt(plan.call, plan.bounds, texts)
+
+
+def _modelled(plan: Plan, target: Target) -> tuple[float | None, float | None]:
+    """What the target's model says of first token and step, ms; measurements are compared with it."""
+    found = None if plan.forecasts is None else plan.forecasts.of(target.pool)
+    if found is None:
+        return None, None
+    return found.modelled_ttft_s * 1000, found.modelled_step_s * 1000
 
 
 def tokens_for(call: Call, *, max_tokens_default: int) -> int:

@@ -9,20 +9,24 @@ down is another course.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
-from gateway.inference import Call, RouteDecision, Target, Task
+from gateway.inference import Call, Drop, RouteDecision, Target, Task
 from gateway.money import UsdNanos
 from gateway.pricing.book import Prices
 from gateway.pricing.rates import DearestRates
+from gateway.routing.economics import REASONS, Outlook, Outlooks, Prediction, Why
 from gateway.routing.policy import Policy
-from gateway.routing.receipts import Candidate, Dropped, ReceiptFacts
+from gateway.routing.receipts import Candidate, Dropped, Forecast, ReceiptFacts
 
 TEMPLATE_TOKENS = 256
 """What a chat template may add to a request's own text."""
 COURSES_MAX = 10_000
 """Kept at once; what an operator's files can combine to is far below."""
+BYTES_PER_TOKEN: Final = 4
+"""For estimates; English text has about four bytes a token."""
 
 _encode = msgspec.json.Encoder().encode
 _PLACE = -(2**62) + 1
@@ -43,7 +47,21 @@ class _Candidate(msgspec.Struct, frozen=True):
 class Course:
     """The decision for some calls, and what follows from it."""
 
-    __slots__ = ("_candidates", "_receipt", "baseline", "decision")
+    __slots__ = (
+        "_candidates",
+        "_foretold",
+        "_prices",
+        "_receipt",
+        "_shortest",
+        "_task",
+        "_variants",
+        "baseline",
+        "beliefs",
+        "believed_in",
+        "decision",
+        "pools",
+        "why",
+    )
 
     def __init__(
         self, decision: RouteDecision, prices: Prices, *, task: Task, baseline: tuple[str, str] | None
@@ -61,8 +79,22 @@ class Course:
         """
         self.decision = decision
         self.baseline = baseline
+        self.pools = tuple(target.pool for target in decision.targets if not target.is_external)
+        """Those of its targets that are pools: all before the first that is not."""
+        self.why: Why | None = None
+        """What put the first target first, where predictions were made."""
+        self.beliefs: dict[str, Outlooks] = {}
+        """The economist's, by whose answers' length counts; found again for the next call that is alike."""
+        self.believed_in: object = None
+        """When: see there."""
+        self._task = task
+        self._prices = prices
         self._candidates = [_candidate(decision, target, prices) for target in decision.targets]
-        self._receipt = _receipt_form(decision, task, baseline)
+        self._shortest = min(candidate.context for candidate in self._candidates)
+        self._receipt = _receipt_form(decision, task, baseline, why=None)
+        self._foretold: bytes | None = None
+        """The receipt's form where predictions were made."""
+        self._variants: dict[object, Course] = {}
 
     def bounds(self, call: Call, *, input_tokens: int | None = None) -> list[UsdNanos | None]:
         """The most that one attempt at each target can come to; None: it is unpriced.
@@ -96,12 +128,78 @@ class Course:
         """
         return most_of(self.bounds(call, input_tokens=input_tokens))
 
-    def receipt(self, call: Call, bounds: Sequence[int | None]) -> msgspec.Raw:
-        """How the request was decided, for its receipt: nothing that its sender wrote."""
+    def receipt(
+        self, call: Call, bounds: Sequence[int | None], forecasts: Sequence[bytes] | None = None
+    ) -> msgspec.Raw:
+        """How the request was decided, for its receipt: nothing that its sender wrote.
+
+        Args:
+            call: what was asked.
+            bounds: of each target.
+            forecasts: of each target, see `forecast_text`; None: none were made.
+        """
         numbers = [b"null" if bound is None else b"%d" % bound for bound in bounds]
         most = call.max_tokens or self.decision.max_tokens_default
         removed = _encode(call.dropped)[1:-1] if call.dropped else b""
-        return msgspec.Raw(self._receipt % (*numbers, b"%d" % most, removed))
+        if forecasts is None:
+            return msgspec.Raw(self._receipt % (*numbers, b"%d" % most, removed))
+        interleaved = [each for pair in zip(numbers, forecasts, strict=True) for each in pair]
+        return msgspec.Raw(self._form() % (*interleaved, b"%d" % most, removed))
+
+    def _form(self) -> bytes:
+        if self._foretold is None:
+            why = self.why or Why.POLICY
+            self._foretold = _receipt_form(self.decision, self._task, self.baseline, why=why)
+        return self._foretold
+
+    def fitting(self, call: Call) -> Course:
+        """The same without the targets whose context the call and its answer exceed, if any is left then.
+
+        The input is an estimate: an engine that would have taken more is passed by, one that takes less says
+        so itself.
+        """
+        tokens = (call.body_bytes // BYTES_PER_TOKEN // call.prompts) + (call.max_tokens or 0)
+        if tokens <= self._shortest or call.facts.has_media:
+            return self
+        kept = tuple(i for i, one in enumerate(self._candidates) if one.context >= tokens)
+        if not kept or len(kept) == len(self._candidates):
+            return self
+        found = self._variants.get(kept)
+        if found is None:
+            targets = self.decision.targets
+            drops = [
+                Drop(target.pool, f"its context of {target.max_model_len} tokens is too short for the call")
+                for i, target in enumerate(targets)
+                if i not in kept
+            ]
+            found = self._variants[kept] = self._variant(tuple(targets[i] for i in kept), drops=drops)
+        return found
+
+    def led_by(self, first: int, why: Why) -> Course:
+        """The same with another target first, and why; the others keep their order."""
+        key = (first, why._value_)
+        found = self._variants.get(key)
+        if found is None:
+            targets = self.decision.targets
+            order = (targets[first], *targets[:first], *targets[first + 1 :])
+            reason = self.decision.reason
+            if first:
+                reason = f"{reason}; {order[0].pool} first: {targets[0].pool} {REASONS[why]}"
+            found = self._variant(order, reason=reason)
+            found.why = why
+            self._variants[key] = found
+        return found
+
+    def _variant(
+        self, targets: tuple[Target, ...], *, drops: Sequence[Drop] = (), reason: str | None = None
+    ) -> Course:
+        decision = msgspec.structs.replace(
+            self.decision,
+            targets=targets,
+            drops=(*self.decision.drops, *drops),
+            reason=self.decision.reason if reason is None else reason,
+        )
+        return Course(decision, self._prices, task=self._task, baseline=self.baseline)
 
 
 class Courses:
@@ -146,20 +244,48 @@ def _candidate(decision: RouteDecision, target: Target, prices: Prices) -> _Cand
     )
 
 
-def _receipt_form(decision: RouteDecision, task: Task, baseline: tuple[str, str] | None) -> bytes:
-    """The receipt with a `%b` for each bound, the output's limit, and what was removed."""
+def forecast_text(outlook: Outlook, prediction: Prediction) -> bytes:
+    """A prediction as a receipt keeps it (`receipts.Forecast`)."""
+    return _encode(
+        (
+            int(prediction.queue_s * 1e6),
+            int(prediction.ttft_s * 1e6),
+            int(prediction.tpot_s * 1e6),
+            int(prediction.total_s * 1e6),
+            int(prediction.cost_usd_nanos),
+            int(prediction.read_s * 1e6),
+            int(prediction.cost_share * 100),
+            outlook.usd_nanos_per_hour,
+        )
+    )
+
+
+NO_FORECAST: Final = b"null"
+"""Of a target outside the company."""
+
+
+def _receipt_form(
+    decision: RouteDecision, task: Task, baseline: tuple[str, str] | None, *, why: Why | None
+) -> bytes:
+    """The receipt with a `%b` for each bound, the output's limit, and what was removed.
+
+    Where something was predicted (`why` is not None) one more stands behind each bound, for the forecast.
+    """
+    shown = None if why is None else Forecast(_PLACE, 0, 0, 0, 0, 0, 0, 0)
     facts = ReceiptFacts(
         task=task.type,
         source=task.source,
         confidence=task.confidence,
         nature=decision.nature,
         reason=decision.reason,
-        candidates=[Candidate(target.pool, _PLACE, target.is_external) for target in decision.targets],
+        candidates=[Candidate(target.pool, _PLACE, target.is_external, shown) for target in decision.targets],
         drops=[Dropped(drop.pool, drop.reason) for drop in decision.drops],
         policy=decision.policy_version,
         baseline=baseline,
         max_tokens=_PLACE,
+        why=why,
         removed=[],
     )
-    form = _encode(facts).replace(b"%", b"%%").replace(b"%d" % _PLACE, b"%b")
+    form = _encode(facts).replace(b"%", b"%%")
+    form = form.replace(b"[%d,0,0,0,0,0,0,0]" % _PLACE, b"%b").replace(b"%d" % _PLACE, b"%b")
     return form.removesuffix(b"[]}") + b"[%b]}"

@@ -194,6 +194,8 @@ class Target(msgspec.Struct, frozen=True):
     is_external: bool = False
     withheld: tuple[str, ...] = ()
     """Fields of the call that are not sent there, though the caller may set them."""
+    priority: int | None = None
+    """In the engine's queue, lower is earlier; None: it has no such queue."""
 
 
 class Drop(msgspec.Struct, frozen=True):

@@ -172,15 +172,23 @@ class Pipeline:
         policy = routing.policy
         prices = routing.prices.at(self._clock.epoch_ms())
         task = self._tasks.find(call, policy, key_id=caller.key_id)
-        course = self._course(call, caller, task, policy=policy, prices=prices)
+        course = self._course(call, caller, task, policy=policy, prices=prices).fitting(call)
+        forecasts = None
+        if policy.economics.is_enabled:
+            tier = latency_class(caller, call)
+            course, forecasts = routing.economist.order(
+                course, call, task, tenant_id=caller.tenant_id, latency_class=tier, policy=policy
+            )
         slot = None
         if caller.caches_answers:
             scope = routing.answer_scopes[call.model_alias]
             slot = slot_for(call, policy.cache, secret=caller.cache_secret, scope=scope)
-        return Plan(call, caller, request_id, task, course, prices, course.bounds(call), slot, permit)
+        bounds = course.bounds(call)
+        return Plan(call, caller, request_id, task, course, prices, bounds, slot, permit, forecasts)
 
     def _course(self, call: Call, caller: Caller, task: Task, *, policy: Policy, prices: Prices) -> Course:
         may_leave, unpriced = not caller.is_internal_only, self._unusable(prices, caller, policy)
+        tier = latency_class(caller, call)
 
         def make() -> Course:
             decision = decide(
@@ -190,6 +198,7 @@ class Pipeline:
                 pools={snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()},
                 may_leave=may_leave,
                 unpriced=unpriced,
+                latency_class=tier,
             )
             baseline = baseline_of(policy, call.model_alias, prices)
             return Course(decision, prices, task=task, baseline=baseline)
@@ -201,6 +210,8 @@ class Pipeline:
             call.model_alias,
             task,
             call.facts.needs_full_sampling,
+            call.facts.has_media,
+            tier,
             may_leave,
             unpriced,
             self._registry.ready_pools(),

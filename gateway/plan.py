@@ -9,6 +9,7 @@ import msgspec
 
 from gateway.cache.lookup import CacheStatus, KeptAnswer, Slot
 from gateway.course import Course
+from gateway.economist import Economist, Forecasts
 from gateway.identity.auth import Caller
 from gateway.identity.limits import UNLIMITED, Permit
 from gateway.inference import Call, RouteDecision, Target, Task
@@ -29,6 +30,8 @@ class Routing:
     prices: PriceBook
     answer_scopes: Mapping[str, str]
     """By alias: what decides its answers beside the request (see `cache.key.answer_scope`)."""
+    economist: Economist
+    """Who predicts, where the policy asks for it."""
 
 
 class ServedFacts(msgspec.Struct, frozen=True):
@@ -61,6 +64,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Where its answer is kept; None if it is not."""
     permit: Permit = UNLIMITED
     """Ends with the request."""
+    forecasts: Forecasts | None = None
+    """What was predicted of its targets; None: nothing."""
     counted_input: int | None = None
     """Input tokens as an engine counts them, where only those are held for; None: nobody was asked."""
 

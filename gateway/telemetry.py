@@ -90,6 +90,17 @@ class Telemetry:
         """One gauge per label value that there is when somebody looks."""
         self.registry.register(_Kept(GaugeMetricFamily, name, text, read=_by_one(read), labels=(label,)))
 
+    def watch_by_labels(
+        self,
+        name: str,
+        text: str,
+        *,
+        labels: Sequence[str],
+        read: Callable[[], Mapping[tuple[str, ...], float]],
+    ) -> None:
+        """A gauge per combination of label values that there is when somebody looks."""
+        self.registry.register(_Kept(GaugeMetricFamily, name, text, read=read, labels=labels))
+
     def count_each(
         self, name: str, text: str, *, label: str, read: Callable[[], Mapping[str, float]]
     ) -> None:

@@ -20,7 +20,7 @@ from gateway.ledger.tables import Attempt
 from gateway.money import usd_text
 from gateway.pricing.rates import charge
 from gateway.pricing.store import rates_of_version
-from gateway.routing.receipts import CLOCKS_MS, ReceiptFacts, find_receipt, made_at
+from gateway.routing.receipts import CLOCKS_MS, Forecast, ReceiptFacts, find_receipt, made_at
 
 PATH = "/v1/receipts/{request_id}"
 _METERS = ("input", "cached_input", "cache_write", "output", "reasoning")
@@ -86,7 +86,7 @@ def receipt_view(
         "cache": first.cache,
         "task": _task(first, facts),
         "decision": None if facts is None else _decision(facts),
-        "attempts": [_attempt(each) for each in attempts],
+        "attempts": [_attempt(each, facts) for each in attempts],
         "tokens": {meter: getattr(usage, meter) for meter in _METERS},
         "hold_usd": usd_text(first.hold_usd_nanos),
         "charge_usd": None if is_unpriced else usd_text(sum(each.charge_usd_nanos or 0 for each in paid)),
@@ -114,6 +114,7 @@ def _task(first: Attempt, facts: ReceiptFacts | None) -> dict[str, Any]:
 def _decision(facts: ReceiptFacts) -> dict[str, Any]:
     return {
         "reason": facts.reason,
+        "decided_by": facts.why,
         "policy": facts.policy,
         "candidates": [
             {
@@ -122,6 +123,7 @@ def _decision(facts: ReceiptFacts) -> dict[str, Any]:
                 "charge_usd_at_most": None
                 if each.bound_usd_nanos is None
                 else usd_text(each.bound_usd_nanos),
+                "predicted": None if each.forecast is None else _predicted(each.forecast),
             }
             for each in facts.candidates
         ],
@@ -131,7 +133,41 @@ def _decision(facts: ReceiptFacts) -> dict[str, Any]:
     }
 
 
-def _attempt(row: Attempt) -> dict[str, Any]:
+def _predicted(forecast: Forecast) -> dict[str, Any]:
+    """Times, and what the call was to cost the company; the tenant's charge is another thing."""
+    return {
+        "queue_ms": forecast.queue_us / 1000,
+        "first_token_ms": forecast.ttft_us / 1000,
+        "token_ms": forecast.tpot_us / 1000,
+        "total_ms": forecast.total_us / 1000,
+        "cost_usd": usd_text(forecast.cost_usd_nanos),
+        "requests_per_step": forecast.share_hundredths / 100,
+    }
+
+
+def _actual(row: Attempt, forecast: Forecast) -> dict[str, Any]:
+    """The same as measured. Its cost is by the measured generation; who shared its steps nobody measures."""
+    generated, cost = row.output_tokens + row.reasoning_tokens, None
+    ttft_ms: float | None = row.ttft_ms
+    if row.generation_ms is not None:
+        if ttft_ms is None and row.total_ms is not None:
+            ttft_ms = max(0.0, row.total_ms - row.generation_ms)
+        shared_ms = row.generation_ms * 100 / max(1, forecast.share_hundredths)
+        engine_ms = forecast.read_us / 1000 + shared_ms
+        cost = usd_text(round(forecast.usd_nanos_per_hour * engine_ms / 3_600_000))
+    has_pace = row.generation_ms is not None and generated > 1
+    return {
+        "queue_ms": row.queue_ms,
+        "first_token_ms": ttft_ms,
+        "token_ms": round((row.generation_ms or 0) / (generated - 1), 3) if has_pace else None,
+        "total_ms": row.total_ms,
+        "cost_usd": cost,
+    }
+
+
+def _attempt(row: Attempt, facts: ReceiptFacts | None = None) -> dict[str, Any]:
+    forecasts = {} if facts is None else {each.target: each.forecast for each in facts.candidates}
+    forecast = forecasts.get(row.pool)
     charged = row.charge_usd_nanos
     drafted = row.draft_tokens
     return {
@@ -152,6 +188,8 @@ def _attempt(row: Attempt) -> dict[str, Any]:
             "generation": row.generation_ms,
             "total": row.total_ms,
         },
+        "predicted": None if forecast is None else _predicted(forecast),
+        "actual": None if forecast is None else _actual(row, forecast),
         "speculation": None
         if not drafted
         else {

@@ -6,6 +6,8 @@ import typer
 
 from gateway.commands.pools_bench import pools_bench
 from gateway.commands.pools_check import EXAMPLE, pools_check
+from gateway.commands.pools_learned import EXAMPLE as LEARNED_EXAMPLE
+from gateway.commands.pools_learned import pools_learned
 from gateway.commands.pools_status import pools_status
 from gateway.commands.terminal import out
 from gateway.fleet import fleet_until_stopped
@@ -17,6 +19,7 @@ from gateway.stopping import run_until_stopped
 pools = typer.Typer(help="vLLM pools.", no_args_is_help=True)
 pools.command("bench", epilog="Example: `tollgate pools bench speculative --quick`")(pools_bench)
 pools.command("check", epilog=EXAMPLE)(pools_check)
+pools.command("learned", epilog=LEARNED_EXAMPLE)(pools_learned)
 pools.command("status", epilog="Example: `tollgate pools status --watch`")(pools_status)
 
 

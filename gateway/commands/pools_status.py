@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from gateway.commands.pools_learned import pools_learned
 from gateway.commands.terminal import Json, out, print_json
 from gateway.errors import ConfigurationError
 from gateway.identity.root_key import load_admin_key
@@ -48,9 +49,15 @@ def pools_status(
     watch: Annotated[bool, typer.Option("--watch", help="go on, until Ctrl-C")] = False,  # noqa: FBT002 - an option
     url: Annotated[str | None, typer.Option(help="of the gateway; default: by the settings")] = None,
     *,
+    learned: Annotated[
+        bool, typer.Option("--learned", help="what requests taught instead, as `pools learned` has it")
+    ] = False,
     as_machine: Json = False,
 ) -> None:
     """Show replicas, their load and their last errors, as a running gateway sees them."""
+    if learned:
+        pools_learned(pool, as_machine=as_machine)
+        return
     settings = load_settings()
     desk = _Desk(settings, url)
     with desk:

@@ -107,6 +107,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/admin/v1/audit/invariants"): _READ,
     # Supply.
     ("GET", "/admin/v1/pools"): _READ,
+    ("GET", "/admin/v1/pools/learned"): _READ,
     # Money.
     ("GET", "/admin/v1/prices"): _READ,
     ("GET", "/admin/v1/prices/{target}"): _READ,

@@ -21,6 +21,7 @@ from gateway.jobs.auditor import Auditor, Stopped, Verdict, encoded
 from gateway.jobs.leases import LeaseLost, Turn, begin_turn, is_due, job_states
 from gateway.ledger.owners import set_unattributed
 from gateway.ledger.partitions import ensure_partitions
+from gateway.routing.learning_store import forget
 from gateway.settings import AuditSettings, BudgetSettings
 
 RECENT = "audit"
@@ -30,6 +31,8 @@ TURN_S = 60.0
 RENEWALS_PER_TURN = 3
 LOOKS_PER_INTERVAL = 4
 DAY_S = 86_400.0
+LEARNED_DAYS = 30
+"""What nothing was added to for so long has faded to nothing."""
 
 _log = logging.getLogger(__name__)
 
@@ -170,6 +173,12 @@ def jobs_of(
             before_ms = now_ms - int(budgets.slice_grace_s * 1000)
             await set_unattributed(session, before_ms=before_ms, now_ms=now_ms)
 
+    async def learned(turn: Turn, stopping: asyncio.Event) -> None:
+        del stopping
+        async with turn.writing() as session:
+            now_ms = await database_ms(session, clock)
+            await forget(session, before_ms=now_ms - int(LEARNED_DAYS * DAY_S * 1000))
+
     async def recent(turn: Turn, stopping: asyncio.Event) -> str:
         del turn
         return encoded(await auditor.look(stopping, recent_s=audit.recent_s))
@@ -180,6 +189,7 @@ def jobs_of(
 
     return (
         Job("partitions", DAY_S, partitions),
+        Job("learned", DAY_S, learned),
         Job("slices", audit.interval_s, slices),
         Job(RECENT, audit.interval_s, recent),
         Job(WHOLE, audit.whole_interval_s, whole),

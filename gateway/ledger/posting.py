@@ -4,8 +4,8 @@ One transaction for a whole batch: the attempts themselves, one booking of the j
 to zero, the hourly sums, what it takes from budgets and from the slices lent on them, and the receipts.
 An attempt that is booked already changes nothing, whoever sends it again and however often.
 
-Locks are taken in one order everywhere (attempts, windows by budget and start, slices, hours by key), so
-that processes wait for each other and never in a circle.
+Locks are taken in one order everywhere (attempts, windows by budget and start, slices, hours by key, what is
+learned), so that processes wait for each other and never in a circle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from gateway.inference import AttemptState, Payer, new_id
 from gateway.ledger.buckets import Bucket
 from gateway.ledger.records import NO_RECEIPT, Ended
 from gateway.ledger.slice_store import SliceState, WindowState
-from gateway.ledger.writers import InsertReceipts, Outcome, PostgresWriter, SessionWriter, Writer
+from gateway.ledger.writers import (
+    InsertReceipts,
+    Learn,
+    Outcome,
+    PostgresWriter,
+    SessionWriter,
+    Writer,
+    learn_nothing,
+)
 
 MS_PER_HOUR = 3_600_000
 PLATFORM = "platform"
@@ -75,6 +83,7 @@ async def book(
     owner_id: str,
     now_ms: int,
     insert_receipts: InsertReceipts,
+    learn: Learn = learn_nothing,
     driver: Any = None,
 ) -> Booked:
     """Book a batch in the caller's transaction.
@@ -85,6 +94,7 @@ async def book(
         owner_id: that process, whose slices cover them.
         now_ms: epoch milliseconds.
         insert_receipts: see there.
+        learn: see there.
         driver: asyncpg's connection of that transaction, which has begun; None: it is looked for.
 
     Raises:
@@ -93,10 +103,10 @@ async def book(
     """
     writer: Writer
     if session.get_bind().dialect.name == "postgresql":
-        writer = PostgresWriter(driver or await driver_of(session), session, insert_receipts)
+        writer = PostgresWriter(driver or await driver_of(session), session, insert_receipts, learn=learn)
     else:
         await begin_writing(session)
-        writer = SessionWriter(session, insert_receipts)
+        writer = SessionWriter(session, insert_receipts, learn)
     return await _book(writer, batch, owner_id=owner_id, now_ms=now_ms)
 
 
@@ -118,6 +128,8 @@ async def _book(writer: Writer, batch: Sequence[Ended], *, owner_id: str, now_ms
     if fresh:
         outcome.receipts = _receipts(fresh)
         await writer.write(outcome, now_ms=now_ms)
+    if fresh:
+        await writer.learn(fresh, now_ms=now_ms)
     if reached:
         booked.alerts += await _tell_once(writer, reached, now_ms=now_ms)
     return booked

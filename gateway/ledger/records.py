@@ -50,6 +50,9 @@ class AttemptStart(msgspec.Struct, frozen=True, tag="start"):
     """Where the charge counts: budget ids and the first instants of their windows."""
     receipt: msgspec.Raw = NO_RECEIPT
     """How the request was decided, JSON; of its first attempt only."""
+    modelled_ttft_ms: float | None = None
+    modelled_step_ms: float | None = None
+    """What the pool's model says without what was learned: measurements are compared with it."""
 
 
 class AttemptEnd(msgspec.Struct, frozen=True, tag="end"):
@@ -96,11 +99,22 @@ class Ended(NamedTuple):
     end: AttemptEnd
 
 
+_NOT_KEPT = (
+    "estimated_input_tokens",
+    "estimated_charge_usd_nanos",
+    "buckets",
+    "receipt",
+    "modelled_ttft_ms",
+    "modelled_step_ms",
+)
+"""Of a start, no column of `attempts`."""
+
+
 def row_of(ended: Ended, *, journal_id: str | None = None) -> dict[str, Any]:
     """The row of `attempts` that the two records make."""
     row: dict[str, Any] = msgspec.structs.asdict(ended.start)
     row.update(msgspec.structs.asdict(ended.end))
-    for name in ("estimated_input_tokens", "estimated_charge_usd_nanos", "buckets", "receipt"):
+    for name in _NOT_KEPT:
         del row[name]
     for name in ("state", "payer", "usage_source"):
         row[name] = row[name].value

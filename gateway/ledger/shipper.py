@@ -26,7 +26,7 @@ from gateway.ledger.posting import Booked, book, charges_by_bucket
 from gateway.ledger.records import Ended
 from gateway.ledger.spool import Left, Spool
 from gateway.ledger.store import BookedMeanwhile
-from gateway.ledger.writers import InsertReceipts
+from gateway.ledger.writers import InsertReceipts, Learn, learn_nothing
 from gateway.money import usd_text
 from gateway.settings import SpoolSettings
 
@@ -46,6 +46,7 @@ class Shipper:
         *,
         clock: Clock,
         insert_receipts: InsertReceipts,
+        learn: Learn = learn_nothing,
         holds: Holds | None = None,
         books: asyncio.Lock | None = None,
     ) -> None:
@@ -54,6 +55,7 @@ class Shipper:
         self._settings = settings
         self._clock = clock
         self._insert_receipts = insert_receipts
+        self._learn = learn
         self._holds = holds or Holds()
         self._books = books or asyncio.Lock()
         engine: AsyncEngine = sessions.kw["bind"]
@@ -190,6 +192,7 @@ class Shipper:
                         owner_id=owner_id,
                         now_ms=now_ms,
                         insert_receipts=self._insert_receipts,
+                        learn=self._learn,
                         driver=driver,
                     )
             except BookedMeanwhile:

@@ -48,7 +48,15 @@ InsertReceipts = Callable[[Any, list[dict[str, Any]]], Awaitable[None]]
 """Writes receipts in the caller's transaction (a session, or asyncpg's connection); routing's, which the
 ledger may not know."""
 
+Learn = Callable[[Any, Sequence[Ended], int], Awaitable[None]]
+"""Takes from attempts what they teach, in the transaction that books them (its connection as above, the
+attempts, epoch ms); likewise injected."""
+
 USAGE_KIND: Final = "usage"
+
+
+async def learn_nothing(connection: Any, fresh: Sequence[Ended], now_ms: int) -> None:
+    """For books that nobody routes by."""
 
 
 @dataclass(slots=True)
@@ -90,6 +98,9 @@ class Writer(Protocol):
     async def write(self, outcome: Outcome, *, now_ms: int) -> None:
         """Write down all of it."""
 
+    async def learn(self, fresh: Sequence[Ended], *, now_ms: int) -> None:
+        """Let attempts teach; the last that is locked."""
+
     async def told(self, buckets: Sequence[Bucket]) -> set[tuple[Bucket, int]]:
         """The shares of these buckets that somebody was told of."""
 
@@ -105,10 +116,13 @@ def note_of(attempts: int) -> str:
 class SessionWriter:
     """By SQLAlchemy."""
 
-    def __init__(self, session: AsyncSession, insert_receipts: InsertReceipts) -> None:
+    def __init__(
+        self, session: AsyncSession, insert_receipts: InsertReceipts, learn: Learn = learn_nothing
+    ) -> None:
         """Only remembers."""
         self._session = session
         self._insert_receipts = insert_receipts
+        self._learn = learn
 
     async def known(self, batch: Sequence[Ended]) -> dict[str, tuple[str, int | None]]:
         """See `Writer`."""
@@ -144,6 +158,10 @@ class SessionWriter:
         await insert_adding(session, SpendHour, outcome.hours)
         if outcome.receipts:
             await self._insert_receipts(session, outcome.receipts)
+
+    async def learn(self, fresh: Sequence[Ended], *, now_ms: int) -> None:
+        """See `Writer`."""
+        await self._learn(self._session, fresh, now_ms)
 
     async def told(self, buckets: Sequence[Bucket]) -> set[tuple[Bucket, int]]:
         """See `Writer`."""
@@ -236,11 +254,19 @@ _percents = msgspec.json.Decoder(list[int]).decode
 class PostgresWriter:
     """By asyncpg (0.31), in a transaction of SQLAlchemy's that has begun."""
 
-    def __init__(self, driver: Any, session: AsyncSession, insert_receipts: InsertReceipts) -> None:
+    def __init__(
+        self,
+        driver: Any,
+        session: AsyncSession,
+        insert_receipts: InsertReceipts,
+        *,
+        learn: Learn = learn_nothing,
+    ) -> None:
         """Only remembers."""
         self._driver = driver
         self._session = session
         self._insert_receipts = insert_receipts
+        self._learn = learn
 
     async def known(self, batch: Sequence[Ended]) -> dict[str, tuple[str, int | None]]:
         """See `Writer`."""
@@ -316,6 +342,11 @@ class PostgresWriter:
             await self._driver.execute(_WRITE, _encode(document).decode())
             if outcome.receipts:
                 await self._insert_receipts(self._driver, outcome.receipts)
+
+    async def learn(self, fresh: Sequence[Ended], *, now_ms: int) -> None:
+        """See `Writer`."""
+        with _told_as_sqlalchemy("UPDATE learned"):
+            await self._learn(self._driver, fresh, now_ms)
 
     async def told(self, buckets: Sequence[Bucket]) -> set[tuple[Bucket, int]]:
         """See `Writer`."""

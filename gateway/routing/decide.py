@@ -4,6 +4,10 @@ Overflow is for want of capacity: external targets stand behind every pool that 
 all of those are down. A call that no pool of its alias may ever serve does not overflow: it would always go
 outside, unnoticed, at the outside's price.
 
+What an engine would refuse is never sent there: sampling parameters that speculation cannot take, pictures
+for a model that reads text, an adapter that it was not started with. What depends on a call's own length is
+looked at for each call (`Course.fitting`).
+
 Pure and synchronous: everything about the call and the pools comes in as arguments, the answer is a value
 with its reasons. The same function serves the live request, explanations, the command line and the tests.
 """
@@ -11,13 +15,17 @@ with its reasons. The same function serves the live request, explanations, the c
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Final
 
-from backends.pool import PoolSnapshot
+from backends.pool import PoolSnapshot, PoolSpec
 from gateway.errors import NoEligibleTarget
 from gateway.inference import Call, Drop, RouteDecision, Target, Task
 from gateway.pricing.rates import no_price
 from gateway.protocols.portable import portability
 from gateway.routing.policy import Policy
+
+PRIORITIES: Final = {"priority": 0, "default": 10, "flex": 20}
+"""What a latency class is in an engine's queue (vLLM 0.32: lower is earlier, `v1/core/sched`)."""
 
 
 def decide(
@@ -28,6 +36,7 @@ def decide(
     pools: Mapping[str, PoolSnapshot],
     may_leave: bool = False,
     unpriced: Collection[str] = (),
+    latency_class: str = "default",
 ) -> RouteDecision:
     """The targets for a call, best first.
 
@@ -38,6 +47,7 @@ def decide(
         pools: every pool of the policy as it is now.
         may_leave: the tenant's owner allows that its requests are sent outside the company.
         unpriced: targets that have no price and may not be used without one.
+        latency_class: priority, default or flex.
 
     Raises:
         ModelNotFound: the policy has no such alias.
@@ -55,15 +65,15 @@ def decide(
             drops.append(Drop(name, f"model '{call.model_alias}' does not use it"))
             continue
         pool = pools[name]
-        if call.facts.needs_full_sampling and pool.spec.speculation is not None:
-            drops.append(Drop(name, "a speculating engine refuses min_p and logit_bias"))
+        obstacle = _obstacle(call, pool.spec, policy.adapters.get(call.model_alias))
+        if obstacle is not None:
+            drops.append(Drop(name, obstacle))
             continue
         if not pool.is_within_reach:
             is_any_down = True
             drops.append(Drop(name, "no replica is up"))
             continue
-        model = pool.spec.model
-        targets.append(Target(pool=name, upstream_model=model.served_name, max_model_len=model.max_model_len))
+        targets.append(_target(pool.spec, policy.adapters.get(call.model_alias), latency_class))
     has_pool = bool(targets) or is_any_down
     overflow = policy.overflow.get(call.model_alias)
     kept_inside: list[Drop] = []
@@ -73,13 +83,7 @@ def decide(
     if not targets:
         raise _nothing_left(call.model_alias, drops, kept_inside, removed_by_rules=not has_pool)
     drops += kept_inside
-    without = [target.pool for target in targets if target.pool in unpriced]
-    if without:
-        # Before anything is sent: a fallback must not land on what nobody can be charged for.
-        drops += [Drop(name, "it has no price") for name in without]
-        targets = [target for target in targets if target.pool not in unpriced]
-        if not targets:
-            raise no_price(*without)
+    targets = _priced(targets, drops, unpriced)
     return RouteDecision(
         targets=tuple(targets),
         nature=nature,
@@ -87,6 +91,39 @@ def decide(
         drops=tuple(drops),
         policy_version=policy.version,
         max_tokens_default=policy.max_tokens_default,
+    )
+
+
+def _priced(targets: list[Target], drops: list[Drop], unpriced: Collection[str]) -> list[Target]:
+    """Those that may be charged for; the others join the drops."""
+    without = [target.pool for target in targets if target.pool in unpriced]
+    if not without:
+        return targets
+    # Before anything is sent: a fallback must not land on what nobody can be charged for.
+    drops += [Drop(name, "it has no price") for name in without]
+    kept = [target for target in targets if target.pool not in unpriced]
+    if not kept:
+        raise no_price(*without)
+    return kept
+
+
+def _obstacle(call: Call, spec: PoolSpec, adapter: str | None) -> str | None:
+    """What the pool's engines would refuse in this call; None: nothing that is known."""
+    if call.facts.needs_full_sampling and spec.speculation is not None:
+        return "a speculating engine refuses min_p and logit_bias"
+    if call.facts.has_media and spec.reads_text_only:
+        return "its model reads text only"
+    if adapter is not None and adapter not in spec.adapters:
+        return f"its engines have no adapter '{adapter}'"
+    return None
+
+
+def _target(spec: PoolSpec, adapter: str | None, latency_class: str) -> Target:
+    return Target(
+        pool=spec.name,
+        upstream_model=adapter or spec.model.served_name,
+        max_model_len=spec.model.max_model_len,
+        priority=PRIORITIES[latency_class] if spec.schedules_by_priority else None,
     )
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,7 @@ from backends.pool import NAME_CHARS_MAX, RateCard
 from backends.yaml_source import KeyPath, YamlSourceError, explain, load_yaml_with_lines
 from gateway.errors import ConfigurationError, ModelNotFound
 from gateway.inference import CREATIVE_TASKS, CacheRule, Nature, TaskType
+from gateway.routing.economics import LatencyTarget, Rule
 
 SHOWN_MODELS = 20
 CONFIDENCE_MIN = 0.25
@@ -60,6 +61,13 @@ class ModelEntry(_Strict):
         default=(),
         exclude_if=_is_unused,
         description="external targets, in order, for when none of its pools can take a call",
+    )
+    adapter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MODEL_CHARS,
+        exclude_if=_is_unused,
+        description="LoRA adapter that it names; pools whose engines were not started with it are left out",
     )
     description: str = Field(default="", description="for people, shown in /v1/models")
 
@@ -156,6 +164,35 @@ def _says_nothing_new(section: CacheSection) -> bool:
     return section == CacheSection()
 
 
+class ClassTarget(_Strict):
+    """What a latency class shall keep, 95 of 100 times."""
+
+    ttft_p95_ms: float | None = Field(default=None, gt=0, description="until the first token")
+    tpot_p95_ms: float | None = Field(default=None, gt=0, description="for each further token")
+
+
+class EconomicsSection(_Strict):
+    """May measurements overturn the order of the routes, and when?"""
+
+    enabled: bool = Field(default=False, description="the routes' order holds only until another is measured")
+    switch_margin: float = Field(
+        default=0.15, gt=0, lt=1, description="share by which another pool has to be cheaper, or faster"
+    )
+    exploration: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.2,
+        description="share of requests without a declared task that go elsewhere to measure it",
+    )
+    latency_targets: dict[Literal["priority", "default", "flex"], ClassTarget] = Field(
+        default_factory=dict, description="by service_tier; left out: latency_targets of the pool's file"
+    )
+
+
+def _says_no_economics(section: EconomicsSection) -> bool:
+    return section == EconomicsSection()
+
+
 class PolicyFile(_Strict):
     """A policy as it is written."""
 
@@ -172,6 +209,11 @@ class PolicyFile(_Strict):
     max_tokens_default: int = Field(gt=0, description="put into requests that state no limit on their output")
     cache: CacheSection = Field(
         default_factory=CacheSection, exclude_if=_says_nothing_new, description="what may be answered twice"
+    )
+    economics: EconomicsSection = Field(
+        default_factory=EconomicsSection,
+        exclude_if=_says_no_economics,
+        description="what measurements may change in the routes",
     )
     allow_unpriced: bool = Field(
         default=False,
@@ -235,6 +277,9 @@ class Policy:
     """Those that an alias uses."""
     allow_unpriced: bool
     """Targets without a price may be used."""
+    adapters: Mapping[str, str]
+    """LoRA adapters by alias."""
+    economics: Rule
     classifier_confidence_min: float | None
     """From which confidence the trained classifier is believed; None: it is not asked."""
 
@@ -352,10 +397,28 @@ def _compile(file: PolicyFile, text: str) -> Policy:
             ttl_s=file.cache.ttl_s,
         ),
         allow_unpriced=file.allow_unpriced,
+        adapters={alias: entry.adapter for alias, entry in file.models.items() if entry.adapter},
+        economics=_compile_economics(file.economics),
         classifier_confidence_min=file.tasks.classifier.confidence_min
         if file.tasks.classifier.enabled
         else None,
     )
+
+
+def _compile_economics(section: EconomicsSection) -> Rule:
+    return Rule(
+        is_enabled=section.enabled,
+        switch_margin=section.switch_margin,
+        exploration=section.exploration,
+        targets={
+            name: LatencyTarget(_seconds(target.ttft_p95_ms), _seconds(target.tpot_p95_ms))
+            for name, target in section.latency_targets.items()
+        },
+    )
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _compile_external(entry: ExternalEntry) -> ExternalTarget:

@@ -16,6 +16,23 @@ from gateway.db import insert_ignoring_duplicates
 from gateway.routing.tables import Receipt
 
 
+class Forecast(msgspec.Struct, frozen=True, array_like=True):
+    """What the call was thought to take and to cost us at a candidate; supply's cost, not the charge."""
+
+    queue_us: int
+    ttft_us: int
+    """The queue included."""
+    tpot_us: int
+    total_us: int
+    cost_usd_nanos: int
+    read_us: int
+    """The part of it that is the prompt's, engine time."""
+    share_hundredths: int
+    """Requests that the cost takes to share a step, times 100."""
+    usd_nanos_per_hour: int
+    """Of one replica."""
+
+
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
     """A target that might have answered, in its order."""
 
@@ -23,6 +40,8 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
     bound_usd_nanos: int | None
     """The most that it could have charged; None: unpriced."""
     is_external: bool
+    forecast: Forecast | None = None
+    """None: nothing was predicted of it."""
 
 
 class Dropped(msgspec.Struct, frozen=True, array_like=True):
@@ -32,7 +51,7 @@ class Dropped(msgspec.Struct, frozen=True, array_like=True):
     reason: str
 
 
-class ReceiptFacts(msgspec.Struct, frozen=True):
+class ReceiptFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is kept of a decision."""
 
     task: str
@@ -46,6 +65,8 @@ class ReceiptFacts(msgspec.Struct, frozen=True):
     baseline: tuple[str, str] | None
     """The policy's default target and the version of its price."""
     max_tokens: int
+    why: str | None = None
+    """What put the first candidate first, where something was predicted."""
     removed: list[str]
     """Fields and headers that tenants may not set."""
 

@@ -1,8 +1,8 @@
-"""Which policies have ever been in force, and how was each request decided?"""
+"""Which policies have ever been in force, how was each request decided, and what has been learned?"""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, String, Text
+from sqlalchemy import BigInteger, Column, Index, String, Text
 from sqlmodel import Field, SQLModel
 
 from gateway.db import EpochMs
@@ -39,3 +39,29 @@ class Receipt(SQLModel, table=True):
     )
     tenant_id: str = Field(sa_column=Column(String(64), nullable=False, comment="who may read it"))
     body: str = Field(sa_column=Column(Text, nullable=False, comment="the decision, JSON"))
+
+
+class Learned(SQLModel, table=True):
+    """What answered attempts have taught of one pool and task: decayed sums, no request."""
+
+    __tablename__ = "learned"
+    __table_args__ = (Index("ix_learned_folded", "folded_at_ms"),)
+
+    pool: str = Field(sa_column=Column(String(64), primary_key=True, comment="the pool that answered"))
+    task: str = Field(sa_column=Column(String(32), primary_key=True, comment="task type; empty: all tasks"))
+    tenant_id: str = Field(
+        sa_column=Column(String(64), primary_key=True, comment="whose requests; empty: everybody's")
+    )
+    lessons: int = Field(
+        sa_column=Column(BigInteger, nullable=False, comment="attempts that were ever folded in")
+    )
+    folded_at_ms: int = Field(
+        sa_column=Column(
+            EpochMs,
+            nullable=False,
+            comment="until then its weights have faded, epoch ms; the database's clock",
+        )
+    )
+    evidence: str = Field(
+        sa_column=Column(Text, nullable=False, comment="the sums, JSON (gateway/routing/learning.py)")
+    )

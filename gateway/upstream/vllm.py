@@ -72,6 +72,8 @@ def request_body(call: Call, decision: RouteDecision, target: Target, *, cache_s
     fields = dict(call.fields)
     fields["model"] = raw_name(target.upstream_model)
     fields["cache_salt"] = raw_name(cache_salt)
+    if target.priority is not None:
+        fields["priority"] = raw(target.priority)
     if call.max_tokens is None:
         # vLLM clamps a limit to what is left of the context (get_max_tokens), so this never causes a refusal.
         fields["max_tokens"] = raw(output_bound(call, decision, target))

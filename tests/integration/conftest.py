@@ -43,7 +43,7 @@ def plain(_plain: MockVllm) -> Iterator[MockVllm]:
 
 def _as_new(mock: MockVllm) -> None:
     mock.reset()
-    mock.control(ttft_ms=0, tpot_ms=0, answer_tokens=16)
+    mock.control(ttft_ms=0, tpot_ms=0, step_ms=0, answer_tokens=16, acceptance=0.6)
 
 
 @pytest.fixture

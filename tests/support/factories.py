@@ -44,6 +44,7 @@ from gateway.ledger.budgets import Holds, Reservation
 from gateway.ledger.records import AttemptEnd, AttemptStart
 from gateway.money import UsdNanos
 from gateway.pricing.rates import Price, Rates
+from gateway.routing.economics import Outlook, Prediction, predict
 from gateway.routing.policy import Policy, parse_policy
 
 POLICY_TEXT = """\
@@ -182,6 +183,38 @@ def make_target(**changes: Any) -> Target:
 def make_decision(**changes: Any) -> RouteDecision:
     """One target, the plain pool."""
     return msgspec.structs.replace(_DECISION, **changes)
+
+
+def make_outlook(pool: str = "plain", **changes: Any) -> Outlook:
+    """A known pool: steps of 10 ms and 0.2 ms for each request, one token a step, a dollar a second."""
+    usual = Outlook(
+        pool=pool,
+        fixed_s=0.010,
+        sequence_s=0.0002,
+        prompt_token_s=0.0001,
+        request_s=0.002,
+        ttft_factor=1.0,
+        step_factor=1.0,
+        seats=32,
+        chunk_tokens=2048,
+        tokens_per_step=1.0,
+        output_tokens=100,
+        fresh_ratio=1.0,
+        usd_nanos_per_s=1e9,
+        usd_nanos_per_hour=3_600 * 10**9,
+        deviation=0.02,
+        step_tail=1.2,
+        ttft_tail=1.5,
+        is_known=True,
+        is_speculative=False,
+    )
+    return msgspec.structs.replace(usual, **changes)
+
+
+def make_prediction(**changes: Any) -> Prediction:
+    """Of a call alone on such a pool."""
+    usual = predict(make_outlook(), 0, 1, input_tokens=25, output_tokens=100)
+    return msgspec.structs.replace(usual, **changes)
 
 
 def make_policy(text: str = POLICY_TEXT, pools: Collection[str] = POOLS) -> Policy:

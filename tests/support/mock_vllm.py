@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="chance that a draft token is accepted, 0 to 1 (default 0.6)",
     )
     add("--ttft-ms", type=float, default=0.0, help="time to the first token (default 0)")
+    add("--step-ms", type=float, default=0.0, help="time per engine step, instead of per token (default 0)")
     add("--tpot-ms", type=float, default=0.0, help="time per further token (default 0)")
     add("--api-key", help="demand this bearer token under /v1")
     add("--max-num-queued-reqs", type=int, help="503 for requests beyond this many at once")
@@ -102,6 +103,7 @@ def profile_of(args: argparse.Namespace) -> ServerProfile:
         acceptance=args.acceptance,
         ttft_ms=args.ttft_ms,
         tpot_ms=args.tpot_ms,
+        step_ms=args.step_ms,
         has_request_metrics=not args.no_request_metrics,
         has_prompt_tokens_details=not args.no_prompt_tokens_details,
         has_auto_tools=args.enable_auto_tool_choice,

@@ -44,6 +44,8 @@ class ServerProfile:
     """Chance that one draft token is accepted."""
     ttft_ms: float = 0.0
     tpot_ms: float = 0.0
+    step_ms: float = 0.0
+    """Per engine step, whatever it yields, instead of per token; 0: by `tpot_ms`."""
     has_request_metrics: bool = True
     """--enable-per-request-metrics."""
     has_prompt_tokens_details: bool = True

@@ -54,7 +54,7 @@ _STATUS_BODIES: Final = {
     ),
     503: _BUSY,
 }
-_TUNABLE: Final = {"ttft_ms", "tpot_ms", "answer_tokens", "acceptance", "queued_requests_max"}
+_TUNABLE: Final = {"ttft_ms", "tpot_ms", "step_ms", "answer_tokens", "acceptance", "queued_requests_max"}
 
 
 class _Cut(Exception):
@@ -367,10 +367,17 @@ class _Run:
         """Wait until the token after so many of them is due."""
         profile = self._answer.profile
         due_ms = profile.ttft_ms + profile.tpot_ms * tokens_before / len(self._answer.scripts)
+        if profile.step_ms:
+            due_ms = profile.ttft_ms + profile.step_ms * self._steps_of(tokens_before)
         if due_ms:
             delay = self._start + due_ms / 1000 - self._loop.time()
             if delay > 0:
                 await asyncio.sleep(delay)
+
+    def _steps_of(self, tokens: int) -> float:
+        """Steps that so many tokens after the first took, each as long as the others."""
+        steps = max(len(one.steps) for one in self._answer.scripts) - 1
+        return steps * tokens / max(1, self._answer.completion_tokens - 1)
 
     # ------------------------------------------------------------------------------------------- plain
     async def plain(self) -> None:
@@ -430,7 +437,7 @@ class _Run:
         if "error_first_event" in self._hits:
             await self._fail()
         await self._until(0)
-        if not self._hits and not self._answer.profile.tpot_ms:
+        if not self._hits and not self._answer.profile.tpot_ms and not self._answer.profile.step_ms:
             await self._all_at_once()
             return
         said = contents = 0

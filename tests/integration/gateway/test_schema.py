@@ -31,6 +31,7 @@ TABLES = {
     "job_leases",
     "journal_entries",
     "journal_transactions",
+    "learned",
     "limits",
     "policy_versions",
     "price_entries",

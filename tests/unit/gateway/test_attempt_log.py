@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway.attempt_log import start_of
 from gateway.cache.lookup import CacheStatus, Slot
 from gateway.course import Course
+from gateway.economist import Forecasts
 from gateway.identity.auth import Caller
 from gateway.inference import Endpoint
 from gateway.ledger.buckets import Bucket
@@ -12,7 +13,15 @@ from gateway.ledger.budgets import Holds, Reservation
 from gateway.money import UsdNanos
 from gateway.plan import Plan
 from gateway.pricing.book import Prices
-from tests.support.factories import make_call, make_decision, make_price, make_target, make_task
+from tests.support.factories import (
+    make_call,
+    make_decision,
+    make_outlook,
+    make_prediction,
+    make_price,
+    make_target,
+    make_task,
+)
 
 CALLER = Caller(
     key_id="key_1",
@@ -40,11 +49,14 @@ def make_plan() -> Plan:
     prices = Prices({"plain": make_price()})
     course = Course(make_decision(), prices, task=make_task(), baseline=None)
     slot = Slot(b"key", may_read=True, may_keep=True, ttl_s=60)
-    return Plan(call, CALLER, REQUEST_ID, make_task(), course, prices, course.bounds(call), slot)
+    forecasts = Forecasts((make_outlook(),), [make_prediction(modelled_ttft_s=0.5, modelled_step_s=0.25)])
+    bounds = course.bounds(call)
+    return Plan(call, CALLER, REQUEST_ID, make_task(), course, prices, bounds, slot, forecasts=forecasts)
 
 
 def test_every_field_of_a_start_has_its_own_value() -> None:
     plan, bucket = make_plan(), Bucket("bud_1", 0)
+    assert plan.forecasts is not None
     reservation = Reservation(Holds(), UsdNanos(777), counted=(bucket,))
     start, price = start_of(plan, make_target(), "plain-0", number=1, reservation=reservation, now_ms=1_234)
     assert price == make_price()
@@ -75,8 +87,14 @@ def test_every_field_of_a_start_has_its_own_value() -> None:
         "started_at_ms": 1_234,
         "cache": CacheStatus.MISS,
         "buckets": (bucket,),
-        "receipt": plan.course.receipt(plan.call, plan.bounds),
+        "receipt": plan.course.receipt(plan.call, plan.bounds, plan.forecasts.texts(1)),
+        "modelled_ttft_ms": 500.0,
+        "modelled_step_ms": 250.0,
     }
+    elsewhere, _ = start_of(
+        plan, make_target(pool="x"), "x-0", number=2, reservation=reservation, now_ms=1_234
+    )
+    assert (elsewhere.modelled_ttft_ms, elsewhere.modelled_step_ms) == (None, None)
 
 
 def test_a_further_attempt_has_an_id_of_its_own_and_no_receipt() -> None:

@@ -7,13 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.course import TEMPLATE_TOKENS, Course, Courses
+from gateway.course import NO_FORECAST, TEMPLATE_TOKENS, Course, Courses, forecast_text
 from gateway.errors import Unpriced
 from gateway.inference import Call, Drop, RouteDecision, TokenUsage
 from gateway.pricing.book import Prices
 from gateway.pricing.rates import Price, Rates, charge
+from gateway.routing.economics import Why
 from gateway.routing.receipts import Candidate, Dropped, ReceiptFacts
-from tests.support.factories import make_call, make_decision, make_policy, make_target, make_task
+from tests.support.factories import (
+    make_call,
+    make_decision,
+    make_outlook,
+    make_policy,
+    make_prediction,
+    make_target,
+    make_task,
+)
 
 rates = st.builds(Rates, *[st.integers(0, 10**12)] * 6)
 
@@ -137,3 +146,66 @@ def test_a_course_is_made_once_for_a_policy_and_its_prices() -> None:
     assert courses.find("a", make, policy=policy, prices=later) is not first
     assert courses.find("a", make, policy=make_policy(), prices=later) is made[-1]
     assert len(made) == 4
+
+
+# ------------------------------------------------------------------------------------------ other orders
+def long_and_short() -> Course:
+    prices = book(plain=Rates(0, 0, 0, 10**6, 0), speculative=Rates(0, 0, 0, 10**7, 0))
+    targets = (make_target(pool="speculative", max_model_len=512), make_target(max_model_len=4096))
+    return Course(make_decision(targets=targets), prices, task=make_task(), baseline=None)
+
+
+def test_a_call_goes_where_its_context_is_long_enough() -> None:
+    course = long_and_short()
+    assert course.fitting(make_call(body_bytes=400, max_tokens=100)) is course
+    fitting = course.fitting(make_call(body_bytes=400, max_tokens=500))
+    assert [each.pool for each in fitting.decision.targets] == ["plain"]
+    assert fitting.decision.drops == (
+        Drop("speculative", "its context of 512 tokens is too short for the call"),
+    )
+    assert course.fitting(make_call(body_bytes=400, max_tokens=500)) is fitting
+    # Where none is, the engine says so itself; and nobody knows how many tokens a picture is.
+    assert course.fitting(make_call(body_bytes=400, max_tokens=50_000)) is course
+    assert course.fitting(make_call(body_bytes=40_000, facts={"has_media": True})) is course
+
+
+def test_another_target_first_keeps_the_others_in_order_and_what_is_held() -> None:
+    course = long_and_short()
+    led = course.led_by(1, Why.COST)
+    assert [each.pool for each in led.decision.targets] == ["plain", "speculative"]
+    assert led.decision.reason.endswith("; plain first: speculative is dearer by measurement")
+    assert course.led_by(1, Why.COST) is led
+    call = make_call(max_tokens=5)
+    assert led.bounds(call) == [*reversed(course.bounds(call))]
+    assert led.hold(call) == course.hold(call)
+    assert [each.pool for each in course.led_by(0, Why.POLICY).decision.targets] == ["speculative", "plain"]
+
+
+def test_a_receipt_holds_what_was_predicted_of_each_pool() -> None:
+    prices = Prices({"plain": Price("plain@3", Rates(0, 0, 0, 10**6, 0))}, allows_unpriced=True)
+    targets = (make_target(), make_target(pool="outside", is_external=True))
+    course = Course(make_decision(targets=targets), prices, task=make_task(), baseline=None)
+    assert course.pools == ("plain",)
+    led, call = course.led_by(0, Why.POLICY), make_call()
+    prediction = make_prediction(queue_s=0.5, ttft_s=1.25, tpot_s=0.01, total_s=2.0, cost_usd_nanos=1234.9)
+    texts = [forecast_text(make_outlook(), prediction), NO_FORECAST]
+    bounds = led.bounds(call)
+    facts = msgspec.json.decode(led.receipt(call, bounds, texts), type=ReceiptFacts)
+    assert facts.why == "policy"
+    assert facts.candidates[1].forecast is None
+    shown = facts.candidates[0].forecast
+    assert shown is not None
+    assert msgspec.structs.astuple(shown)[:5] == (500_000, 1_250_000, 10_000, 2_000_000, 1234)
+    assert (shown.share_hundredths, shown.usd_nanos_per_hour) == (100, 3_600 * 10**9)
+    without = msgspec.json.decode(led.receipt(call, bounds), type=ReceiptFacts)
+    assert (without.why, without.candidates[0].forecast) == (None, None)
+
+
+def test_receipts_from_before_there_were_predictions_can_be_read() -> None:
+    old = (
+        b'{"task":"code","source":"signal","confidence":0.7,"nature":"predictable","reason":"r",'
+        b'"candidates":[["plain",5,false]],"drops":[],"policy":"p@1","baseline":null,"max_tokens":9,"removed":[]}'
+    )
+    facts = msgspec.json.decode(old, type=ReceiptFacts)
+    assert facts.candidates == [Candidate("plain", 5, False)]
+    assert facts.why is None

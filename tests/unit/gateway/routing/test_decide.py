@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from backends.pool_sections import ModelSpec
 from gateway.errors import ModelNotFound, NoEligibleTarget, Unpriced
 from gateway.inference import CREATIVE_TASKS, Drop, Nature, RouteDecision, Target, TaskType
 from gateway.routing.decide import decide
@@ -234,3 +235,51 @@ def test_overflow_is_for_want_of_capacity_and_not_for_what_no_pool_may_serve() -
     assert "outside" not in caught.value.caller_detail
     assert order(overflowing(model_alias="auto", facts=SAMPLING)) == ["plain", "outside", "compatible"]
     assert order(overflowing(model_alias="auto", facts=SAMPLING, plain=0)) == ["outside", "compatible"]
+
+
+# ------------------------------------------------------------------------------------- what engines refuse
+def model(**changes: Any) -> ModelSpec:
+    return ModelSpec(served_name="tollgate-reference", max_model_len=1024, **changes)
+
+
+def test_pictures_never_go_to_a_model_that_reads_text_only() -> None:
+    pools = {
+        "speculative": make_pool("speculative", model=model(reads=("text",))),
+        "plain": make_pool("plain", model=model(reads=("text", "image"))),
+    }
+    call = make_call(facts={"has_media": True})
+    found = decide(call, make_task(), make_policy(), pools=pools)
+    assert order(found) == ["plain"]
+    assert found.drops == (Drop("speculative", "its model reads text only"),)
+    assert order(decide(make_call(), make_task(), make_policy(), pools=pools)) == ["speculative", "plain"]
+
+
+def test_an_engine_that_says_nothing_of_pictures_is_asked() -> None:
+    assert order(decision(facts={"has_media": True})) == ["speculative", "plain"]
+
+
+def test_an_adapter_is_asked_for_where_it_is_loaded_and_nowhere_else() -> None:
+    policy = make_policy(
+        POLICY_TEXT.replace("careful: {", "legal: {adapter: law, pools: [speculative, plain]}\n  careful: {")
+    )
+    pools = {
+        "speculative": make_pool("speculative"),
+        "plain": make_pool("plain", engine_args={"lora_modules": ["law=/models/law", "med=/models/med"]}),
+    }
+    found = decide(make_call(model_alias="legal"), make_task(), policy, pools=pools)
+    assert [(each.pool, each.upstream_model) for each in found.targets] == [("plain", "law")]
+    assert found.drops == (Drop("speculative", "its engines have no adapter 'law'"),)
+    assert (
+        decide(make_call(), make_task(), policy, pools=pools).targets[1].upstream_model
+        == "tollgate-reference"
+    )
+
+
+@pytest.mark.parametrize(("tier", "priority"), [("priority", 0), ("default", 10), ("flex", 20)])
+def test_a_class_has_its_place_in_queues_that_go_by_priority(tier: str, priority: int) -> None:
+    pools = {
+        "speculative": make_pool("speculative"),
+        "plain": make_pool("plain", scheduling="priority"),
+    }
+    found = decide(make_call(), make_task(), make_policy(), pools=pools, latency_class=tier)
+    assert [each.priority for each in found.targets] == [None, priority]

@@ -9,6 +9,7 @@ import pytest
 from backends.files import load_pools
 from gateway.errors import ConfigurationError, ModelNotFound
 from gateway.inference import CREATIVE_TASKS, Nature, TaskType
+from gateway.routing.economics import LatencyTarget
 from gateway.routing.policy import CONFIDENCE_MIN, PROVIDERS, SHOWN_MODELS, load_policy, parse_policy
 from tests.support.factories import OVERFLOW_TEXT, POLICY_TEXT, POOLS, make_policy
 
@@ -291,6 +292,51 @@ def test_a_key_that_was_pasted_is_refused_and_not_shown() -> None:
     assert "api_key is the name of a key" in found
     assert "TOLLGATE_EXTERNAL_KEYS__OPENAI" in found
     assert "abc123" not in found
+
+
+# ----------------------------------------------------------------------------------------------- economics
+def test_policies_from_before_there_were_economics_keep_their_versions_and_their_meaning() -> None:
+    policy = make_policy()
+    assert policy.version == "test@fcc4818649d8"
+    assert make_policy(POLICY_TEXT + "economics: {enabled: false}\n").version == policy.version
+    assert not policy.economics.is_enabled
+    assert policy.adapters == {}
+
+
+def test_what_measurements_may_change_is_part_of_the_version() -> None:
+    on = make_policy(POLICY_TEXT + "economics: {enabled: true, exploration: 0.05}\n")
+    assert on.version != make_policy().version
+    assert (on.economics.is_enabled, on.economics.exploration, on.economics.switch_margin) == (
+        True,
+        0.05,
+        0.15,
+    )
+
+
+def test_latency_targets_are_by_class_and_in_seconds_inside() -> None:
+    text = POLICY_TEXT + "economics: {enabled: true, latency_targets: {priority: {ttft_p95_ms: 250}}}\n"
+    assert make_policy(text).economics.targets == {"priority": LatencyTarget(ttft_s=0.25)}
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("{exploration: 0.5}", "economics.exploration"),
+        ("{switch_margin: 0}", "economics.switch_margin"),
+        ("{margin: 0.2}", "switch_margin"),
+        ("{latency_targets: {auto: {ttft_p95_ms: 1}}}", "economics.latency_targets"),
+    ],
+)
+def test_a_mistake_in_the_economics_is_told(section: str, said: str) -> None:
+    told = refusal(POLICY_TEXT + f"economics: {section}\n")
+    assert said in told
+    assert told.startswith("p.yaml:10")
+
+
+def test_the_shipped_policy_keeps_its_order_until_somebody_has_measured() -> None:
+    policy = load_policy(ROOT / "policies" / "default.yaml", pools=load_pools(ROOT / "backends" / "pools"))
+    assert not policy.economics.is_enabled
+    assert policy.economics.exploration == 0
 
 
 def test_policies_from_before_there_was_a_classifier_keep_their_versions() -> None:

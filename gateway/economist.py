@@ -1,0 +1,387 @@
+"""What is believed of each pool at this moment, and which of a call's targets follows from it?
+
+Keeps what was learned (read from the database at intervals, off the request path) and makes of it, for each
+pool and task that is asked for, the few coefficients that a prediction takes; a call only puts its own
+numbers and the pools' load in. What is kept is worked out anew after each reading, off the request path too.
+The only state is here; the arithmetic is `routing/economics.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+from sqlalchemy.exc import SQLAlchemyError
+
+from backends.pool import PoolSpec
+from backends.registry import PoolRegistry
+from gateway.clock import Clock
+from gateway.course import BYTES_PER_TOKEN, NO_FORECAST, Course, forecast_text
+from gateway.db import SessionFactory
+from gateway.inference import Call, Task, TaskSource, TaskType
+from gateway.routing.economics import (
+    GATE_NEVER,
+    KNOWN_WEIGHT_MIN,
+    NO_TARGET,
+    Gate,
+    LatencyTarget,
+    Outlook,
+    Outlooks,
+    Prediction,
+    Rule,
+    Why,
+    choose,
+    gate_of,
+    outlook_of,
+    predict,
+)
+from gateway.routing.learning import EVERY_TASK, EVERY_TENANT, Belief, Evidence, after, believe
+from gateway.routing.learning_store import LearnedKey, LearnedRow, read_learned
+from gateway.routing.policy import Policy
+from gateway.routing.priors import OUTPUT_TOKENS, Priors
+
+OUTLOOKS_MAX: Final = 4_096
+TENANT_WEIGHT_MIN: Final = 20.0
+"""Requests behind a tenant's own figures before they count."""
+OVERLAP_MS: Final = 10_000
+"""Read again: what a transaction folds it commits a little later."""
+FULL_RATIO: Final = 0.95
+"""A cache as full as this, with requests waiting: no further one gets in."""
+FADE_MS: Final = 15_000
+"""How old a look at faded evidence may be."""
+URGENT: Final = "priority"
+PATIENT: Final = "flex"
+
+_TASKS: Final = frozenset({EVERY_TASK, *(task.value for task in TaskType)})
+_NO_EVIDENCE: Final = Evidence()
+
+_log = logging.getLogger(__name__)
+
+
+class Forecasts(msgspec.Struct, frozen=True):
+    """What was predicted of a call's targets, in the order in which they are tried."""
+
+    outlooks: tuple[Outlook, ...]
+    predictions: list[Prediction]
+
+    def texts(self, targets: int) -> list[bytes]:
+        """Each target's as its receipt keeps it."""
+        shown = list(map(forecast_text, self.outlooks, self.predictions))
+        return shown if len(shown) == targets else shown + [NO_FORECAST] * (targets - len(shown))
+
+    def of(self, pool: str) -> Prediction | None:
+        """A pool's; None: nothing was predicted of it."""
+        for outlook, prediction in zip(self.outlooks, self.predictions, strict=True):
+            if outlook.pool == pool:
+                return prediction
+        return None
+
+
+_Key = tuple[tuple[str, ...], TaskType, str, str]
+
+
+class Economist:
+    """Predicts for one gateway process."""
+
+    def __init__(
+        self,
+        registry: PoolRegistry,
+        priors: Priors,
+        *,
+        clock: Clock,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """Know nothing yet.
+
+        Args:
+            registry: the pools and their load.
+            priors: what is thought of them before anything is measured.
+            clock: shared by all processes; evidence fades by it.
+            draw: a number from 0 to below 1, for explorations.
+        """
+        self._registry = registry
+        self._priors = priors
+        self._clock = clock
+        self._draw = draw
+        self._faded: dict[LearnedKey, Evidence] = {}
+        self._faded_at_ms = 0
+        self._rows: dict[LearnedKey, LearnedRow] = {}
+        self._tenants: set[tuple[TaskType | str, str]] = set()
+        """Those whose own answers' length is known, by task."""
+        self._known: dict[_Key, Outlooks] = {}
+        self._asked: set[_Key] = set()
+        self._policy: Policy | None = None
+        self._epoch = object()
+        """Another one after each reading: what was worked out before is out of date."""
+        self.turned: dict[str, int] = {why.value: 0 for why in Why}
+        """How many calls went where they did for which reason."""
+
+    # ------------------------------------------------------------------------------------ a call
+    def order(
+        self, course: Course, call: Call, task: Task, *, tenant_id: str, latency_class: str, policy: Policy
+    ) -> tuple[Course, Forecasts | None]:
+        """The course in the order that follows from predictions, and those.
+
+        Args:
+            course: in the policy's order.
+            call: what was asked.
+            task: what it is.
+            tenant_id: whose call it is.
+            latency_class: priority, default or flex.
+            policy: the one in force.
+        """
+        pools = course.pools
+        if not pools:
+            return course, None
+        whose = EVERY_TENANT
+        if self._tenants and (task.type, tenant_id) in self._tenants:
+            whose = tenant_id
+        if course.believed_in is not self._epoch:
+            course.believed_in, course.beliefs = self._epoch, {}
+        found = course.beliefs.get(whose)
+        if found is None:
+            key = (pools, task.type, whose, latency_class)
+            found = course.beliefs[whose] = self._find(key, policy)
+        tokens = found.output_tokens
+        if call.max_tokens is not None and call.max_tokens < tokens:
+            tokens = float(call.max_tokens)
+        load_of, outlooks = self._registry.load_of, found.pools
+        loads = [load_of(pool) for pool in pools]
+        share = sum(loads) / len(loads) + 1.0
+        read = call.body_bytes // BYTES_PER_TOKEN
+        predictions = [
+            predict(outlook, load, share, input_tokens=read, output_tokens=tokens)
+            for outlook, load in zip(outlooks, loads, strict=True)
+        ]
+        rule, first, why = policy.economics, 0, Why.POLICY
+        if len(pools) > 1:
+            first, why = choose(
+                outlooks,
+                predictions,
+                rule,
+                targets=found.targets,
+                is_urgent=latency_class == URGENT,
+                is_patient=latency_class == PATIENT,
+            )
+            if rule.exploration and self._explores(rule, task, latency_class):
+                others = [index for index in range(len(pools)) if index != first]
+                first, why = others[int(self._draw() * len(others))], Why.EXPLORATION
+        self.turned[why._value_] += 1  # a member's own hash takes longer than all of this line
+        if first:
+            outlooks = (outlooks[first], *outlooks[:first], *outlooks[first + 1 :])
+            predictions.insert(0, predictions.pop(first))
+        return course.led_by(first, why), Forecasts(outlooks, predictions)
+
+    def _explores(self, rule: Rule, task: Task, latency_class: str) -> bool:
+        if task.source is TaskSource.DECLARED or latency_class == URGENT:
+            return False
+        return self._draw() < rule.exploration
+
+    # ------------------------------------------------------------------------------------ what is believed
+    def _find(self, key: _Key, policy: Policy) -> Outlooks:
+        if policy is not self._policy:
+            self._policy = policy
+            self._known.clear()
+        self._asked.add(key)
+        return self._known.get(key) or self._make(key, policy)
+
+    def _make(self, key: _Key, policy: Policy) -> Outlooks:
+        if len(self._known) >= OUTLOOKS_MAX:
+            self._known.clear()
+        pools, task, tenant_id, latency_class = key
+        made = tuple(self.outlook(pool, task, tenant_id) for pool in pools)
+        plain = [each for each in made if not each.is_speculative]
+        gated = tuple(msgspec.structs.replace(each, gate=_gate_in_force(each, plain)) for each in made)
+        targets = tuple(self._target(pool, latency_class, policy.economics) for pool in pools)
+        found = Outlooks(gated, targets, made[0].output_tokens)
+        self._known[key] = found
+        return found
+
+    def outlook(self, pool: str, task: TaskType, tenant_id: str = EVERY_TENANT) -> Outlook:
+        """What is believed of a pool for a task."""
+        spec = self._registry.specs[pool]
+        lengths = self._lengths(task, tenant_id)
+        live = spec.expected_lengths.mean_live_tokens if spec.expected_lengths else OUTPUT_TOKENS
+        pace = self._priors.pace(spec, live)
+        seats, wake_s = self._seats(pool, pace.seats), self._wake_s(pool)
+        if seats != pace.seats or wake_s:
+            pace = msgspec.structs.replace(pace, seats=seats, request_s=pace.request_s + wake_s)
+        accepted = None if spec.speculation is None else self._priors.accepted(spec, task)
+        evidence = self.evidence(pool, task)
+        if accepted is not None and tenant_id:
+            own = self.evidence(pool, task, tenant_id).accepted
+            if own.slow.weight >= TENANT_WEIGHT_MIN:  # drawn to everybody's
+                everybodys = believe(evidence.accepted.slow, accepted)
+                accepted = Belief(everybodys.mean, everybodys.deviation, KNOWN_WEIGHT_MIN)
+                evidence = msgspec.structs.replace(evidence, accepted=own)
+        return outlook_of(
+            pool,
+            pace,
+            accepted=accepted,
+            task=evidence,
+            whole=self.evidence(pool, EVERY_TASK),
+            lengths=lengths,
+            usd_per_hour=float(spec.hardware.usd_per_hour),
+        )
+
+    def accepted(self, pool: str, task: TaskType) -> Belief:
+        """Tokens that are believed to be accepted per verification step; 0 where nothing is drafted."""
+        spec = self._registry.specs[pool]
+        if spec.speculation is None:
+            return Belief(0.0, 0.0, 0.0)
+        return believe(self.evidence(pool, task).accepted.slow, self._priors.accepted(spec, task))
+
+    def gates(self, pool: str, task: TaskType) -> dict[str, Gate]:
+        """Up to how many requests per replica speculation pays, against each pool that does not speculate."""
+        own = self.outlook(pool, task)
+        if not own.is_speculative:
+            return {}
+        beside: set[str] = set()
+        if self._policy is None:
+            beside.update(self._registry.specs)
+        else:
+            for allowed in self._policy.models.values():
+                if pool in allowed:
+                    beside |= allowed
+        plain = [name for name in sorted(beside) if self._registry.specs[name].speculation is None]
+        return {name: gate_of(own, self.outlook(name, task)) for name in plain}
+
+    def evidence(self, pool: str, task: str, tenant_id: str = EVERY_TENANT) -> Evidence:
+        """What was measured; nothing where nothing was."""
+        key = LearnedKey(pool, task, tenant_id)
+        found = self._faded.get(key)
+        if found is None:
+            row = self._rows.get(key)
+            if row is None:
+                return _NO_EVIDENCE
+            age_s = (self._clock.epoch_ms() - row.folded_at_ms) / 1000
+            found = self._faded[key] = after(row.evidence, age_s)
+        return found
+
+    def _lengths(self, task: TaskType, tenant_id: str) -> Evidence:
+        """Whose answers' length counts: the pool's that gave most, for length is the task's, not a pool's."""
+        found = [self.evidence(pool, task, tenant_id) for pool in self._registry.specs]
+        return max(found, key=lambda each: each.output_tokens.weight, default=Evidence())
+
+    def _seats(self, pool: str, seats: int) -> int:
+        """How many requests a replica generates together; where its cache is full, as many as now."""
+        loads = [one.load for one in self._registry.snapshot(pool).replicas if one.load is not None]
+        full = [
+            load.requests_running
+            for load in loads
+            if load.kv_cache_usage_ratio >= FULL_RATIO and load.requests_waiting
+        ]
+        if not full or len(full) < len(loads):
+            return seats
+        return max(1, min(seats, round(sum(full) / len(full))))
+
+    def _wake_s(self, pool: str) -> float:
+        """How long a call would wait for a pool of which all replicas sleep."""
+        if self._registry.snapshot(pool).ready_count or not self._registry.asleep_count(pool):
+            return 0.0
+        return self._registry.wake_expected_s(pool)
+
+    def _target(self, pool: str, latency_class: str, rule: Rule) -> LatencyTarget:
+        asked = rule.targets.get(latency_class)
+        if asked is not None:
+            return asked
+        spec: PoolSpec = self._registry.specs[pool]
+        if spec.latency_targets is None:
+            return NO_TARGET
+        ttft_ms, tpot_ms = spec.latency_targets.ttft_p95_ms, spec.latency_targets.tpot_p95_ms
+        return LatencyTarget(
+            None if ttft_ms is None else ttft_ms / 1000, None if tpot_ms is None else tpot_ms / 1000
+        )
+
+    # ------------------------------------------------------------------------------------ what is learned
+    def take(self, rows: Iterable[LearnedRow]) -> None:
+        """Take over what was learned, and work out anew what is asked for."""
+        now_ms = self._clock.epoch_ms()
+        if now_ms - self._faded_at_ms >= FADE_MS:
+            self._faded_at_ms = now_ms
+            self._faded.clear()
+        for row in rows:
+            if row.key.pool not in self._registry.specs or row.key.task not in _TASKS:
+                continue  # its file is gone, or the task's name
+            self._faded.pop(row.key, None)
+            known = self._rows.get(row.key)
+            if known is None or row.folded_at_ms >= known.folded_at_ms:
+                self._rows[row.key] = row
+                if row.key.tenant_id and row.evidence.output_tokens.weight >= TENANT_WEIGHT_MIN:
+                    self._tenants.add((row.key.task, row.key.tenant_id))
+        policy, asked = self._policy, self._asked
+        self._known, self._asked, self._epoch = {}, set(), object()
+        if policy is not None:
+            for key in asked:
+                self._make(key, policy)
+
+    def rows(self) -> Mapping[LearnedKey, LearnedRow]:
+        """What was learned, as of the instants at which it was folded."""
+        return self._rows
+
+
+def _gate_in_force(outlook: Outlook, plain: list[Outlook]) -> float:
+    """Beyond it a plain pool is better though acceptance be as good as it may; never without measurements.
+
+    Where it would not even pay for one request, the costs decide, with their margin.
+    """
+    if not outlook.is_speculative or not outlook.is_known:
+        return GATE_NEVER
+    gates = [gate_of(outlook, other).most for other in plain if other.is_known]
+    least = min(gates, default=GATE_NEVER)
+    return least if least >= 1 else GATE_NEVER
+
+
+class Reader:
+    """Brings what was learned from the database to the economist, as long as it runs."""
+
+    def __init__(self, economist: Economist, sessions: SessionFactory, *, interval_s: float) -> None:
+        """Only remembers.
+
+        Args:
+            economist: who is told.
+            sessions: where it is kept.
+            interval_s: between two looks.
+        """
+        self._economist = economist
+        self._sessions = sessions
+        self._interval_s = interval_s
+        self._since_ms = 0
+        self._stopping = asyncio.Event()
+        self._is_away = False
+
+    def stop(self) -> None:
+        """Let `run` end after the look under way."""
+        self._stopping.set()
+
+    async def refresh(self) -> None:
+        """Look once.
+
+        Raises:
+            SQLAlchemyError, OSError: the database is away; what is known stays as it is.
+        """
+        async with self._sessions() as session:
+            rows = await read_learned(session, since_ms=self._since_ms)
+        if rows:
+            self._since_ms = max(row.folded_at_ms for row in rows) - OVERLAP_MS
+        self._economist.take(rows)
+
+    async def run(self) -> None:
+        """Look at intervals until stopped; a database that is away is survived."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self._interval_s)
+            if self._stopping.is_set():
+                return
+            try:
+                await self.refresh()
+                self._is_away = False
+            except (SQLAlchemyError, OSError) as error:
+                if not self._is_away:
+                    _log.warning("what was learned cannot be read (what is known is used on): %s", error)
+                self._is_away = True

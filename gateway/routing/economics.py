@@ -1,0 +1,380 @@
+"""What would this call take and cost on each pool now, and is that reason enough to leave the policy's order?
+
+A decode step costs its time, divided by the requests that share it and by the tokens that it yields. The time
+is the pool's step-time model corrected by what was measured, the tokens are the acceptance that was learned
+for the task. Times are predicted at each pool's own load. Money is compared at the load that the candidates
+have on average: hours are paid whether they are used or not, and a pool must not look dear for being empty,
+or all would follow the crowd.
+
+The policy's order holds unless
+
+- the speculating pool has more requests than speculation pays for (the gate),
+- the latency class would be missed there and is met elsewhere,
+- the call is of the highest class and another pool is faster by the margin, or
+- another pool is cheaper by the margin,
+
+the last two only where both pools were measured and chance does not explain the difference. Pure; floats, for
+these are predictions: no amount that is ever booked comes from here. Seconds, tokens, nano-USD.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from gateway.routing.learning import Belief, Evidence, believe
+from gateway.routing.priors import (
+    OUTPUT_TOKENS,
+    OUTPUT_WEIGHT,
+    STEP_OTHERS,
+    STEP_OWN,
+    STEP_SPREAD,
+    TTFT_SPREAD,
+    Pace,
+)
+
+CONFIDENCE_Z: Final = 1.96
+"""Two-sided 95 of 100."""
+TAIL_Z: Final = 1.645
+"""The 95th percentile of a normal distribution."""
+KNOWN_WEIGHT_MIN: Final = 6.0
+"""Requests behind a figure, decayed, before it may overturn anything."""
+FIGURE_MAX: Final = 2**53 - 1
+"""No predicted figure is shown above this: every reader of JSON takes it."""
+GATE_NEVER: Final = math.inf
+
+
+class Why(StrEnum):
+    """Why a pool stands first."""
+
+    POLICY = "policy"
+    GATE = "gate"
+    LATENCY = "latency"
+    SPEED = "speed"
+    COST = "cost"
+    EXPLORATION = "exploration"
+
+
+REASONS: Final = {
+    Why.GATE: "has more requests than speculation pays for by measurement",
+    Why.LATENCY: "would miss the latency target",
+    Why.SPEED: "is slower at the 95th percentile by measurement",
+    Why.COST: "is dearer by measurement",
+    Why.EXPLORATION: "waits, for this request measures another pool",
+}
+"""What is said of the pool that the policy would have taken."""
+
+
+class LatencyTarget(msgspec.Struct, frozen=True):
+    """What shall hold 95 of 100 times; None: nothing is asked."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
+NO_TARGET: Final = LatencyTarget()
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """What a policy says about it."""
+
+    is_enabled: bool = False
+    switch_margin: float = 0.15
+    """Share by which another pool has to be better."""
+    exploration: float = 0.0
+    """Share of requests that may go to another pool than the best, to measure it."""
+    targets: dict[str, LatencyTarget] = {}
+    """By latency class; a class that is not there has those of the pool's file."""
+
+
+class Outlook(msgspec.Struct, frozen=True):
+    """What is believed of a pool for a task: all that a prediction needs beside the call and the load."""
+
+    pool: str
+    fixed_s: float
+    """Of a step; it takes `fixed_s + sequence_s * sequences`, corrected by measurement."""
+    sequence_s: float
+    prompt_token_s: float
+    request_s: float
+    ttft_factor: float
+    """First tokens took so many times what the corrected steps make of them."""
+    step_factor: float
+    """By which steps were corrected: what they took over what the model said."""
+    seats: int
+    chunk_tokens: int
+    tokens_per_step: float
+    output_tokens: float
+    """Of an answer."""
+    fresh_ratio: float
+    """Share of the input that the prefix cache does not have."""
+    usd_nanos_per_s: float
+    usd_nanos_per_hour: int
+    deviation: float
+    """Of the logarithm of the cost of a token, one standard deviation."""
+    step_tail: float
+    """The 95th percentile over the middle."""
+    ttft_tail: float
+    is_known: bool
+    """Measured enough to overturn the policy's order."""
+    is_speculative: bool
+    gate: float = GATE_NEVER
+    """Requests per replica beyond which speculation does not pay, by the most that its acceptance may be."""
+
+
+class Outlooks(msgspec.Struct, frozen=True):
+    """Of some candidates for one task, tenant and class: what does not depend on the call."""
+
+    pools: tuple[Outlook, ...]
+    targets: tuple[LatencyTarget, ...]
+    output_tokens: float
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """What a call would take and cost on a pool."""
+
+    queue_s: float
+    ttft_s: float
+    """The queue included."""
+    tpot_s: float
+    total_s: float
+    cost_usd_nanos: float
+    """At the load that the candidates have on average."""
+    share: float
+    """Requests that share a step, this one included."""
+    cost_share: float
+    """Those that the cost takes to share it."""
+    read_s: float
+    """Of engine time for the prompt."""
+    modelled_ttft_s: float
+    """Before correction, for comparison with what is measured."""
+    modelled_step_s: float
+
+
+_ALWAYS_ONE: Final = Belief(0.0, 0.0, math.inf)
+
+
+def outlook_of(
+    pool: str,
+    pace: Pace,
+    *,
+    accepted: Belief | None,
+    task: Evidence,
+    whole: Evidence,
+    lengths: Evidence,
+    usd_per_hour: float,
+) -> Outlook:
+    """What evidence makes of a pool's model.
+
+    Args:
+        pool: its name.
+        pace: its model.
+        accepted: what was thought of its acceptance; None: it does not speculate.
+        task: what was measured of this pool and task.
+        whole: what was measured of this pool with any task: steps take the same time for all.
+        lengths: whose answers' length counts: the task's, or its tenant's.
+        usd_per_hour: of one replica.
+    """
+    step_prior = STEP_OWN if pace.is_measured else STEP_OTHERS
+    of_pool = believe(whole.step_log.slow, step_prior)
+    # The task's own is drawn to the pool's: a little evidence must not make a task look different.
+    step = believe(task.step_log.slow, Belief(of_pool.mean, STEP_SPREAD, KNOWN_WEIGHT_MIN))
+    first = believe(whole.ttft_log.slow, Belief(of_pool.mean, step_prior.deviation, step_prior.weight))
+    yielded = _ALWAYS_ONE if accepted is None else believe(task.accepted.slow, accepted)
+    step_weight = max(of_pool.weight, step.weight)
+    tokens_per_step = 1 + max(0.0, yielded.mean)
+    # Where the pool's steps are known, the task's are as uncertain as the pool's own.
+    step_deviation = min(step.deviation, math.hypot(of_pool.deviation, STEP_SPREAD / 2))
+    length = believe(lengths.output_tokens, Belief(OUTPUT_TOKENS, OUTPUT_TOKENS, OUTPUT_WEIGHT))
+    factor = math.exp(step.mean)
+    return Outlook(
+        pool,
+        pace.fixed_s * factor,
+        pace.sequence_s * factor,
+        pace.prompt_token_s * factor,
+        pace.request_s,
+        math.exp(first.mean) / factor,
+        factor,
+        pace.seats,
+        pace.chunk_tokens,
+        tokens_per_step,
+        max(1.0, length.mean),
+        1 - min(1.0, max(0.0, task.cached_ratio.ratio)),
+        usd_per_hour * 1e9 / 3600,
+        round(usd_per_hour * 1e9),
+        math.hypot(step_deviation, yielded.deviation / tokens_per_step),
+        math.exp(TAIL_Z * (whole.step_log.slow.deviation if of_pool.weight else STEP_SPREAD)),
+        math.exp(TAIL_Z * (whole.ttft_log.slow.deviation if first.weight else TTFT_SPREAD)),
+        (pace.is_measured or step_weight >= KNOWN_WEIGHT_MIN) and yielded.weight >= KNOWN_WEIGHT_MIN,
+        accepted is not None,
+    )
+
+
+def predict(
+    outlook: Outlook, load: float, share: float, *, input_tokens: int, output_tokens: float
+) -> Prediction:
+    """What a call would take and cost.
+
+    Args:
+        outlook: the pool.
+        load: requests per replica there now, this one not counted.
+        share: requests per replica that money is compared at, this one counted.
+        input_tokens: of the call.
+        output_tokens: of its answer.
+    """
+    seats, tokens_per_step = outlook.seats, outlook.tokens_per_step
+    own = load + 1.0
+    queued = own - seats
+    if queued > 0:
+        own = float(seats)
+    step_s = outlook.fixed_s + outlook.sequence_s * own
+    tpot_s = step_s / tokens_per_step
+    # A seat becomes free as often as answers end.
+    queue_s = queued * output_tokens * tpot_s / seats if queued > 0 else 0.0
+    fresh_s = input_tokens * outlook.fresh_ratio * outlook.prompt_token_s
+    steps = 1 + input_tokens // outlook.chunk_tokens
+    first_s = outlook.request_s + steps * step_s + fresh_s
+    ttft_s = queue_s + first_s * outlook.ttft_factor
+    shared = share if share < seats else float(seats)
+    step_cost_s = (outlook.fixed_s + outlook.sequence_s * shared) / (shared * tokens_per_step)
+    correction = outlook.step_factor
+    return Prediction(
+        queue_s,
+        ttft_s,
+        tpot_s,
+        ttft_s + output_tokens * tpot_s,
+        outlook.usd_nanos_per_s * (fresh_s + output_tokens * step_cost_s),
+        own,
+        shared,
+        fresh_s,
+        queue_s + outlook.request_s + (first_s - outlook.request_s) / correction,
+        step_s / correction,
+    )
+
+
+def choose(
+    outlooks: Sequence[Outlook],
+    predictions: Sequence[Prediction],
+    rule: Rule,
+    *,
+    targets: Sequence[LatencyTarget],
+    is_urgent: bool,
+    is_patient: bool,
+) -> tuple[int, Why]:
+    """Which candidate stands first, and why.
+
+    Args:
+        outlooks: the candidates in the policy's order, at least one.
+        predictions: of each.
+        rule: the policy's.
+        targets: of each for the call's latency class.
+        is_urgent: the highest class: it is routed for its 95th percentile before its cost.
+        is_patient: the lowest class: for its cost alone.
+    """
+    first, why = _within_gate(outlooks, predictions), Why.POLICY
+    if first:
+        why = Why.GATE
+    count = range(len(outlooks))
+    met = count if is_patient else [i for i in count if _meets(outlooks[i], predictions[i], targets[i])]
+    if first not in met:
+        if met:
+            return met[0], Why.LATENCY
+        quickest = min(count, key=lambda i: predictions[i].ttft_s * outlooks[i].ttft_tail)
+        late_s = predictions[first].ttft_s * outlooks[first].ttft_tail
+        sooner_s = predictions[quickest].ttft_s * outlooks[quickest].ttft_tail
+        return (quickest, Why.LATENCY) if sooner_s < late_s * (1 - rule.switch_margin) else (first, why)
+    if is_urgent:
+        quicker = _better(
+            outlooks, [_total_p95_s(outlooks[i], predictions[i]) for i in count], first, rule=rule
+        )
+        if quicker is not None and quicker in met and _may_take(outlooks, predictions, quicker):
+            return quicker, Why.SPEED
+    cheaper = _better(outlooks, [each.cost_usd_nanos for each in predictions], first, rule=rule)
+    if cheaper is None or cheaper not in met or not _may_take(outlooks, predictions, cheaper):
+        return first, why
+    if is_urgent and _total_p95_s(outlooks[cheaper], predictions[cheaper]) > _total_p95_s(
+        outlooks[first], predictions[first]
+    ):
+        return first, why
+    return cheaper, Why.COST
+
+
+def _within_gate(outlooks: Sequence[Outlook], predictions: Sequence[Prediction]) -> int:
+    """The first that is not loaded beyond where speculation pays and has room; 0 if there is none."""
+    if predictions[0].share <= outlooks[0].gate:
+        return 0
+    for index in range(1, len(outlooks)):
+        if _may_take(outlooks, predictions, index):
+            return index
+    return 0
+
+
+def _may_take(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], index: int | None) -> bool:
+    if index is None:
+        return False
+    return predictions[index].share <= outlooks[index].gate and (
+        predictions[index].queue_s <= predictions[0].queue_s
+    )
+
+
+def _meets(outlook: Outlook, prediction: Prediction, target: LatencyTarget) -> bool:
+    if target.ttft_s is not None and prediction.ttft_s * outlook.ttft_tail > target.ttft_s:
+        return False
+    return target.tpot_s is None or prediction.tpot_s * outlook.step_tail <= target.tpot_s
+
+
+def _total_p95_s(outlook: Outlook, prediction: Prediction) -> float:
+    rest_s = prediction.total_s - prediction.ttft_s
+    return prediction.ttft_s * outlook.ttft_tail + rest_s * outlook.step_tail
+
+
+def _better(outlooks: Sequence[Outlook], amounts: Sequence[float], first: int, *, rule: Rule) -> int | None:
+    """The least of the amounts, if it is less by the margin and its interval is clear of zero; else None."""
+    best, base = first, outlooks[first]
+    for index in range(len(amounts)):
+        if amounts[index] < amounts[best]:
+            best = index
+    if best == first or amounts[best] > amounts[first] * (1 - rule.switch_margin):
+        return None
+    other = outlooks[best]
+    if not (base.is_known and other.is_known) or amounts[best] <= 0:
+        return None
+    gain = math.log(amounts[first] / amounts[best])
+    return best if gain > CONFIDENCE_Z * math.hypot(base.deviation, other.deviation) else None
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """Up to how many requests per replica speculation pays; infinite: as many as the replica takes."""
+
+    least: float
+    middle: float
+    most: float
+    """For the least, the middle and the most of its acceptance, 95 of 100."""
+
+
+def gate_of(speculative: Outlook, plain: Outlook) -> Gate:
+    """The batch size where time x cost of a token of a speculating pool meet those of a plain pool."""
+    spread = math.exp(CONFIDENCE_Z * speculative.deviation)
+    return Gate(
+        _crossing(speculative, plain, speculative.tokens_per_step / spread),
+        _crossing(speculative, plain, speculative.tokens_per_step),
+        _crossing(speculative, plain, speculative.tokens_per_step * spread),
+    )
+
+
+def _crossing(speculative: Outlook, plain: Outlook, tokens_per_step: float) -> float:
+    """Both grow with the batch: step squared x price / tokens squared; compared at the root of it.
+
+    (f1 + g1 b) * w1 = (f2 + g2 b) * w2, straight lines, cross once at most.
+    """
+    weight = math.sqrt(speculative.usd_nanos_per_s) / tokens_per_step
+    other = math.sqrt(plain.usd_nanos_per_s)
+    ahead = plain.fixed_s * other - speculative.fixed_s * weight
+    slope = speculative.sequence_s * weight - plain.sequence_s * other
+    if slope <= 0:  # it gains with every request: if it ever pays, then with a full batch
+        return GATE_NEVER if ahead - slope * speculative.seats >= 0 else 0.0
+    at = ahead / slope
+    return GATE_NEVER if at >= speculative.seats else max(0.0, at)
