@@ -93,7 +93,8 @@ class Liveness:
             asked_at_s: when it was sent.
             now_s: the moment that it was given up, or refused.
         """
-        if self.moved_at_s >= asked_at_s:
+        # A probe that is refused at once, by a full queue, says nothing: only long stillness counts.
+        if self.moved_at_s >= asked_at_s or now_s - self.moved_at_s < self._rule.stall_s:
             return False
         self._silent_probes += 1
         if self.is_blind and self._silent_probes < BLIND_PROBES:

@@ -127,8 +127,12 @@ class FleetMonitor:
 
     def tell_upkeep(self, spent: Upkeep) -> None:
         """Tokens were used on our account."""
-        if self._on_upkeep is not None:
+        if self._on_upkeep is None:
+            return
+        try:
             self._on_upkeep(spent)
+        except Exception:  # noqa: BLE001 - what books it must not end the watch over all replicas
+            _LOG.exception("what was used on replica %s could not be booked", spent.replica)
 
     def _follow_fleet_file(self) -> None:
         """Make the living fleet's replicas those of the registry; without one there are none."""
@@ -175,7 +179,7 @@ class FleetMonitor:
         if fleet is not None and self._on_upkeep is not None:
             for upkeep in fleet.upkeep:
                 if upkeep.id not in self._told_upkeep:
-                    self._on_upkeep(upkeep)
+                    self.tell_upkeep(upkeep)
             self._told_upkeep = {upkeep.id for upkeep in fleet.upkeep}
 
     def _follow_driver(self, one: FleetReplica) -> None:
@@ -309,6 +313,8 @@ class _Watch:
                 self._tell_driver(why)
             elif replica.breaker.is_suspected:
                 self._registry.clear_of_suspicion(self._name)
+        except Exception:  # noqa: BLE001 - as in `run`: an answer that nobody foresaw
+            _LOG.exception("a look at replica %s failed; trying again", self._name)
         finally:
             self._doubt = None
 

@@ -75,15 +75,12 @@ def new_upkeep(pool: str, replica: str, kind: UpkeepKind, *, tokens: Tokens, too
 
 
 def tokens_of(usage: Any) -> Tokens:
-    """The `usage` of an OpenAI answer.
+    """The `usage` of an OpenAI answer; what cannot be, such as less than nothing, is taken as nothing.
 
     Raises:
         KeyError, TypeError, ValueError: it is none.
     """
     details = usage.get("prompt_tokens_details") or {}
-    cached = int(details.get("cached_tokens") or 0)
-    return Tokens(
-        input=int(usage.get("prompt_tokens") or 0) - cached,
-        cached_input=cached,
-        output=int(usage["completion_tokens"]),
-    )
+    read = max(0, int(usage.get("prompt_tokens") or 0))
+    cached = min(read, max(0, int(details.get("cached_tokens") or 0)))
+    return Tokens(input=read - cached, cached_input=cached, output=max(0, int(usage["completion_tokens"])))

@@ -140,13 +140,15 @@ def shape_of(path: str | None, stated: ShapeSpec | None, quantization: str | Non
         if known is None:
             return None
         shape = _from_config(known, "by the repository's name")
-    bits = bits_of(named)
+    bits = bits_of(named) or bits_of(named_quantization(path or "") or "?")
     if stated is not None and stated.weight_bits is not None:
         bits = stated.weight_bits
+    parameters = (stated.parameters if stated else None) or shape.parameters
     return replace(
         shape,
         weight_bits=bits or DENSE_BITS,
-        parameters=(stated.parameters if stated else None) or shape.parameters,
+        # Of weights whose bits nobody says nothing is calculated: any guess could refuse what fits.
+        parameters=parameters if bits is not None else None,
         quantization=named,
     )
 
@@ -202,7 +204,7 @@ def _from_config(config: Mapping[str, Any], source: str) -> ModelShape:
         head_dim=int(config.get("head_dim") or hidden // heads),
         vocabulary=int(config["vocab_size"]),
         is_tied=bool(config.get("tie_word_embeddings", False)),
-        context_tokens=config.get("max_position_embeddings"),
+        context_tokens=_context_tokens(config),
         parameters=None,
         weight_bits=bits,
         source=source,
@@ -215,6 +217,18 @@ def _from_config(config: Mapping[str, Any], source: str) -> ModelShape:
         architecture=str(architectures[0]),
     )
     return replace(shape, parameters=_parameters(shape, config))
+
+
+def _context_tokens(config: Mapping[str, Any]) -> int | None:
+    """The longest context that vLLM takes without being told to (0.32, `vllm/config/model.py`)."""
+    stated = config.get("max_position_embeddings")
+    if stated is None:
+        return None
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    factor = 1.0
+    if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) in {"linear", "dynamic"}:
+        factor = float(rope.get("factor") or 1)
+    return max(int(stated * factor), int(config.get("model_max_length") or 0))
 
 
 def _checkpoint_quantization(config: Any) -> tuple[str | None, float]:

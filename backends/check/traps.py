@@ -123,7 +123,7 @@ def _model(looked: Looked) -> Iterator[Finding]:
     if shape is None:
         return
     wanted, has = spec.model.quantization, shape.quantization
-    if wanted and has and bits_of(wanted) != bits_of(has) and shape.stored_bytes is not None:
+    if wanted and has and _contradict(wanted, has) and shape.stored_bytes is not None:
         yield looked.say(
             Severity.ERROR,
             ("model", "quantization"),
@@ -145,6 +145,14 @@ def _model(looked: Looked) -> Iterator[Finding]:
             f"its attention heads have {shape.head_dim} dimensions; vLLM on a CPU knows "
             f"{', '.join(str(size) for size in sorted(CPU_HEAD_DIMS))}, and ends at the first request",
         )
+
+
+def _contradict(wanted: str, has: str) -> bool:
+    """Whether vLLM refuses the one for a checkpoint of the other; kinds of `modelopt` go together."""
+    if wanted.startswith("modelopt") and has.startswith("modelopt"):
+        return False
+    bits = bits_of(wanted), bits_of(has)
+    return None not in bits and bits[0] != bits[1]
 
 
 def _allows_long_contexts(spec: PoolSpec) -> bool:
@@ -261,7 +269,8 @@ def _draft(looked: Looked) -> Iterator[Finding]:
     speculation, shape, draft = looked.spec.speculation, looked.shape, looked.draft
     if speculation is None or shape is None or draft is None:
         return
-    if speculation.method == "draft_model" and draft.vocabulary != shape.vocabulary:
+    is_free = bool(speculation.engine_args.get("use_heterogeneous_vocab"))
+    if speculation.method == "draft_model" and draft.vocabulary != shape.vocabulary and not is_free:
         yield looked.say(
             Severity.ERROR,
             ("speculation", "model"),
@@ -299,16 +308,17 @@ def _parallelism(looked: Looked) -> Iterator[Finding]:
             f"beyond {shape.kv_heads} GPUs each holds a copy of the same keys and values: the cache grows "
             "no more",
         )
-    is_moe = shape is not None and shape.is_moe
+    # What a pool file states has no word for experts, and of an unknown model nothing is known.
+    is_dense = shape is not None and not shape.is_moe and looked.spec.model.shape is None
     for flag in ("data-parallel-external-lb", "data-parallel-rank"):
-        if flag in flags and not is_moe:
+        if flag in flags and is_dense:
             yield looked.say(
                 Severity.ERROR,
                 looked.engine_path(flag),
                 "vLLM refuses this for a dense model: write replicas, which are servers of their own "
                 "that the gateway balances",
             )
-    if number(flags, "data-parallel-size", 1) > 1 and not is_moe:
+    if number(flags, "data-parallel-size", 1) > 1 and is_dense:
         yield looked.say(
             Severity.WARNING,
             looked.engine_path("data-parallel-size"),
@@ -430,7 +440,11 @@ def _memory(looked: Looked) -> Iterator[Finding]:
     if isinstance(fit, NoFit) or looked.is_on_cpu:
         return
     if not fit.is_enough and not fit.is_close:
-        yield looked.say(Severity.ERROR, ("hardware",), fit.why_not())
+        # An external server runs already, and what moves weights elsewhere is not counted.
+        is_sure = looked.spec.driver == "process" and not any(
+            "offload" in flag or flag == "enable-expert-parallel" for flag in looked.flags
+        )
+        yield looked.say(Severity.ERROR if is_sure else Severity.WARNING, ("hardware",), fit.why_not())
     elif not fit.is_enough:
         yield looked.say(Severity.WARNING, ("hardware",), f"by a narrow estimate, {fit.why_not()}")
     elif fit.is_close:

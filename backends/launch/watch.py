@@ -153,7 +153,9 @@ class Watch:
         return self._idleness(now_s)
 
     def _is_known_to_hang(self, now_s: float) -> bool:
-        """A gateway's probe brought no token, and by our own counters nothing has moved either."""
+        """A gateway's probe brought no token, and by our own counters it has work and does not move."""
+        if self._load is None or not self._load.requests_running:
+            return False  # to be still is no sign of an idle engine: it is examined
         is_still = now_s - self._liveness.moved_at_s >= self._times.health.stall_s
         return is_still and self._asks.why(self._replica.name).startswith(HANGS)
 

@@ -79,7 +79,7 @@ class PipelinedStorage:
         error = CacheBroken("the cache was stopped")
         try:
             async with open_line(self._client, line):
-                await line.ended
+                await asyncio.shield(line.ended)  # who stops waiting must not end it: `end` tells why
         except (*REDIS_ERRORS, TimeoutError) as caught:
             error = CacheBroken(str(caught) or repr(caught))
         finally:

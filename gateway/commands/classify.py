@@ -30,6 +30,7 @@ tasks = typer.Typer(help="Tasks of requests.", no_args_is_help=True)
 
 @tasks.command(
     "classify",
+    short_help="Which tasks are these requests?",
     epilog="Example: `tollgate classify requests.jsonl --json > tasks.jsonl`",
 )
 def classify(

@@ -167,6 +167,8 @@ def _note_contradiction(booked: Booked, ended: Ended, known: tuple[str, int | No
     end = ended.end
     if (end.state.value, end.charge_usd_nanos) == (state, charge) or end.error_code == "gateway_died":
         return  # the same again, or a guess about an attempt whose true end arrived
+    if end.payer is Payer.PLATFORM and end.state is AttemptState.ANSWERED:
+        return  # upkeep that its driver tells again at other rates: the first price holds
     booked.contradictions.append((ended, f"booked already as {state} at {charge} nano-USD"))
 
 

@@ -23,6 +23,9 @@ HEAD_CHARS = 240
 TAIL_CHARS = 160
 """Instructions stand before the material or after it."""
 
+CODE_CHARS = 20_000
+"""Of a longer text its first and last halves of this are searched for marks of code."""
+
 INSTRUCTION_CHARS_MIN = 8
 """Shorter texts, where nothing else is said, are not judged by their words: "Hm", "ok", "x"."""
 
@@ -230,6 +233,8 @@ def _phrase_of(text: str) -> Signal | None:
 
 
 def _has_code(text: str, literals: Iterable[str] = tuple(_CODE)) -> bool:
+    if len(text) > CODE_CHARS:  # a text may be a megabyte, and the patterns take their time
+        text = f"{text[: CODE_CHARS // 2]}\n{text[-CODE_CHARS // 2 :]}"
     return any(literal in text and _CODE[literal].search(text) for literal in literals)
 
 

@@ -72,3 +72,10 @@ def test_of_an_engine_without_metrics_it_takes_three_silent_probes() -> None:
         assert liveness.is_dead(now_s, now_s) is (number == BLIND_PROBES)
     liveness.alive(now_s)
     assert not liveness.is_dead(now_s + 90, now_s + 120)
+
+
+def test_a_probe_that_a_full_queue_refuses_at_once_is_no_death() -> None:
+    liveness = watched()
+    liveness.saw(replace(LOAD, generation_tokens_total=201), 30)
+    assert not liveness.is_dead(30.2, 30.3)
+    assert liveness.is_dead(30.2, 51)

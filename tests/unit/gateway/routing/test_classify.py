@@ -285,3 +285,9 @@ def test_a_finder_remembers_nothing_of_a_short_system_prompt() -> None:
         finder.find(make_call(facts=CallFacts(instruction=UNSIGNED, system="Be kind.")), policy, key_id="a")
     odd = make_call(facts=CallFacts(instruction="Summarize this.", system="Be kind."))
     assert finder.find(odd, policy, key_id="a").type is TaskType.SUMMARIZATION
+
+
+def test_marks_of_code_are_found_at_both_ends_of_a_very_long_text() -> None:
+    filler = "and so on " * 10_000
+    assert task_of(instruction="```python\ndef f(x): return x\n```\n" + filler).type is TaskType.CODE
+    assert task_of(instruction=filler + "\n```python\ndef f(x): return x\n```").type is TaskType.CODE
