@@ -6,6 +6,8 @@ Prints what `backends.check` finds. Exit status 1 if a pool is invalid; 2 if the
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -198,6 +200,26 @@ def _rows(fit: Fit) -> list[tuple[str, str]]:
 
 
 # ------------------------------------------------------------------------------------------------- fixing
+def _replace(place: Path, text: str) -> None:
+    """Write a file in one step: a full disk leaves the old one, and whoever reads it sees one or the other.
+
+    Raises:
+        InvalidRequest: it cannot be written; says why.
+    """
+    target = place.resolve()  # a link stays a link
+    draft = target.with_name(f".{target.name}.{os.getpid()}.new")
+    try:
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(target, draft)
+        draft.replace(target)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise InvalidRequest(f"{place} cannot be written: {error.strerror}; it is as it was") from None
+
+
 def _fix(files: list[Path], place: Path | None, *, engine: Path | None, write: bool, fix: bool) -> None:
     if not fix or place is None or not place.is_file():
         raise InvalidRequest("--fix takes one FILE, and --write goes with --fix: `pools check FILE --fix`")
@@ -214,7 +236,7 @@ def _fix(files: list[Path], place: Path | None, *, engine: Path | None, write: b
     if not new.has_comments:
         told.print("its layout could not be kept: the comments are lost", highlight=False)
     if write:
-        place.write_text(new.text, encoding="utf-8")
+        _replace(place, new.text)
         told.print(f"{place}: written", highlight=False)
     else:
         sys.stdout.write(new.text)

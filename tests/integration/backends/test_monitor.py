@@ -20,7 +20,7 @@ from backends.liveness import HealthRule
 from backends.monitor import FleetMonitor
 from backends.pool import PoolSpec, ReplicaSnapshot, ReplicaState
 from backends.registry import PoolRegistry
-from backends.upkeep import Upkeep, UpkeepKind
+from backends.upkeep import OnUpkeep, Upkeep, UpkeepKind
 from backends.warm_spec import KeepWarmSpec, SleepSpec
 from tests.integration.backends.conftest import pool_named
 from tests.support.tiny_replica import METRICS
@@ -78,6 +78,7 @@ async def monitored(
     fleet_file: Path | None = None,
     rule: HealthRule = RULE,
     told: list[Upkeep] | None = None,
+    on_upkeep: OnUpkeep | None = None,
 ) -> AsyncIterator[FleetMonitor]:
     async def route(request: httpx.Request) -> httpx.Response:
         return await servers[request.url.host].answer(request)
@@ -86,7 +87,7 @@ async def monitored(
         registry,
         fleet_file=fleet_file,
         rule=rule,
-        on_upkeep=None if told is None else told.append,
+        on_upkeep=on_upkeep if told is None else told.append,
         transport=httpx.MockTransport(route),
     )
     async with asyncio.TaskGroup() as group:
@@ -483,3 +484,18 @@ async def test_a_replica_that_fails_again_after_its_token_is_left_alone_for_long
                 lease.failed("500")
             assert replica(registry).state is ReplicaState.UNHEALTHY
             assert replica(registry).breaker.opened == opened
+
+
+async def test_books_that_fail_end_no_watch() -> None:
+    tried: list[Upkeep] = []
+
+    def refuse(upkeep: Upkeep) -> None:
+        tried.append(upkeep)
+        raise ValueError("these tokens cannot be")
+
+    registry, server = PoolRegistry({"plain": external("one")}), Server()
+    async with monitored(registry, {"one": server}, on_upkeep=refuse):
+        await until(is_state(registry, ReplicaState.READY))
+        assert tried
+        looked = len(server.seen)
+        await until(lambda: len(server.seen) > looked + 4)

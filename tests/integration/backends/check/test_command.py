@@ -87,6 +87,18 @@ def test_the_correction_is_printed_and_written_only_when_asked(tmp_path: Path, f
     assert run(tmp_path, "--snapshot").returncode == 0
 
 
+def test_a_corrected_file_keeps_its_link_and_its_rights(tmp_path: Path, file: Path) -> None:
+    file.write_text(POOL + OLD)
+    file.chmod(0o640)
+    link = tmp_path / "link.yaml"
+    link.symlink_to(file)
+    assert run(tmp_path, "--snapshot", "--fix", "--write", str(link)).returncode == 0
+    assert link.is_symlink()
+    assert "swap_space" not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
+
+
 def test_what_no_edit_settles_is_left(tmp_path: Path, file: Path) -> None:
     file.write_text(POOL.replace("max_model_len: 8192", "max_model_len: 131072") + "swap_space: 4\n")
     done = run(tmp_path, "--snapshot", "--fix", str(file))
