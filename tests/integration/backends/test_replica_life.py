@@ -98,15 +98,26 @@ async def test_a_hung_replica_is_found_and_replaced(
         assert DRAINING not in fleet.states()
 
 
-async def test_a_gateways_finding_saves_the_driver_its_own_probe(state_dir: Path) -> None:
-    """An engine that hung while it was idle counts nobody's request: only who sends some can know."""
+async def test_a_gateways_finding_saves_the_driver_its_own_probe_of_an_engine_with_work(
+    state_dir: Path,
+) -> None:
+    async with mock_fleet(state_dir, mock_pool()) as fleet:
+        fleet.control(**HUNG, gauges={"num_requests_running": 1})
+        await asyncio.sleep(0.6)
+        fleet.fleet.asks.examine("plain-0", "hangs, nothing moved for 1 s: no token")
+        await fleet.until(READY, count=2)
+        assert fleet.details(UNHEALTHY)[0].startswith("hangs, nothing moved for 1 s: no token")
+
+
+async def test_an_idle_engine_is_examined_before_a_gateways_word_counts(state_dir: Path) -> None:
+    """One that hung while it was idle counts nobody's request, and one that is well does not move either."""
     async with mock_fleet(state_dir, mock_pool()) as fleet:
         fleet.control(**HUNG)
         await asyncio.sleep(0.6)
         assert fleet.replica().state is READY
         fleet.fleet.asks.examine("plain-0", "hangs, nothing moved for 1 s: no token")
         await fleet.until(READY, count=2)
-        assert fleet.details(UNHEALTHY)[0].startswith("hangs, nothing moved for 1 s: no token")
+        assert "one-token completion: ReadTimeout" in fleet.details(UNHEALTHY)[0]
 
 
 async def test_a_gateway_that_is_wrong_costs_a_token_and_nothing_else(state_dir: Path) -> None:
