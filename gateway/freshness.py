@@ -103,7 +103,12 @@ class ChangeWatcher:
             return False
         try:
             rows = await self._driver.fetch(_REVISIONS, timeout=ANSWER_S)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,  # the server ended the connection, which does not know it yet
+            OSError,
+        ) as error:
             _log.debug("the listener's connection does not answer: %s", error)
             return False
         found = dict(map(tuple, rows))

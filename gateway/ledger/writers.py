@@ -371,7 +371,8 @@ def _told_as_sqlalchemy(statement: str) -> Iterator[None]:
     """
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        # The last is what a connection says that the server has just ended and that does not know it yet.
         if isinstance(error, ValueError):  # asyncpg's own look at a value
             raise StatementError(str(error), statement, None, error) from error
         raise DBAPIError(statement, None, error) from error
