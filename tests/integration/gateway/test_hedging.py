@@ -223,10 +223,15 @@ async def test_the_allowance_is_kept(
     async with pair(home, urls, plain, sister, hedging=few) as two:
         for mock in two.mocks:
             mock.control(ttft_ms=700)
-        for _ in range(5):
+        made = refused = asked = 0.0
+        # On a busy machine a content may come before anybody could ask again; such a stream shows nothing.
+        while made + refused < 5 and asked < 20:
             assert _is_whole(await two.gateway.chat(STORY, stream=True))
-        assert await two.metric("tollgate_hedges_total") <= 1, "5 % of 25"
-        assert await two.metric("tollgate_hedges_refused_total") >= 4
+            asked += 1
+            made = await two.metric("tollgate_hedges_total")
+            refused = await two.metric("tollgate_hedges_refused_total")
+        assert made <= 0.05 * (SAMPLES_MIN + asked)
+        assert refused >= 4
 
 
 async def test_whole_answers_are_never_asked_for_twice(
