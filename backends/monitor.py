@@ -349,9 +349,12 @@ class _Watch:
 
     async def _scrape(self) -> None:
         try:
-            answer = await self._client.get(f"{self._url}/metrics", timeout=_TIMEOUT_S)
-            answer.raise_for_status()
-            load = parse_metrics(answer.text, scraped_at_s=time.monotonic())
+            # Piece by piece: an answer of httpx (0.28) and its stream refer to each other, and a text that it
+            # holds stays in memory until the garbage collector comes, which is a minute or longer.
+            async with self._client.stream("GET", f"{self._url}/metrics", timeout=_TIMEOUT_S) as answer:
+                answer.raise_for_status()
+                text = "".join([piece async for piece in answer.aiter_text()])
+            load = parse_metrics(text, scraped_at_s=time.monotonic())
         except (httpx.HTTPError, NotVllmMetrics) as error:
             _LOG.debug("no load from replica %s: %s", self._name, error)
             replica = self._replica()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -29,6 +30,16 @@ INTERVAL_S = 0.02
 RULE = HealthRule(poll_interval_s=INTERVAL_S)
 
 
+class Pieces(httpx.AsyncByteStream):
+    """A body that comes."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._text.encode()
+
+
 @dataclass
 class Server:
     """One replica as the network shows it."""
@@ -50,7 +61,8 @@ class Server:
             case "/metrics":
                 if isinstance(self.metrics, Exception):
                     raise self.metrics
-                return httpx.Response(200, text=self.metrics)
+                # In pieces, as from a socket: an answer made of a text would hold it from the start.
+                return httpx.Response(200, stream=Pieces(self.metrics))
             case "/v1/completions":
                 return self.response(self.completion, {"usage": {"completion_tokens": 1}})
             case _:
@@ -110,6 +122,24 @@ def is_state(registry: PoolRegistry, state: ReplicaState, index: int = 0) -> Cal
     return lambda: (
         len(registry.snapshot("plain").replicas) > index and replica(registry, index).state is state
     )
+
+
+async def test_no_scrape_leaves_its_text_to_the_garbage_collector() -> None:
+    registry = PoolRegistry({"plain": external("a")})
+    servers = {"a": Server()}
+    gc.collect()
+    gc.disable()
+    try:
+        async with monitored(registry, servers):
+            await until(lambda: servers["a"].seen.count("/metrics") > 5)
+        answers = [one for one in gc.get_objects() if isinstance(one, httpx.Response)]
+    finally:
+        gc.enable()
+    left = [one for one in answers if one.request.url.path == "/metrics"]
+    assert left, "httpx leaves none behind any more: the scrape can be one call again"
+    for one in left:
+        with pytest.raises(httpx.ResponseNotRead):
+            assert one.content is None
 
 
 async def test_external_replicas_become_ready_with_a_token_and_have_a_load() -> None:
