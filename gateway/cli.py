@@ -9,6 +9,7 @@ import sys
 
 from gateway.commands.lazy import Entry, lazy_group
 from gateway.errors import GatewayError
+from gateway.heap import share_one_heap
 
 app = lazy_group(
     {
@@ -51,6 +52,7 @@ app = lazy_group(
 
 def main() -> None:
     """Run the program."""
+    share_one_heap()  # before any thread has one of its own
     try:
         app()
     except GatewayError as error:

@@ -1,9 +1,9 @@
 """How does the process's memory stay what is used of it? By one heap for all threads.
 
 glibc gives each new thread a heap of its own, up to eight for a processor. SQLite's connections are threads
-that take turns: each look at the books sorts in another one, and its heap keeps what was freed in it. A
-thousand streams on the embedded database grew by 3 MB a minute, in steps, until all had had their turn. Python
-runs one thread at a time, so hardly anybody waits for the one heap.
+that take turns: each look at the books sorts in another one, and its heap keeps what was freed in it. Under a
+thousand streams on the embedded database each look, one a minute, left two megabytes behind. Python runs one
+thread at a time, so hardly anybody waits for the one heap.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from gateway.api.edge import DIRECT
 from gateway.app import Application
 from gateway.client_connection import ClientRule
 from gateway.dependencies import Runtime
-from gateway.heap import share_one_heap
 from gateway.settings import Settings
 
 COLLECT_AFTER = (20_000, 20, 20)
@@ -65,7 +64,6 @@ class Server(uvicorn.Server):
 def make_server(app: Application, settings: Settings) -> Server:
     """A server for the app, not started."""
     _take_all_descriptors()
-    share_one_heap()
     asked = settings.clients
     rule = ClientRule(
         head_bytes_max=asked.head_bytes_max,

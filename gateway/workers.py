@@ -23,6 +23,7 @@ import uvloop
 
 from gateway.app import create_app
 from gateway.errors import ConfigurationError, GatewayError
+from gateway.heap import share_one_heap
 from gateway.logs import set_up_logging
 from gateway.serving import OnServing, Worker, require_database, serve
 from gateway.settings import Settings, load_settings
@@ -222,6 +223,7 @@ def work(index: int, port: int, log_file: Path | None) -> None:
 
 
 if __name__ == "__main__":
+    share_one_heap()
     try:
         work(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if sys.argv[3:] else None)
     except GatewayError as error:

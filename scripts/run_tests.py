@@ -1,8 +1,10 @@
 """What `make test` runs once everything is installed: linters, types, contracts, every test, coverage floors.
 
 A failing check does not keep the tests from running: one run tells all that is wrong. Tests that only need
-processors run two at a time; those that start whole programs and real vLLM run one after another, because on
-a small machine they would starve each other. The last lines are pytest's own closing lines and their sum.
+processors run three at a time. Those of faults and loads mostly wait, and want the machine at once when they
+do not: they run one after another, and what loads vLLM's code without its servers runs beside them at a lower
+priority, two at a time. The bundled fleet has the machine for itself. The last lines are pytest's own closing
+lines and their sum.
 
 Usage: python scripts/run_tests.py [--only checks|parallel|serial] [--workers 2] [--total 90]
 """
@@ -31,10 +33,16 @@ CHECKS = {
 }
 TOP_LEVEL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py"))
 FAULTS = "tests/e2e/faults"
-"""Each of its tests keeps the whole machine busy, on one PostgreSQL, Redis and fleet for all of them."""
+"""Its tests share one PostgreSQL, Redis and fleet, and what they break heals against the clock."""
 PARALLEL = ["tests/unit", "tests/integration", "tests/e2e", f"--ignore={FAULTS}", *TOP_LEVEL]
-SERIAL = [FAULTS, "tests/load", "tests/gpu", "tests/vllm"]
-CLOSING = re.compile(r"^=+ (?P<counts>.*?) in (?P<seconds>[\d.]+)s(?: \([\d:]+\))? =+$")
+WAITING = [FAULTS, "tests/load"]
+ENGINE = ["tests/vllm"]
+ENGINE_OPTIONS = ("-m", "not fleet", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider")
+FLEET = ["tests/gpu", "tests/vllm"]
+FLEET_OPTIONS = ("-m", "fleet or gpu")
+BESIDE_NICENESS = "10"
+"""Of what runs beside others: a tenth of their share where both want the same processor."""
+CLOSING = re.compile(r"^=+ (?P<counts>.*?) in [\d.]+s(?: \([\d:]+\))? =+$")
 COUNT = re.compile(r"(\d+) ([a-z]+)")
 NO_TESTS = 5
 """pytest's exit status when it found none."""
@@ -46,6 +54,8 @@ class Outcome:
 
     failures: list[str] = field(default_factory=list)
     closings: list[tuple[str, str]] = field(default_factory=list)
+    tests_s: float = 0.0
+    """What all groups took, beside each other or not."""
 
 
 def run(command: list[str]) -> int:
@@ -67,24 +77,36 @@ def tee(command: list[str]) -> tuple[int, str]:
     return process.returncode, seen.decode(errors="replace")
 
 
+def beside(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a program of the environment that leaves the machine to others, its output kept for later."""
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            ["nice", "-n", BESIDE_NICENESS, BIN / command[0], *command[1:]],  # noqa: S607 - of every system
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
 def closing_line(output: str) -> str:
     """Pytest's last line, or what stands for it when pytest did not get that far."""
     lines = [line for line in output.splitlines() if CLOSING.match(line)]
     return lines[-1] if lines else "no closing line: pytest was cut short"
 
 
-def combined(closings: list[str]) -> str:
-    """One closing line in pytest's form for several runs."""
+def combined(closings: list[str], seconds: float) -> str:
+    """One closing line in pytest's form for several runs, which together took so long."""
     counts: Counter[str] = Counter()
-    seconds = 0.0
     for line in closings:
         match = CLOSING.match(line)
         if match is None:
             counts["errors"] += 1
             continue
-        seconds += float(match["seconds"])
         for number, word in COUNT.findall(match["counts"]):
-            counts[{"error": "errors", "warning": "warnings"}.get(word, word)] += int(number)
+            if word != "deselected":  # another run's
+                counts[{"error": "errors", "warning": "warnings"}.get(word, word)] += int(number)
     text = ", ".join(f"{number} {word}" for word, number in counts.items()) or "no tests ran"
     return f" {text} in {seconds:.2f}s ".center(100, "=")
 
@@ -98,13 +120,35 @@ def existing(paths: list[str]) -> list[str]:
     ]
 
 
+def pytest_on(paths: list[str], options: tuple[str, ...]) -> list[str]:
+    """The command that runs a group of tests under coverage."""
+    return ["python", "-m", "coverage", "run", "-m", "pytest", *options, *existing(paths)]
+
+
 def phase(outcome: Outcome, name: str, paths: list[str], *, options: tuple[str, ...] = ()) -> None:
-    """Run one group of tests under coverage."""
-    found = existing(paths)
-    if not found:
-        print(f"\n{name}: no tests in {', '.join(paths)} yet", flush=True)
-        return
-    status, output = tee(["python", "-m", "coverage", "run", "-m", "pytest", *options, *found])
+    """Run one group of tests."""
+    take(outcome, name, *tee(pytest_on(paths, options)))
+
+
+def waiting_and_engine(outcome: Outcome) -> None:
+    """What mostly waits, and beside it what loads vLLM; their outputs one after the other."""
+    log = ROOT / ".tollgate" / "tests-engine.log"
+    command = pytest_on(ENGINE, ENGINE_OPTIONS)
+    engine = beside(command, log)
+    try:
+        phase(outcome, "waiting", WAITING)
+    except BaseException:
+        engine.terminate()
+        raise
+    finally:
+        status = engine.wait()
+        output = log.read_text(errors="replace")
+        print(f"\n$ {' '.join(command)}\n{output}", flush=True)
+    take(outcome, "engine", status, output)
+
+
+def take(outcome: Outcome, name: str, status: int, output: str) -> None:
+    """Remember how a group of tests ended."""
     if status != 0:
         reason = "found no tests" if status == NO_TESTS else f"ended with status {status}"
         outcome.failures.append(f"{name} tests: pytest {reason}")
@@ -140,10 +184,13 @@ def main() -> int:
         outcome.failures += [name for name, command in CHECKS.items() if run(command) != 0]
     if options.only != "checks":
         run(["python", "-m", "coverage", "erase"])
+    tests_began = time.monotonic()
     if options.only in {None, "parallel"}:
         phase(outcome, "parallel", PARALLEL, options=("-n", options.workers, "--dist", "worksteal"))
     if options.only in {None, "serial"}:
-        phase(outcome, "serial", SERIAL)
+        waiting_and_engine(outcome)
+        phase(outcome, "fleet", FLEET, options=FLEET_OPTIONS)
+    outcome.tests_s = time.monotonic() - tests_began
     if options.only is None:
         coverage(options.total, outcome)
     print(f"\n{time.monotonic() - began:.0f} s in all")
@@ -152,7 +199,7 @@ def main() -> int:
     for name, line in outcome.closings:
         print(f"{name:>8}: {line}")
     if outcome.closings:
-        print(combined([line for _, line in outcome.closings]))
+        print(combined([line for _, line in outcome.closings], outcome.tests_s))
     return 1 if outcome.failures else 0
 
 

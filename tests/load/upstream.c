@@ -470,6 +470,7 @@ static int listen_on(replica *at, int port) {
 
 int main(int count, char **arguments) {
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGINT, SIG_DFL); // it is ended by it, and a shell's background jobs inherit that it is ignored
   epoll = epoll_create1(0);
   for (int i = 1; i < count; i += 2) {
     if (i + 1 < count && !strcmp(arguments[i], "--model")) model = arguments[i + 1];

@@ -28,11 +28,16 @@ TIMES = LaunchTimes(look_interval_s=1, health=HealthRule(stall_s=6, probe_timeou
 VLLM_PYTHON = REPOSITORY / ".venv-vllm" / "bin" / "python"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test waits for the fleet, which on two busy cores takes minutes."""
+    """Mark who asks the fleet, before `-m` chooses; the first waits for it, on two busy cores for minutes."""
     for item in items:
-        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(900))
+        if "fleet" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.fleet)
 
 
 @dataclass
@@ -127,12 +132,18 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
 
 
 @pytest.fixture
-def speculative_url(fleet: RunningFleet) -> str:
+def _is_marked(request: pytest.FixtureRequest) -> None:
+    """Who asks for an address by name only is not seen by the hook above, and has to say so."""
+    assert request.node.get_closest_marker("fleet") is not None, "this test needs pytest.mark.fleet"
+
+
+@pytest.fixture
+def speculative_url(_is_marked: None, fleet: RunningFleet) -> str:
     """Base URL of the pool with a draft model, as it is now."""
     return fleet.urls["speculative"]
 
 
 @pytest.fixture
-def plain_url(fleet: RunningFleet) -> str:
+def plain_url(_is_marked: None, fleet: RunningFleet) -> str:
     """Base URL of the pool without speculation, as it is now."""
     return fleet.urls["plain"]

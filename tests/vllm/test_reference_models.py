@@ -76,12 +76,13 @@ def test_generation_ends_at_the_token_that_ends_a_turn() -> None:
 
 
 @pytest.mark.vllm
+@pytest.mark.fleet
 @pytest.mark.parametrize("fixture", ["speculative_url", "plain_url"])
 def test_structured_prompts_are_answered_with_the_asked_keys(
     fixture: str, request: pytest.FixtureRequest
 ) -> None:
     url: str = request.getfixturevalue(fixture)
-    half = measure_half(url, held_out("structured", 40, seed=7), 0.0, model=served_name(url))
+    half = measure_half(url, held_out("structured", 40, seed=7), 0.0, model=served_name(url), parallel=8)
     # 0.94 of 50 (MODEL_CARD.md); of 40, chance alone goes this low once in a thousand runs.
     assert half["has_keys_ratio"] >= 0.8
 
@@ -89,8 +90,10 @@ def test_structured_prompts_are_answered_with_the_asked_keys(
 @pytest.mark.vllm
 def test_the_draft_guesses_json_better_than_stories(speculative_url: str) -> None:
     model = served_name(speculative_url)
-    structured = measure_half(speculative_url, held_out("structured", 24, seed=7), 0.0, model=model)
-    creative = measure_half(speculative_url, held_out("creative", 12, seed=7), 1.0, model=model)
+    structured, creative = (
+        measure_half(speculative_url, held_out(kind, count, seed=7), heat, model=model, parallel=8)
+        for kind, count, heat in (("structured", 24, 0.0), ("creative", 12, 1.0))
+    )
     assert structured["acceptance_ratio"] >= 0.6
     assert structured["acceptance_ratio"] >= creative["acceptance_ratio"] + 0.25
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backends.reference.measure import ask, held_out, judge, served_name
+from backends.reference.measure import ask_all, held_out, judge, served_name
 
 pytestmark = pytest.mark.vllm
 
@@ -166,7 +166,8 @@ SAMPLED = 120
 def count_right_keys(url: str) -> int:
     model = served_name(url)
     items = held_out("structured", SAMPLED, seed=5)
-    answers = [ask(url, item, 1.0, model=model)["choices"][0]["message"]["content"] or "" for item in items]
+    bodies = ask_all(url, items, 1.0, model=model, parallel=8)
+    answers = [body["choices"][0]["message"]["content"] or "" for body in bodies]
     return sum(judge(item, answer)[0] for item, answer in zip(items, answers, strict=True))
 
 

@@ -31,6 +31,7 @@ def questions(url: str) -> dict[str, Ask]:
     return dict(Questions.to(url).all())
 
 
+@pytest.mark.fleet
 @pytest.mark.parametrize(("variant", "name"), RECORDED)
 def test_answers_are_built_as_recorded(request: pytest.FixtureRequest, variant: str, name: str) -> None:
     url = request.getfixturevalue(f"{variant}_url")
@@ -38,6 +39,7 @@ def test_answers_are_built_as_recorded(request: pytest.FixtureRequest, variant: 
     assert outline(exchange(url, questions(url)[name], TIMEOUT_S)) == outline(golden)
 
 
+@pytest.mark.fleet
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_metrics_have_the_recorded_names_and_types(request: pytest.FixtureRequest, variant: str) -> None:
     url = request.getfixturevalue(f"{variant}_url")

@@ -33,7 +33,7 @@ print("asked", asked)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's heaps")
 @pytest.mark.parametrize(("how", "is_one"), [("one", True), ("each", False)])
-def test_threads_that_start_later_allocate_from_the_first_heap(how: str, is_one: bool) -> None:
+def test_threads_that_start_later_allocate_from_the_first_heap(how: str, *, is_one: bool) -> None:
     told = subprocess.run(
         [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
     ).stdout

@@ -3,7 +3,7 @@
 from scripts.run_tests import closing_line, combined
 
 PARALLEL = "======= 812 passed, 3 skipped, 1 warning in 210.50s (0:03:30) ======="
-SERIAL = "=========== 1 failed, 40 passed in 300.00s (0:05:00) ============"
+SERIAL = "====== 1 failed, 40 passed, 266 deselected in 300.00s (0:05:00) ======"
 
 
 def test_the_closing_line_is_the_last_that_pytest_wrote() -> None:
@@ -11,11 +11,10 @@ def test_the_closing_line_is_the_last_that_pytest_wrote() -> None:
     assert "cut short" in closing_line("tests/unit ....\nKilled\n")
 
 
-def test_counts_and_seconds_add_up() -> None:
-    assert (
-        combined([PARALLEL, SERIAL]).strip("= ") == "852 passed, 3 skipped, 1 warnings, 1 failed in 510.50s"
-    )
+def test_counts_add_up_and_each_test_counts_where_it_ran() -> None:
+    told = combined([PARALLEL, SERIAL], 410.5)
+    assert told.strip("= ") == "852 passed, 3 skipped, 1 warnings, 1 failed in 410.50s"
 
 
 def test_a_run_without_a_closing_line_is_an_error() -> None:
-    assert "1 errors" in combined([PARALLEL, "no closing line: pytest was cut short"])
+    assert "1 errors" in combined([PARALLEL, "no closing line: pytest was cut short"], 1.0)
