@@ -89,11 +89,9 @@ def test_structured_prompts_are_answered_with_the_asked_keys(
 
 @pytest.mark.vllm
 def test_the_draft_guesses_json_better_than_stories(speculative_url: str) -> None:
-    model = served_name(speculative_url)
-    structured, creative = (
-        measure_half(speculative_url, held_out(kind, count, seed=7), heat, model=model, parallel=8)
-        for kind, count, heat in (("structured", 24, 0.0), ("creative", 12, 1.0))
-    )
+    url, model = speculative_url, served_name(speculative_url)
+    structured = measure_half(url, held_out("structured", 24, seed=7), 0.0, model=model, parallel=8)
+    creative = measure_half(url, held_out("creative", 12, seed=7), 1.0, model=model, parallel=8)
     assert structured["acceptance_ratio"] >= 0.6
     assert structured["acceptance_ratio"] >= creative["acceptance_ratio"] + 0.25
 
