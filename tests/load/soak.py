@@ -170,8 +170,12 @@ class Soak:
             name, value, times = self.draw.choice(ENGINE_FAULTS)
             self.mocks[self.draw.choice(sorted(self.mocks))].fault(name, value, times)
 
-    def run(self, seconds: float) -> dict[str, Any]:
+    def run(self, seconds: float, *, calm_s: tuple[float, float]) -> dict[str, Any]:
         """Traffic and faults for so long, then the reckoning.
+
+        Args:
+            seconds: how long.
+            calm_s: from when to when nothing is broken after a fault.
 
         Raises:
             AssertionError: a rule does not hold.
@@ -185,7 +189,7 @@ class Soak:
             try:
                 end_s = time.monotonic() + seconds
                 while (left_s := end_s - time.monotonic()) > 0:
-                    time.sleep(min(left_s, self.draw.uniform(2, 5)))
+                    time.sleep(min(left_s, self.draw.uniform(*calm_s)))
                     self.break_something(site, runner)
                     runner.run(self.audit(site))
             finally:
@@ -285,7 +289,7 @@ FROM attempts WHERE tenant_id <> 'platform'
 """
 
 
-def soak(seconds: float, seed: int) -> dict[str, Any]:
+def soak(seconds: float, seed: int, *, calm_s: tuple[float, float] = (2, 5)) -> dict[str, Any]:
     """All of it.
 
     Raises:
@@ -300,7 +304,7 @@ def soak(seconds: float, seed: int) -> dict[str, Any]:
         upgrade(database)
         run = Soak(Path(folder), seed, database=database, redis_url=redis_url)
         try:
-            return run.run(seconds)
+            return run.run(seconds, calm_s=calm_s)
         except AssertionError as error:
             raise AssertionError(f"soak with seed {seed}: {error}") from error
         finally:
