@@ -40,8 +40,8 @@ ENGINE = ["tests/vllm"]
 ENGINE_OPTIONS = ("-m", "not fleet", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider")
 FLEET = ["tests/gpu", "tests/vllm"]
 FLEET_OPTIONS = ("-m", "fleet or gpu")
-BESIDE_NICENESS = "10"
-"""Of what runs beside others: a tenth of their share where both want the same processor."""
+BESIDE_NICENESS = "19"
+"""Of what runs beside others: it has what they leave."""
 CLOSING = re.compile(r"^=+ (?P<counts>.*?) in [\d.]+s(?: \([\d:]+\))? =+$")
 COUNT = re.compile(r"(\d+) ([a-z]+)")
 NO_TESTS = 5
