@@ -127,7 +127,7 @@ def pytest_on(paths: list[str], options: tuple[str, ...]) -> list[str]:
 
 def phase(outcome: Outcome, name: str, paths: list[str], *, options: tuple[str, ...] = ()) -> None:
     """Run one group of tests."""
-    take(outcome, name, *tee(pytest_on(paths, options)))
+    take(outcome, name, tee(pytest_on(paths, options)))
 
 
 def waiting_and_engine(outcome: Outcome) -> None:
@@ -144,11 +144,12 @@ def waiting_and_engine(outcome: Outcome) -> None:
         status = engine.wait()
         output = log.read_text(errors="replace")
         print(f"\n$ {' '.join(command)}\n{output}", flush=True)
-    take(outcome, "engine", status, output)
+    take(outcome, "engine", (status, output))
 
 
-def take(outcome: Outcome, name: str, status: int, output: str) -> None:
-    """Remember how a group of tests ended."""
+def take(outcome: Outcome, name: str, ended: tuple[int, str]) -> None:
+    """Remember how a group of tests ended: pytest's exit status and output."""
+    status, output = ended
     if status != 0:
         reason = "found no tests" if status == NO_TESTS else f"ended with status {status}"
         outcome.failures.append(f"{name} tests: pytest {reason}")
