@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backends.pool import PoolSpec
 from backends.registry import PoolRegistry
 from gateway.clock import Clock
-from gateway.course import BYTES_PER_TOKEN, NO_FORECAST, Course, forecast_text
+from gateway.course import NO_FORECAST, Course, forecast_text
 from gateway.db import SessionFactory
 from gateway.inference import Call, Task, TaskSource, TaskType
 from gateway.routing.economics import (
@@ -43,6 +43,7 @@ from gateway.routing.economics import (
 from gateway.routing.learning import EVERY_TASK, EVERY_TENANT, Belief, Evidence, after, believe
 from gateway.routing.learning_store import LearnedKey, LearnedRow, read_learned
 from gateway.routing.policy import Policy
+from gateway.routing.rules import BYTES_PER_TOKEN
 from gateway.routing.priors import OUTPUT_TOKENS, Priors
 
 OUTLOOKS_MAX: Final = 4_096
@@ -146,7 +147,7 @@ class Economist:
         found = course.beliefs.get(whose)
         if found is None:
             key = (pools, task.type, whose, latency_class)
-            found = course.beliefs[whose] = self._find(key, policy)
+            found = course.beliefs[whose] = _asked_of(course, self._find(key, policy))
         tokens = found.output_tokens
         if call.max_tokens is not None and call.max_tokens < tokens:
             tokens = float(call.max_tokens)
@@ -159,14 +160,16 @@ class Economist:
             for outlook, load in zip(outlooks, loads, strict=True)
         ]
         rule, first, why = policy.economics, 0, Why.POLICY
+        terms = course.decision.terms
+        objective, has_targets = terms.objective, terms.ttft_p95_s is not None or terms.tpot_p95_s is not None
         if len(pools) > 1:
             first, why = choose(
                 outlooks,
                 predictions,
                 rule,
                 targets=found.targets,
-                is_urgent=latency_class == URGENT,
-                is_patient=latency_class == PATIENT,
+                is_urgent=objective == "latency" or (latency_class == URGENT and objective != "cost"),
+                is_patient=latency_class == PATIENT and objective != "latency" and not has_targets,
             )
             if rule.exploration and self._explores(rule, task, latency_class):
                 others = [index for index in range(len(pools)) if index != first]
@@ -323,6 +326,15 @@ class Economist:
     def rows(self) -> Mapping[LearnedKey, LearnedRow]:
         """What was learned, as of the instants at which it was folded."""
         return self._rows
+
+
+def _asked_of(course: Course, found: Outlooks) -> Outlooks:
+    """With what the call's rule asks of each candidate, where it asks for something."""
+    terms = course.decision.terms
+    if terms.ttft_p95_s is None and terms.tpot_p95_s is None:
+        return found
+    asked = LatencyTarget(terms.ttft_p95_s, terms.tpot_p95_s)
+    return msgspec.structs.replace(found, targets=(asked,) * len(found.pools))
 
 
 def _gate_in_force(outlook: Outlook, plain: list[Outlook]) -> float:

@@ -103,6 +103,11 @@ class Holds:
         else:
             self._counted.pop(bucket, None)
 
+    def unbooked(self, bucket: Bucket) -> int:
+        """What was settled here in a bucket and is not booked yet."""
+        lot = self.lots.get(bucket)
+        return self._counted.get(bucket, 0) if lot is None else lot.spent_usd_nanos
+
     def try_reserve(
         self, bound: UsdNanos, hard: Sequence[Bucket], *, counted: Sequence[Bucket], now_s: float
     ) -> Reservation | None:
