@@ -33,6 +33,7 @@ from gateway.admin import (
     keys,
     learned,
     limits,
+    policy_explain,
     pools,
     prices,
     projects,
@@ -163,6 +164,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
         app.include_router(room.router)
+    app.include_router(policy_explain.router)
     app.include_router(console_router())
     add_docs(app)
     openapi.describe(app)

@@ -23,6 +23,7 @@ from gateway.identity.shedding import Seat, Shedder
 from gateway.inference import NO_TERMS, AttemptState, Call, Task, UsageSource
 from gateway.ledger.admission import Budgets
 from gateway.ledger.budgets import Reservation
+from gateway.ledger.levels import Fullest
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Plan, Routing, ServedFacts
@@ -237,7 +238,7 @@ class Pipeline:
         """Who asks, and when, as rules want to be told."""
         level = None
         if policy.rules.watches_budgets:
-            fullest = self._budgets.fullest(account_of(caller))
+            fullest = self.fullest(caller)
             level = None if fullest is None else BudgetLevel(*fullest)
         return Situation(
             caller.tenant_name,
@@ -248,6 +249,10 @@ class Pipeline:
             prices.by_target,
             level,
         )
+
+    def fullest(self, caller: Caller) -> Fullest | None:
+        """The budget over a caller of which the greatest share is used, as far as this process knows."""
+        return self._budgets.fullest(account_of(caller))
 
     def _unusable(self, prices: Prices, caller: Caller, policy: Policy) -> frozenset[str]:
         """Targets that must not be used for want of a price: nobody can hold a limit against none."""

@@ -1,7 +1,7 @@
 """Which rules found a budget low, and is somebody told of it?
 
-Every such call is counted, the first of a rule and a budget is a line in the log: again when the budget begins
-anew. In memory, by process.
+Every such call is counted, the first of a rule and a budget is a line in the log: again when the budget
+begins anew. In memory, by process.
 """
 
 from __future__ import annotations

@@ -340,6 +340,14 @@ def parse_policy(text: str, *, source: str, pools: Collection[str]) -> Policy:
     Raises:
         ConfigurationError: one sentence per mistake.
     """
+    file, _ = read_policy(text, source=source, pools=pools)
+    return compile_policy(file, text, pools)
+
+
+def read_policy(
+    text: str, *, source: str, pools: Collection[str]
+) -> tuple[PolicyFile, Mapping[KeyPath, int]]:
+    """What a YAML text says, and on which line each of its keys stands; the same errors."""
     try:
         value, lines = load_yaml_with_lines(text)
     except YamlSourceError as error:
@@ -349,7 +357,7 @@ def parse_policy(text: str, *, source: str, pools: Collection[str]) -> Policy:
     except ValidationError as error:
         raise ConfigurationError("\n".join(explain(error, lines, PolicyFile, source=source))) from None
     _check_targets(file, lines, source=source, pools=pools)
-    return _compile(file, text, pools)
+    return file, lines
 
 
 def _check_targets(
@@ -415,7 +423,8 @@ def _check_external(
                 )
 
 
-def _compile(file: PolicyFile, text: str, pools: Collection[str]) -> Policy:
+def compile_policy(file: PolicyFile, text: str, pools: Collection[str]) -> Policy:
+    """What decisions use of what `read_policy` read."""
     usual = {task: Nature.CREATIVE if task in CREATIVE_TASKS else Nature.PREDICTABLE for task in TaskType}
     used = {name for entry in file.models.values() for name in entry.overflow}
     used |= {name for rule in file.rules for _, name in mentioned(rule) if name in file.external}

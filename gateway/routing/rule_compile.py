@@ -1,7 +1,7 @@
 """What do the rules of a policy come to, once they are read?
 
-Grammar (`rule_file.py`) in, what decisions use (`rules.py`) out: conditions, orders of targets by alias, rates
-as integers. Pure.
+Grammar (`rule_file.py`) in, what decisions use (`rules.py`) out: conditions, orders of targets by alias,
+rates as integers. Pure.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What may a rule of a policy say, as people write it?
 
-The grammar alone: `rules.py` says what a rule means. A rule names conditions, all of which must hold, and says
-what is done with the calls that match it; the first rule that matches a call decides. What a rule leaves out
-is as if there were no rule. Pure.
+The grammar alone: `rules.py` says what a rule means. A rule names conditions, all of which must hold, and
+says what is done with the calls that match it; the first rule that matches a call decides. What a rule leaves
+out is as if there were no rule. Pure.
 """
 
 from __future__ import annotations
@@ -264,8 +264,8 @@ class RuleEntry(Strict):
         default=None,
         exclude_if=is_unset,
         description=(
-            "what measurements may change in the order: cost and latency put the pool first that is better at "
-            "it, order keeps it as it is written; left out: as `economics` says"
+            "what measurements may change in the order: cost and latency put the pool first that is better "
+            "at it, order keeps it as it is written; left out: as `economics` says"
         ),
     )
     limits: LimitsSection | None = Field(

@@ -217,6 +217,7 @@ def hour_of_week(epoch_ms: int) -> int:
 
 
 def either(words: list[str]) -> str:
+    """The words, for people: a, b or c."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
@@ -409,8 +410,5 @@ def is_measured(terms: RouteTerms, *, usually: bool) -> bool:
 
 def drawn(rule: PolicyRule, call: Call, situation: Situation) -> float:
     """A number from 0 to below 1, the same for all turns of a conversation, or for all calls of a key."""
-    if rule.sticks_to_key:
-        stuck = situation.key.encode()
-    else:
-        stuck = conversation_key(call, situation.tenant)
+    stuck = situation.key.encode() if rule.sticks_to_key else conversation_key(call, situation.tenant)
     return key_of(b"%s\0%s" % (rule.name.encode(), stuck)) % _DRAWS / _DRAWS

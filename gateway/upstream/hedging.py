@@ -2,10 +2,11 @@
 
 A hedge ("The Tail at Scale", Dean and Barroso, 2013): where the first content of a stream takes longer than
 it does for most, another replica of the same pool is asked too, and who is first answers. Off by default,
-but where a rule of the policy asks for it, because it buys time with tokens. What bounds it: only after the pool's own 95th percentile of the time to the
-first content, of its last streams; only for a share of all streams, counted like retries; only before any
-content, only inside, never for whole answers, whose length nobody knows. The loser is cancelled, which closes
-its connection, and is the platform's account.
+but where a rule of the policy asks for it, because it buys time with tokens. What bounds it: only after the
+pool's own 95th percentile of the time to the first content, of its last streams; only for a share of the
+streams that may be hedged, counted like retries; only before any content, only inside, never for whole
+answers, whose length nobody knows. The loser is cancelled, which closes its connection, and is the
+platform's account.
 """
 
 from __future__ import annotations
