@@ -58,7 +58,7 @@ class Budgets:
         for bucket, record in self.book.binding(account, self._clock.epoch_ms()).budgets:
             if not record.limit_usd_nanos:
                 continue
-            used = self.levels.booked.get(bucket, 0) + self.holds.unbooked(bucket)
+            used = self.levels.booked.get(bucket, 0) + self.holds.unseen(bucket)
             percent = 100 * used / record.limit_usd_nanos
             if found is None or percent > found.used_percent:
                 _, until_ms = window_at(record.window, bucket.window_start_ms)

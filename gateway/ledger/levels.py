@@ -21,6 +21,7 @@ from sqlmodel import col
 from gateway.clock import Clock
 from gateway.db import SessionFactory
 from gateway.ledger.buckets import Bucket, Window, window_at
+from gateway.ledger.budgets import Holds
 from gateway.ledger.tables import BudgetWindow
 
 INTERVAL_S = 1.0
@@ -47,6 +48,7 @@ class Taker(Protocol):
     """Who is given them."""
 
     levels: Levels
+    holds: Holds
 
 
 class LevelReader:
@@ -82,8 +84,17 @@ class LevelReader:
         Raises:
             SQLAlchemyError, OSError: the database is away; what is known stays as it is.
         """
-        if self._taker is None or not self._is_wanted():
+        taker = self._taker
+        if taker is None:
             return
+        holds = taker.holds
+        if not self._is_wanted():
+            holds.booked_here = None
+            return
+        if holds.booked_here is None:
+            holds.booked_here = {}
+        # What is booked while the database is read counts twice until the next look, rather than not at all.
+        before = dict(holds.booked_here)
         now_ms = self._clock.epoch_ms()
         starts = sorted({window_at(window, now_ms)[0] for window in Window})
         async with self._sessions() as session:
@@ -95,7 +106,13 @@ class LevelReader:
                 ).where(col(BudgetWindow.window_start_ms).in_(starts))
             )
             booked = {Bucket(budget_id, start_ms): used for budget_id, start_ms, used in rows}
-        self._taker.levels = Levels(booked)
+        taker.levels = Levels(booked)
+        for bucket, amount in before.items():
+            left = holds.booked_here[bucket] - amount
+            if left:
+                holds.booked_here[bucket] = left
+            else:
+                del holds.booked_here[bucket]
 
     async def run(self) -> None:
         """Look at intervals until stopped; a database that is away is survived."""
