@@ -67,6 +67,13 @@ class ShownCandidate(msgspec.Struct, frozen=True):
     """None: nothing is predicted of it."""
 
 
+class ShownDrop(msgspec.Struct, frozen=True):
+    """A target that was taken out."""
+
+    target: str
+    reason: str
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """All that led to a choice."""
 
@@ -78,7 +85,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     branch: str | None
     reason: str | None
     candidates: list[ShownCandidate]
-    drops: list[tuple[str, str]]
+    drops: list[ShownDrop]
     decided_by: str | None
     """What put the first candidate first, where predictions were made."""
     cache: dict[str, Any]
@@ -127,19 +134,18 @@ def explain(
         )
         course = Course(decision, prices, task=task, baseline=None).fitting(call)
     except GatewayError as error:
-        matched = next((each.name for each in tried if each.is_matched), None)
-        return _refused(error, policy, facts, tried, call=call, task=task, asked=asked, rule=matched)
-    course, forecasts = _ordered(course, call, task, policy, asked=asked, economist=economist)
+        return _refused(error, facts, tried, policy=policy, call=call, task=task, asked=asked)
+    course, forecasts = _ordered(course, call, task, policy=policy, asked=asked, economist=economist)
     decision, terms = course.decision, course.decision.terms
     return Explanation(
         policy=policy.version,
-        facts=_shown_facts(facts, call, task, asked),
+        facts=_shown_facts(facts, call, task=task, asked=asked),
         rules=tried,
         rule=terms.rule,
         branch=terms.branch or None,
         reason=decision.reason,
         candidates=_candidates(decision, course.bounds(call), forecasts),
-        drops=[(drop.pool, drop.reason) for drop in decision.drops],
+        drops=[ShownDrop(drop.pool, drop.reason) for drop in decision.drops],
         decided_by=None if course.why is None else course.why.value,
         cache=_cache(call, terms.cache or policy.cache),
         attempts_max=terms.attempts_max,
@@ -163,8 +169,8 @@ def _ordered(
     course: Course,
     call: Call,
     task: Task,
-    policy: Policy,
     *,
+    policy: Policy,
     asked: Asked,
     economist: Economist | None,
 ) -> tuple[Course, Forecasts | None]:
@@ -186,18 +192,18 @@ def _ordered(
 
 def _refused(
     error: GatewayError,
-    policy: Policy,
     facts: Facts,
     tried: list[TriedRule],
     *,
+    policy: Policy,
     call: Call,
     task: Task,
     asked: Asked,
-    rule: str | None,
 ) -> Explanation:
+    rule = next((each.name for each in tried if each.is_matched), None)
     return Explanation(
         policy=policy.version,
-        facts=_shown_facts(facts, call, task, asked),
+        facts=_shown_facts(facts, call, task=task, asked=asked),
         rules=tried,
         rule=rule,
         branch=None,
@@ -240,7 +246,7 @@ def _foretold(prediction: Prediction) -> Foretold:
     )
 
 
-def _shown_facts(facts: Facts, call: Call, task: Task, asked: Asked) -> dict[str, Any]:
+def _shown_facts(facts: Facts, call: Call, *, task: Task, asked: Asked) -> dict[str, Any]:
     budget = asked.situation.budget
     return {
         "model": facts.model,

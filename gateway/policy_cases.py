@@ -194,7 +194,7 @@ def _differences(expected: Expected, found: Explanation) -> list[Difference]:
         if wanted != values[name]:
             differences.append(Difference(name, wanted, values[name]))
     if expected.drops is not None:
-        differences += _dropped(expected.drops, dict(found.drops))
+        differences += _dropped(expected.drops, {each.target: each.reason for each in found.drops})
     told = error.get("message", "")
     if expected.message is not None and expected.message not in told:
         differences.append(Difference("message", expected.message, told))

@@ -51,8 +51,85 @@ class ExplainRequest(BaseModel):
     )
 
 
+class TriedRuleView(BaseModel):
+    """A rule, and what became of it."""
+
+    name: str
+    is_matched: bool
+    why_not: list[str] = Field(description="each condition that does not hold")
+
+
+class PredictionView(BaseModel):
+    """What the call was thought to take; the cost is supply's, not the charge."""
+
+    queue_ms: float
+    first_token_ms: float
+    token_ms: float
+    total_ms: float
+    cost_usd: str
+
+
+class CandidateView(BaseModel):
+    """A target that would be tried, in its order."""
+
+    target: str
+    is_external: bool
+    charge_usd_at_most: str | None = Field(description="null: it is unpriced")
+    predicted: PredictionView | None = Field(description="null: nothing is predicted of it")
+
+
+class DropView(BaseModel):
+    """A target that was taken out."""
+
+    target: str
+    reason: str
+
+
+class CacheView(BaseModel):
+    """Whether an answer that was given before would do."""
+
+    is_used: bool
+    ttl_s: int | None
+    why_not: str | None
+
+
+class RefusalView(BaseModel):
+    """What the caller would be told."""
+
+    status: int
+    code: str
+    message: str
+
+
+class RecordedView(BaseModel):
+    """What became of the request when it was served."""
+
+    went_to: list[str] = Field(description="targets in the order in which they were tried")
+    policy: str
+
+
+class ExplanationView(BaseModel):
+    """All that leads to a choice."""
+
+    policy: str
+    facts: dict[str, Any] = Field(description="what rules look at")
+    rules: list[TriedRuleView] = Field(description="in their order, up to the one that decides")
+    rule: str | None = Field(description="the one that decides; null: the routes do")
+    branch: str | None = Field(description="canary or budget_low; null: the rule's main part")
+    reason: str | None
+    candidates: list[CandidateView]
+    drops: list[DropView]
+    decided_by: str | None = Field(description="what put the first candidate first")
+    cache: CacheView
+    attempts_max: int | None = Field(description="null: as in the settings")
+    hedging: bool | None = Field(description="null: as in the settings")
+    budget_low: str | None
+    error: RefusalView | None = Field(description="null: the call would be sent")
+    recorded: RecordedView | None = Field(default=None, description="null: it was never served")
+
+
 @router.post("/explain", summary="Why a call would go where it goes")
-async def explain_call(asked: ExplainRequest, services: ServicesDep, session: SessionDep) -> dict[str, Any]:
+async def explain_call(asked: ExplainRequest, services: ServicesDep, session: SessionDep) -> ExplanationView:
     """Facts, the rules that were tried, candidates with predictions, drops and the choice; nothing is sent.
 
     By the pools, prices, budgets and measurements as this process knows them now.
@@ -67,10 +144,11 @@ async def explain_call(asked: ExplainRequest, services: ServicesDep, session: Se
     if asked.body is not None:
         base = _parsed(asked.body, services)
     found = _explained(asked, services, base=base, request=request, caller=caller)
-    shown: dict[str, Any] = msgspec.to_builtins(found)
-    if request is not None:
-        shown["recorded"] = {"went_to": list(request.went_to), "policy": request.policy}
-    return shown
+    shown = ExplanationView.model_validate(msgspec.to_builtins(found))
+    if request is None:
+        return shown
+    was = RecordedView(went_to=list(request.went_to), policy=request.policy)
+    return shown.model_copy(update={"recorded": was})
 
 
 def _explained(

@@ -232,8 +232,8 @@ def _print_choice(found: Explanation) -> None:
             shown = [f"{told.first_token_ms:g} ms", f"{told.total_ms:g} ms", told.cost_usd]
         table.add_row(f"{number}.", name, each.charge_usd_at_most or "unpriced", *shown)
     out.print(table, highlight=False)
-    for target, reason in found.drops:
-        out.print(Text(f"  not {target}: {reason}"), soft_wrap=True)
+    for drop in found.drops:
+        out.print(Text(f"  not {drop.target}: {drop.reason}"), soft_wrap=True)
     out.print(Text("\nChoice", style="bold"))
     out.print(Text(f"  {found.reason}"), soft_wrap=True)
     cache = "looked up first" if found.cache["is_used"] else f"not used: {found.cache['why_not']}"

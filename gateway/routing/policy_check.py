@@ -48,7 +48,8 @@ class Finding:
 
     def told(self, source: str) -> str:
         """A line for people."""
-        where = f"{source}:{self.line}: {self.severity}: "
+        kind = "" if self.severity is Severity.ERROR else f"{self.severity}: "
+        where = f"{source}:{self.line}: {kind}"
         key = f"{self.path}: " if self.path else ""
         more = f"; {self.suggestion}" if self.suggestion else ""
         return f"{where}{key}{self.message}{more}"
@@ -125,7 +126,7 @@ class _Check:
             self._limits(number, entry, rule)
             self._parts(number, entry)
 
-    def _say(self, severity: Severity, path: KeyPath, message: str, suggestion: str | None = None) -> None:
+    def _say(self, severity: Severity, path: KeyPath, message: str, *, suggestion: str | None = None) -> None:
         line, at = 1, path
         while at:
             if at in self._lines:
@@ -135,10 +136,10 @@ class _Check:
         self.found.append(Finding(severity, line, dotted(path), message, suggestion))
 
     def _error(self, path: KeyPath, message: str, suggestion: str | None = None) -> None:
-        self._say(Severity.ERROR, path, message, suggestion)
+        self._say(Severity.ERROR, path, message, suggestion=suggestion)
 
     def _warn(self, path: KeyPath, message: str, suggestion: str | None = None) -> None:
-        self._say(Severity.WARNING, path, message, suggestion)
+        self._say(Severity.WARNING, path, message, suggestion=suggestion)
 
     # ------------------------------------------------------------------------------------ models, targets
     def _models(self) -> None:
@@ -236,8 +237,14 @@ class _Check:
 
     # ------------------------------------------------------------------------------------ what can be held
     def _targets(self, number: int, entry: RuleEntry, rule: PolicyRule) -> None:
-        used = {name for orders in _orders(rule) for order in orders.values() for name in order}
         models = self._boxes[number].sets["model"]
+        used = {
+            name
+            for orders in _orders(rule)
+            for alias, order in orders.items()
+            if alias in models
+            for name in order
+        }
         for below, name in mentioned(entry):
             path: KeyPath = ("rules", number, *below)
             if name not in used and models:

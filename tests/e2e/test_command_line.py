@@ -220,7 +220,7 @@ def test_the_line_of_a_mistake_is_the_line_of_the_key(home: Home) -> None:
     file = home.folder / "policy.yaml"
     file.write_text(POLICY.replace("max_tokens_default:", "max_token_default:"))
     line = 1 + file.read_text().splitlines().index("max_token_default: 256")
-    assert f"{file}:{line}: error: max_token_default: unknown key" in home.run("policy", "check", str(file))[1]
+    assert f"{file}:{line}: max_token_default: unknown key" in home.run("policy", "check", str(file))[1]
 
 
 def test_a_policy_that_is_right(home: Home) -> None:

@@ -83,7 +83,7 @@ async def test_an_explanation_is_what_happens(
         assert (draft["rule"], draft["candidates"][0]["target"]) == ("all-plain", "plain")
         down = await explained(gateway, given={"task": "extraction", "down": "speculative"})
         assert [each["target"] for each in down["candidates"]] == ["plain"]
-        assert down["drops"] == [["speculative", "no replica is up"]]
+        assert down["drops"] == [{"target": "speculative", "reason": "no replica is up"}]
         await budget(gateway, 1)
         refused = await explained(gateway, key=key_id, given={"task": "summarization"})
         assert refused["error"] is None, "nothing of it is used, as far as is known"
@@ -113,6 +113,7 @@ async def _by_command(gateway: Gateway, home: Path, receipt: dict[str, Any], key
         "TOLLGATE_POLICY": str(settings.policy),
         "TOLLGATE_POOLS": str(settings.pools),
     }
+
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(program, ["policy", "explain", *arguments], env=environment)
 
