@@ -198,19 +198,19 @@ def test_targets_that_cannot_read_or_know_what_they_are_given() -> None:
     some = POLICY_TEXT.replace(
         "auto: {pools: [speculative, plain]", "auto: {adapter: legal, pools: [speculative, plain]"
     )
-    loras = {"engine_args": {"lora-modules": "legal=/x"}}
+    loras: dict[str, Any] = {"engine_args": {"lora-modules": "legal=/x"}}
     assert "speculative has no adapter 'legal' and is never used" in told("", some, **loras)[0]
 
 
 def test_tools_need_engines_that_were_started_for_them() -> None:
-    started = {
+    started: dict[str, Any] = {
         "driver": "process",
         "urls": (),
         "model": ModelSpec(path="m", served_name="m", max_model_len=99),
     }
     rule = "  - {name: r, when: {tools: true}, use: [plain]}\n"
     assert "without enable-auto-tool-choice" in told(rule, **started)[0]
-    flags = {"engine_args": {"enable_auto_tool_choice": True, "tool-call-parser": "hermes"}}
+    flags: dict[str, Any] = {"engine_args": {"enable_auto_tool_choice": True, "tool-call-parser": "hermes"}}
     assert told(rule, **started, **flags) == []
 
 
