@@ -103,7 +103,8 @@ def test_a_rule_that_nothing_reaches_is_an_error(rules: str, names: str) -> None
         "  - {name: a, when: {tenant: x}}\n  - {name: c, when: {tenant: y}}\n  - {name: b}\n",
         "  - {name: a, use: [speculative]}\n  - {name: b}\n",
         (
-            "  - {name: a, when: {input_tokens: {max: 99}}}\n  - {name: c, when: {input_tokens: {min: 101}}}\n"
+            "  - {name: a, when: {input_tokens: {max: 99}}}\n"
+            "  - {name: c, when: {input_tokens: {min: 101}}}\n"
             "  - {name: b, when: {media: false}}\n"
         ),
     ],
