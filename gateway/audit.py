@@ -40,6 +40,16 @@ class Audited(SQLModel):
     audit_topic: ClassVar[str]
     """Raised with every change, so that running gateways take it over."""
 
+    @property
+    def audit_name(self) -> str:
+        """What people call it in the audit."""
+        return str(getattr(self, "name"))  # noqa: B009 - every audited table has one, the class knows none
+
+    @property
+    def audit_before(self) -> dict[str, Any] | None:
+        """What held before a new row of it took its place; None: nothing."""
+        return None
+
 
 def _text(length: int, comment: str, *, optional: bool = False) -> Any:
     return Field(default=None, sa_column=Column(String(length), nullable=optional, comment=comment))
@@ -129,7 +139,7 @@ async def write(
     row: Audited,
     changes: Mapping[str, Any] | None = None,
     successor: Audited | None = None,
-    replaces: Mapping[str, Any] | None = None,
+    along: Iterable[Audited] = (),
     conflict: str = "Somebody else changed this at the same moment. Look again and repeat.",
 ) -> bool:
     """Write a new row or a change to one, and say so; whether there was anything to change.
@@ -141,7 +151,8 @@ async def write(
         row: a new one, or one that this session has read.
         changes: new values by field; what is equal already is no change.
         successor: a new row that takes the place of `row`.
-        replaces: what held before a new row took its place, to be shown as such.
+        along: new rows that the same change needs, in the order in which they refer to each other; `row`
+            may refer to them, and the entry is about it.
         conflict: what to say when the database knows another row like it.
 
     Raises:
@@ -155,7 +166,7 @@ async def write(
         setattr(row, field, value)
     after = _view(row)
     if is_new:
-        shown: tuple[dict[str, Any] | None, dict[str, Any]] = (dict(replaces) if replaces else None, after)
+        shown: tuple[dict[str, Any] | None, dict[str, Any]] = (row.audit_before, after)
     else:
         changed = [field for field in after if after[field] != before[field]]
         if not changed and successor is None:
@@ -176,13 +187,17 @@ async def write(
         action=action,
         object_kind=row.audit_kind,
         object_id=_id_of(row),
-        object_name=_name_of(row),
+        object_name=row.audit_name,
         before=shown[0],
         after=shown[1],
     )
     rows = [row] if successor is None else [row, successor]
-    session.info[_PERMITTED] = {id(each) for each in (*rows, entry)}
+    first = list(along)
+    session.info[_PERMITTED] = {id(each) for each in (*first, *rows, entry)}
     try:
+        for each in first:  # there are no relationships by which the session would know the order
+            session.add(each)
+            await session.flush()
         session.add_all([*rows, entry])
         await session.flush()
     except IntegrityError:
@@ -271,10 +286,6 @@ def _shown(field: str, value: Any) -> Any:
 
 def _id_of(row: Audited) -> str:
     return str(getattr(row, "id"))  # noqa: B009 - every audited table has an id, the class knows none
-
-
-def _name_of(row: Audited) -> str:
-    return str(getattr(row, "audit_name", None) or getattr(row, "name"))  # noqa: B009 - as above
 
 
 # --------------------------------------------------------------------------------------- nothing else writes

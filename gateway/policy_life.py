@@ -9,7 +9,7 @@ functions flush and leave the commit to their caller. The command line and the A
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -34,7 +34,7 @@ from gateway.routing.versions import (
     record_check,
     refuse_other,
     show_version,
-    store_version,
+    store,
     text_of,
 )
 from gateway.settings import Settings
@@ -136,8 +136,9 @@ async def draft(session: AsyncSession, proposal: Proposal, *, act: Act, supply: 
         InvalidRequest: the message is no message.
     """
     policy = read_policy(_bounded(proposal), source=proposal.source)
-    await store_version(session, policy, act=act, message=proposal.message)
-    return await check(session, policy.version, act=act, supply=supply)
+    complaint = _complaint(policy.text, source=policy.version, supply=supply)
+    await store(session, policy, act=act, message=proposal.message, complaint=complaint)
+    return await show_version(session, policy.version)
 
 
 async def check(session: AsyncSession, wanted: str, *, act: Act, supply: Supply) -> Version:
@@ -147,13 +148,18 @@ async def check(session: AsyncSession, wanted: str, *, act: Act, supply: Supply)
         NotFound, InvalidRequest: there is no such version, or several.
     """
     version = await find_version(session, wanted)
-    try:
-        fit(await text_of(session, version), source=version, supply=supply)
-        complaint = None
-    except ConfigurationError as error:
-        complaint = str(error)
+    complaint = _complaint(await text_of(session, version), source=version, supply=supply)
     await record_check(session, version, act=act, complaint=complaint)
     return await show_version(session, version)
+
+
+def _complaint(text: str, *, source: str, supply: Supply) -> str | None:
+    """What does not fit; None: everything does."""
+    try:
+        fit(text, source=source, supply=supply)
+    except ConfigurationError as error:
+        return str(error)
+    return None
 
 
 async def publish(
@@ -184,13 +190,9 @@ async def publish(
     await lock_activations(session)
     before = await read_active(session)
     refuse_other(before, expected)
-    version = fitting.policy.version
-    if before is not None and before.version == version:
+    if before is not None and before.version == fitting.policy.version:
         return Outcome(before, before)
-    await store_version(session, fitting.policy, act=act, message=proposal.message)
-    await _accept(session, fitting, act=act)
-    active = await activate(session, version, after=before, origin=origin, act=act, message=proposal.message)
-    return Outcome(before, active)
+    return await _activated(session, fitting, before, origin=origin, act=act, message=proposal.message)
 
 
 async def put_into_force(
@@ -217,9 +219,9 @@ async def put_into_force(
     if before is not None and before.version == version:
         return Outcome(before, before)
     fitting = fit(await text_of(session, version), source=version, supply=supply)
-    await _accept(session, fitting, act=act, version=version)
-    active = await activate(session, version, after=before, origin=origin, act=act, message=message)
-    return Outcome(before, active)
+    # Its name is what it was when it was stored.
+    fitting = replace(fitting, policy=replace(fitting.policy, version=version))
+    return await _activated(session, fitting, before, origin=origin, act=act, message=message)
 
 
 async def roll_back(
@@ -255,11 +257,20 @@ async def roll_back(
     )
 
 
-async def _accept(session: AsyncSession, fitting: Fitting, *, act: Act, version: str | None = None) -> None:
-    await record_check(session, version or fitting.policy.version, act=act, complaint=None)
+async def _activated(
+    session: AsyncSession,
+    fitting: Fitting,
+    before: Activation | None,
+    *,
+    origin: Origin,
+    act: Act,
+    message: str | None,
+) -> Outcome:
     # Before any row refers to them.
     prices = {name: card.price for name, card in fitting.cards.items() if card.price is not None}
     await remember_versions(session, prices, now_ms=act.at_ms)
+    active = await activate(session, fitting.policy, after=before, origin=origin, act=act, message=message)
+    return Outcome(before, active)
 
 
 def _bounded(proposal: Proposal) -> str:
@@ -314,8 +325,8 @@ async def require_usable(session: AsyncSession, settings: Settings, supply: Supp
         fit(await text_of(session, active.version), source=active.version, supply=supply)
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"the active policy cannot be used here: {error}\nBring back what it names, or put another one into"
-            " force: tollgate policy publish FILE"
+            f"the active policy cannot be used here: {error}\nBring back what it names, or let requests"
+            " follow another one: tollgate policy publish FILE"
         ) from None
 
 

@@ -88,7 +88,7 @@ class OutcomeView(BaseModel):
     before: str | None = Field(description="the version that was in force; null: none")
 
 
-class DifferenceView(BaseModel):
+class PolicyDifferenceView(BaseModel):
     """A key of the YAML whose value differs."""
 
     key: str
@@ -117,7 +117,7 @@ class PolicyDiffView(BaseModel):
 
     before: str
     after: str
-    differences: list[DifferenceView] = Field(description="by meaning; empty: they say the same")
+    differences: list[PolicyDifferenceView] = Field(description="by meaning; empty: they say the same")
     text: str = Field(description="unified; empty: not a byte differs")
 
 
@@ -174,7 +174,7 @@ def diff_view(diff: PolicyDiff, names: tuple[str, str]) -> PolicyDiffView:
         before=names[0],
         after=names[1],
         differences=[
-            DifferenceView(key=one.key, kind=one.kind, before=one.before, after=one.after)
+            PolicyDifferenceView(key=one.key, kind=one.kind, before=one.before, after=one.after)
             for one in diff.differences
         ],
         text=diff.text,

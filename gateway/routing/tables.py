@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, String, Text
 from sqlmodel import Field, SQLModel
@@ -81,7 +81,7 @@ class PolicyCheck(Audited, table=True):
     )
 
     @property
-    def name(self) -> str:
+    def audit_name(self) -> str:
         """What people call it in the audit."""
         return self.version
 
@@ -96,7 +96,7 @@ class PolicyActivation(Audited, table=True):
     __table_args__ = (Index("ix_policy_activations_version", "version", "number"),)
     audit_kind: ClassVar[str] = "policy"
     audit_topic: ClassVar[str] = TOPIC
-    audit_fields: ClassVar[tuple[str, ...]] = ("number", "version", "message")
+    audit_fields: ClassVar[tuple[str, ...]] = ("number", "version", "origin", "message")
 
     number: int = Field(
         sa_column=Column(
@@ -133,9 +133,14 @@ class PolicyActivation(Audited, table=True):
         return self.version.rpartition("@")[2]
 
     @property
-    def name(self) -> str:
+    def audit_name(self) -> str:
         """What people call it in the audit."""
         return self.version
+
+    @property
+    def audit_before(self) -> dict[str, Any] | None:
+        """What was in force."""
+        return None if self.previous is None else {"number": self.number - 1, "version": self.previous}
 
 
 class Receipt(SQLModel, table=True):

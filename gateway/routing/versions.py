@@ -190,29 +190,31 @@ async def page_activations(session: AsyncSession, page: PageRequest) -> Page[Act
 
 
 # ------------------------------------------------------------------------------------------------ writing
-async def store_version(session: AsyncSession, policy: Policy, *, act: Act, message: str | None) -> bool:
-    """Write a version down; whether it was never seen before. What is stored keeps its text and its author.
+async def store(
+    session: AsyncSession, policy: Policy, *, act: Act, message: str | None, complaint: str | None
+) -> None:
+    """Write a version down, and whether it fits the fleet. What is stored keeps its text and its author.
+
+    Args:
+        session: the caller's.
+        policy: the version.
+        act: who stores it, and when.
+        message: what it is for.
+        complaint: what does not fit; None: everything does.
 
     Raises:
         InvalidRequest: the message is no message.
     """
-    _check_message(message)
-    if await session.get(PolicyVersion, policy.version) is not None:
-        return False
-    row = PolicyVersion(
-        version=policy.version,
-        name=policy.name,
-        text=policy.text,
-        first_seen_at_ms=act.at_ms,
-        author_id=act.actor.id,
-        author_name=act.actor.name,
-        message=message,
-    )
-    return await audit.write(session, act, "policy.draft", row=row)
+    row = await _new_version(session, policy, act=act, message=message)
+    check = await _new_check(session, policy.version, act=act, complaint=complaint)
+    if row is not None:
+        await audit.write(session, act, "policy.draft", row=row, along=[] if check is None else [check])
+    elif check is not None:
+        await audit.write(session, act, "policy.check", row=check)
 
 
 async def record_check(session: AsyncSession, version: str, *, act: Act, complaint: str | None) -> None:
-    """Write down whether a version fits the fleet, if that was not known or has changed.
+    """Write down whether a stored version fits the fleet, if that was not known or has changed.
 
     Args:
         session: the caller's.
@@ -220,33 +222,25 @@ async def record_check(session: AsyncSession, version: str, *, act: Act, complai
         act: who looked, and when.
         complaint: what is wrong; None: it fits.
     """
-    last = await _last_checks(session, [version])
-    if version in last and last[version].complaint == complaint:
-        return
-    row = PolicyCheck(
-        id=new_id("chk_", act.at_ms),
-        version=version,
-        at_ms=act.at_ms,
-        is_fit=complaint is None,
-        complaint=complaint,
-    )
-    await audit.write(session, act, "policy.check", row=row)
+    check = await _new_check(session, version, act=act, complaint=complaint)
+    if check is not None:
+        await audit.write(session, act, "policy.check", row=check)
 
 
 async def activate(
     session: AsyncSession,
-    version: str,
+    policy: Policy,
     *,
     after: Activation | None,
     origin: Origin,
     act: Act,
     message: str | None,
 ) -> Activation:
-    """Put a stored version into force.
+    """Put a version that fits the fleet into force; it is written down with that, if it is new.
 
     Args:
         session: the caller's, who holds the lock of activations.
-        version: what shall come into force.
+        policy: what shall come into force.
         after: what is in force; None: nothing.
         origin: why.
         act: who does it, and when.
@@ -256,7 +250,9 @@ async def activate(
         Conflict: somebody else activated one after that.
         InvalidRequest: the message is no message.
     """
-    _check_message(message)
+    version = policy.version
+    stored = await _new_version(session, policy, act=act, message=message)
+    check = await _new_check(session, version, act=act, complaint=None)
     row = PolicyActivation(
         number=1 if after is None else after.number + 1,
         version=version,
@@ -267,9 +263,46 @@ async def activate(
         actor_name=act.actor.name,
         message=message,
     )
-    replaced = None if after is None else {"number": after.number, "version": after.version}
-    await audit.write(session, act, f"policy.{origin}", row=row, replaces=replaced)
+    along = [each for each in (stored, check) if each is not None]
+    await audit.write(session, act, f"policy.{origin}", row=row, along=along)
     return _activation(row)
+
+
+async def _new_version(
+    session: AsyncSession, policy: Policy, *, act: Act, message: str | None
+) -> PolicyVersion | None:
+    """The row of a version that was never seen before; None: it was."""
+    if message is not None and not (0 < len(message) <= MESSAGE_CHARS and message.isprintable()):
+        raise InvalidRequest(
+            f"A message has 1 to {MESSAGE_CHARS} characters, and no line breaks.", param="message"
+        )
+    if await session.get(PolicyVersion, policy.version) is not None:
+        return None
+    return PolicyVersion(
+        version=policy.version,
+        name=policy.name,
+        text=policy.text,
+        first_seen_at_ms=act.at_ms,
+        author_id=act.actor.id,
+        author_name=act.actor.name,
+        message=message,
+    )
+
+
+async def _new_check(
+    session: AsyncSession, version: str, *, act: Act, complaint: str | None
+) -> PolicyCheck | None:
+    """The row of a check that found something else than the last one; None: it found the same."""
+    last = await _last_checks(session, [version])
+    if version in last and last[version].complaint == complaint:
+        return None
+    return PolicyCheck(
+        id=new_id("chk_", act.at_ms),
+        version=version,
+        at_ms=act.at_ms,
+        is_fit=complaint is None,
+        complaint=complaint,
+    )
 
 
 def refuse_other(active: Activation | None, expected: str | None) -> None:
@@ -284,13 +317,6 @@ def refuse_other(active: Activation | None, expected: str | None) -> None:
         raise Conflict(
             f"The active policy is {active.version}, not {expected[:80]}: {active.actor} activated it"
             " meanwhile. Nothing was changed. Look at the difference and repeat."
-        )
-
-
-def _check_message(message: str | None) -> None:
-    if message is not None and not (0 < len(message) <= MESSAGE_CHARS and message.isprintable()):
-        raise InvalidRequest(
-            f"A message has 1 to {MESSAGE_CHARS} characters, and no line breaks.", param="message"
         )
 
 
