@@ -151,8 +151,7 @@ async def write(
         row: a new one, or one that this session has read.
         changes: new values by field; what is equal already is no change.
         successor: a new row that takes the place of `row`.
-        along: new rows that the same change needs, in the order in which they refer to each other; `row`
-            may refer to them, and the entry is about it.
+        along: new rows of other tables that the same change needs; the entry is about `row`.
         conflict: what to say when the database knows another row like it.
 
     Raises:
@@ -192,12 +191,14 @@ async def write(
         after=shown[1],
     )
     rows = [row] if successor is None else [row, successor]
-    first = list(along)
-    session.info[_PERMITTED] = {id(each) for each in (*first, *rows, entry)}
+    others = list(along)
+    session.info[_PERMITTED] = {id(each) for each in (*others, *rows, entry)}
     try:
-        for each in first:  # there are no relationships by which the session would know the order
-            session.add(each)
-            await session.flush()
+        if others:  # there are no relationships by which the session would know who refers to whom
+            order = {table.name: place for place, table in enumerate(metadata.sorted_tables)}
+            for each in sorted([*others, row], key=lambda one: order[str(one.__tablename__)]):
+                session.add(each)
+                await session.flush()
         session.add_all([*rows, entry])
         await session.flush()
     except IntegrityError:

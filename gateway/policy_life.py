@@ -295,7 +295,7 @@ async def begin(session: AsyncSession, settings: Settings, supply: Supply, *, at
         ConfigurationError: the file is needed and wrong.
     """
     active = await read_active(session)
-    if active is not None and not _is_the_files(active, settings):
+    if active is not None and not is_the_files(active, settings):
         return active
     policy = load_policy(settings.policy, pools=supply.pools)
     if active is not None and active.version == policy.version:
@@ -304,7 +304,7 @@ async def begin(session: AsyncSession, settings: Settings, supply: Supply, *, at
     act = Act(actor=actor, source=Source.START, at_ms=at_ms)
     await lock_activations(session)
     active = await read_active(session)  # another replica may have been faster
-    if active is not None and not _is_the_files(active, settings):
+    if active is not None and not is_the_files(active, settings):
         return active
     proposal = Proposal(policy.text, str(settings.policy))
     return (await publish(session, proposal, act=act, supply=supply, origin=Origin.SEED)).active
@@ -317,7 +317,7 @@ async def require_usable(session: AsyncSession, settings: Settings, supply: Supp
         ConfigurationError: it could not; says what to do.
     """
     active = await read_active(session)
-    if active is None or _is_the_files(active, settings):
+    if active is None or is_the_files(active, settings):
         policy = load_policy(settings.policy, pools=supply.pools)
         fit(policy.text, source=str(settings.policy), supply=supply)
         return
@@ -330,7 +330,7 @@ async def require_usable(session: AsyncSession, settings: Settings, supply: Supp
         ) from None
 
 
-def _is_the_files(active: Activation, settings: Settings) -> bool:
+def is_the_files(active: Activation, settings: Settings) -> bool:
     """Whether the policy's file says what is in force."""
     return settings.is_embedded and active.origin is Origin.SEED
 
@@ -342,7 +342,7 @@ async def active_policy(session: AsyncSession, settings: Settings, pools: Mappin
         ConfigurationError: it does not fit the pools; or the file is needed and wrong.
     """
     active = await read_active(session)
-    if active is None or _is_the_files(active, settings):
+    if active is None or is_the_files(active, settings):
         return load_policy(settings.policy, pools=pools)
     return parse_policy(await text_of(session, active.version), source=active.version, pools=pools)
 
@@ -360,8 +360,8 @@ def difference_from_file(active: Activation, settings: Settings) -> str | None:
     if version == active.version:
         return None
     return (
-        f"{settings.policy} ({version}) is not what is in force: requests follow {active.version},"
+        f"{settings.policy} ({version}) is not in force: requests follow {active.version},"
         f" activated {instant_text(active.at_ms)} by {active.actor}. To let them follow the file:"
-        f" tollgate policy publish {settings.policy}   To see the difference:"
-        f" tollgate policy diff {active.version} {settings.policy}"
+        f" `tollgate policy publish {settings.policy}`; to see the difference first:"
+        f" `tollgate policy diff active {settings.policy}`; who did what: `tollgate policy history`."
     )

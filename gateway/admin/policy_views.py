@@ -91,7 +91,7 @@ class OutcomeView(BaseModel):
 class PolicyDifferenceView(BaseModel):
     """A key of the YAML whose value differs."""
 
-    key: str
+    path: str = Field(description="the key, dotted")
     kind: Kind
     before: Any = None
     after: Any = None
@@ -107,7 +107,7 @@ class PolicyDiffView(BaseModel):
                     "before": "default@91c0de55aa10",
                     "after": "default@3f2a9c41d07e",
                     "differences": [
-                        {"key": "max_tokens_default", "kind": "changed", "before": 256, "after": 512}
+                        {"path": "max_tokens_default", "kind": "changed", "before": 256, "after": 512}
                     ],
                     "text": "--- default@91c0de55aa10\n+++ default@3f2a9c41d07e\n…",
                 }
@@ -174,7 +174,7 @@ def diff_view(diff: PolicyDiff, names: tuple[str, str]) -> PolicyDiffView:
         before=names[0],
         after=names[1],
         differences=[
-            PolicyDifferenceView(key=one.key, kind=one.kind, before=one.before, after=one.after)
+            PolicyDifferenceView(path=one.path, kind=one.kind, before=one.before, after=one.after)
             for one in diff.differences
         ],
         text=diff.text,

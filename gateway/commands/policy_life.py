@@ -485,7 +485,7 @@ def _print_diff(view: PolicyDiffView) -> None:
         for one in view.differences:
             before = "" if one.kind is Kind.ADDED else _value(one.before)
             after = "" if one.kind is Kind.REMOVED else _value(one.after)
-            rows.append((one.kind, one.key, before, after))
+            rows.append((one.kind, one.path, before, after))
         print_table(("", "key", view.before, view.after), rows)
     for line in view.text.splitlines():
         out.print(Text(line, style=_STYLES.get(line[:1], "")), highlight=False, soft_wrap=True)

@@ -32,7 +32,7 @@ class Kind(StrEnum):
 class Difference:
     """A key whose value differs."""
 
-    key: str
+    path: str
     """Dotted, such as `routes.creative`."""
     kind: Kind
     before: Any
