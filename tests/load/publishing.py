@@ -216,7 +216,7 @@ class Publishing:
 
     # ------------------------------------------------------------------------------------ what must hold
     def _check_versions(self) -> None:
-        """Every answer's version was in force within its life, or so shortly before that nobody could know."""
+        """Every answer's version was in force within its life, or shortly before: see the module."""
         spans: dict[str, list[tuple[float, float]]] = {}
         for one, after in itertools.pairwise(self.publications):
             spans.setdefault(one.version, []).append((one.asked_s, after.done_s))
