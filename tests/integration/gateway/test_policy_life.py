@@ -116,7 +116,7 @@ async def test_a_request_ends_as_it_began_whatever_is_published_meanwhile(
 
 async def test_what_is_wrong_is_refused_and_nothing_is_stored(desk: Desk) -> None:
     seeded = await desk.active()
-    wrong = text_of(300).replace("creative: [plain,", "creative: [plane,")
+    wrong = text_of(300).replace("creative: [plain,", "creative: [plain, plane,")
     refused = await desk.ask("POST", "/publish", 400, json={"text": wrong})
     assert refused["error"]["param"] == "text"
     assert "there is no pool 'plane'" in refused["error"]["message"]
