@@ -3,7 +3,7 @@
 A request takes one `Routing` and keeps it to its end: policy, prices and what is derived from them are made
 ready first, beside the requests, and then exchanged in one assignment. A version that cannot be used here (a
 pool that this process does not know, a key that it does not have) is not half taken over: the one before
-stays, and `/readyz`, the metrics and the log say why. A candidate beside the active policy would be a further
+stays, `/readyz` and the metrics say so, the control plane and the log why. A candidate beside the active policy would be a further
 field of `Routing`, made ready and exchanged in the same way.
 """
 
@@ -243,9 +243,9 @@ class PolicyInForce:
         )
 
     def shown(self) -> dict[str, object]:
-        """For /readyz."""
+        """For /readyz, which anybody may ask: not why."""
         refused = self.refused
         return {
             "in_force": self.routing.policy.version,
-            "refused": None if refused is None else {"version": refused.version, "reason": refused.reason},
+            "refused": None if refused is None else refused.version,
         }

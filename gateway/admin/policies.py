@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.admin.policy_views import (
     ActivationView,
+    ActiveView,
     OutcomeView,
     PolicyDiffView,
     VersionTextView,
     VersionView,
     activation_view,
+    active_view,
     diff_view,
     outcome_view,
     version_text_view,
@@ -124,12 +126,17 @@ async def store_draft(
 
 
 @router.get("/active", summary="What requests follow")
-async def show_active(session: SessionDep) -> VersionTextView:
-    """The active version, with its YAML. What a gateway really follows is in its /readyz and metrics."""
+async def show_active(services: ServicesDep, session: SessionDep) -> ActiveView:
+    """The active version, with its YAML, and whether this gateway follows it, or why not."""
     active = await read_active(session)
     if active is None:
         raise NotFound("No policy was ever active.")
-    return version_text_view(await show_version(session, active.version))
+    refused = services.policies.refused
+    return active_view(
+        await show_version(session, active.version),
+        in_force=services.pipeline.routing.policy.version,
+        refused=None if refused is None else refused.reason,
+    )
 
 
 @router.get("/history", summary="Activations, the newest first")

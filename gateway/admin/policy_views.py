@@ -60,6 +60,26 @@ class VersionTextView(VersionView):
     text: str = Field(description="the YAML, as it was written")
 
 
+class ActiveView(VersionTextView):
+    """The active version, and whether whoever answers follows it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    **_VERSION,
+                    "text": "name: default\n…",
+                    "in_force_here": "default@3f2a9c41d07e",
+                    "refused_here": None,
+                }
+            ]
+        }
+    )
+
+    in_force_here: str = Field(description="what requests to this gateway follow")
+    refused_here: str | None = Field(description="why this gateway cannot use the active one; null: it can")
+
+
 class ActivationView(BaseModel):
     """From an instant on requests followed this version."""
 
@@ -129,6 +149,11 @@ def version_view(version: Version) -> VersionView:
 def version_text_view(version: Version) -> VersionTextView:
     """A version with its YAML."""
     return VersionTextView(**_fields(version), text=version.text)
+
+
+def active_view(version: Version, *, in_force: str, refused: str | None) -> ActiveView:
+    """The active version, as one gateway sees it."""
+    return ActiveView(**_fields(version), text=version.text, in_force_here=in_force, refused_here=refused)
 
 
 def _fields(version: Version) -> dict[str, Any]:

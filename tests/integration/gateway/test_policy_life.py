@@ -149,8 +149,10 @@ async def test_what_cannot_be_used_here_leaves_the_version_before_in_force(desk:
 
     await eventually(lambda: gateway.services.policies.refused is not None)
     ready = (await gateway.client.get("/readyz")).json()["policy"]
-    assert (ready["in_force"], ready["refused"]["version"]) == (seeded, version)
-    assert "there is no pool 'later'" in ready["refused"]["reason"]
+    assert ready == {"in_force": seeded, "refused": version}
+    told = await desk.ask("GET", "/active")
+    assert (told["version"], told["in_force_here"]) == (version, seeded)
+    assert "there is no pool 'later'" in told["refused_here"]
     metrics = (await gateway.client.get("/metrics", headers=gateway.admin)).text
     assert "tollgate_policy_refused 1.0" in metrics
     assert f'tollgate_policy_info{{version="{seeded}"}} 1.0' in metrics
