@@ -3,8 +3,8 @@
 A request takes one `Routing` and keeps it to its end: policy, prices and what is derived from them are made
 ready first, beside the requests, and then exchanged in one assignment. A version that cannot be used here (a
 pool that this process does not know, a key that it does not have) is not half taken over: the one before
-stays, `/readyz` and the metrics say so, the control plane and the log why. A candidate beside the active policy would be a further
-field of `Routing`, made ready and exchanged in the same way.
+stays, `/readyz` and the metrics say so, the control plane and the log why. A candidate beside the active
+policy would be a further field of `Routing`, made ready and exchanged in the same way.
 """
 
 from __future__ import annotations
