@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from gateway.admin import (
     keys,
     learned,
     limits,
+    policies,
     policy_explain,
     pools,
     prices,
@@ -44,7 +45,6 @@ from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
 from gateway.api.edge import Edge
-from gateway.cache.key import answer_scope
 from gateway.cache.lookup import AnswerCache
 from gateway.cache.pipelined import redis_storage
 from gateway.cache.storage import CacheStorage, MemoryStorage
@@ -82,17 +82,13 @@ from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
 from gateway.lessons import Lessons
 from gateway.pipeline import Pipeline
-from gateway.plan import Routing
+from gateway.policy_in_force import PolicyInForce
 from gateway.pricing import tables as price_tables
-from gateway.pricing.book import PriceBook
-from gateway.pricing.catalog import cards_of
-from gateway.pricing.store import list_entries, remember_versions
 from gateway.protocols.openai import ParseLimits
 from gateway.redis_client import close_redis, redis_client, require_redis
-from gateway.routing.policy import Policy, load_policy
+from gateway.routing import tables as policy_tables
 from gateway.routing.priors import Priors
 from gateway.routing.receipts import insert_receipts
-from gateway.routing.versions import remember_version
 from gateway.rule_metrics import watch_rules
 from gateway.schema import require_current
 from gateway.settings import HealthSettings, Settings
@@ -101,7 +97,6 @@ from gateway.upkeep import UpkeepBooks
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
 from gateway.upstream.hedging import RATIO_OF_RULES, Hedging
-from gateway.upstream.outside import Endpoint, load_outside
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.waking import Waker
 
@@ -162,7 +157,9 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
+    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
+        app.include_router(room.router)
+    for room in (policies, prices, audit):
         app.include_router(room.router)
     app.include_router(policy_explain.router)
     app.include_router(console_router())
@@ -197,12 +194,9 @@ class _Parts:
             specs = load_pools(settings.pools)
         except PoolFileError as error:
             raise ConfigurationError(str(error)) from None
-        self._policy = load_policy(settings.policy, pools=specs)
-        cards = cards_of(specs, {name: target.rates for name, target in self._policy.external.items()})
-        self._prices = PriceBook(cards, allows_unpriced=self._policy.allow_unpriced)
-        self._endpoints = _endpoints(self._policy, settings)
         self._registry = PoolRegistry(specs, breaker_rule=_breaker_rule(settings.health))
         self._economist = _economist(self._registry, clock)
+        self._policies = PolicyInForce(settings, pools=specs, economist=self._economist, clock=clock)
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
@@ -216,7 +210,6 @@ class _Parts:
     async def running(self) -> AsyncIterator[Services]:
         """The services, from the first key loaded to the last record shipped."""
         settings = self._settings
-        outside = await load_outside(self._endpoints, connect_timeout_s=settings.timeouts.connect_s)
         engine = create_engine(settings.effective_database_url)
         client = UpstreamClient(connect_timeout_s=settings.timeouts.connect_s)
         spool = Spool(
@@ -234,7 +227,7 @@ class _Parts:
             attempts_max=settings.limits.attempts_max,
             retries=RetryBudget(ratio=settings.retries.ratio, floor_per_s=settings.retries.floor_per_s),
             hedging=self._hedging(),
-            outside=outside,
+            outside=self._policies.outside,
             waker=waker,
         )
         self._watch_engines(dispatcher)
@@ -261,7 +254,7 @@ class _Parts:
             books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
-            parts = (shipper, watcher, lessor, scheduler, reader, levels)
+            parts = (shipper, watcher, lessor, scheduler, reader, levels, self._policies)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -269,8 +262,7 @@ class _Parts:
             await client.close()
             if self._redis is not None:
                 await close_redis(self._redis)
-            if outside is not None:
-                await outside.close()
+            await self._policies.outside.close()
             spool.close()
             await engine.dispose()
 
@@ -279,7 +271,7 @@ class _Parts:
         self,
         cache: AnswerCache,
         monitor: FleetMonitor,
-        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader],
+        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader, PolicyInForce],
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -345,10 +337,11 @@ class _Parts:
             books=lessor.books,
         )
         await shipper.recover()
-        await self._remember(sessions)
+        await self._policies.start(sessions)
+        await self._ensure_partitions(sessions)
         admission = Budgets(lessor.holds, lessor, clock)
         pipeline = Pipeline(
-            routing=self._routing(),
+            routing=self._policies.routing,
             dispatcher=dispatcher,
             budgets=admission,
             settlement=Settlement(spool, clock),
@@ -366,6 +359,7 @@ class _Parts:
             logins=Logins(self._root_key, self._admins, clock),
             registry=self._registry,
             pipeline=pipeline,
+            policies=self._policies,
             spool=spool,
             telemetry=self._telemetry,
             waker=waker,
@@ -376,7 +370,9 @@ class _Parts:
             root_key=self._root_key,
         )
         watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
-        watcher.watch(price_tables.TOPIC, self._reload_prices(pipeline))
+        self._policies.follow(functools.partial(setattr, pipeline, "routing"))
+        watcher.watch(price_tables.TOPIC, self._policies.reload_prices)
+        watcher.watch(policy_tables.TOPIC, self._policies.reload)
         watcher.watch(BUDGETS_TOPIC, _reload_budgets(admission))
         watcher.watch(SLICES_TOPIC, lessor.recalled)
         await watcher.refresh()
@@ -387,27 +383,13 @@ class _Parts:
         watch_rules(self._telemetry, pipeline)
         self._watch_gauges(services, lessor.holds)
         self._watch_cache(cache)
+        self._policies.watch(self._telemetry)
         return services, shipper
 
-    async def _remember(self, sessions: SessionFactory) -> None:
-        """Write down what comes into force now, before anything refers to it."""
+    async def _ensure_partitions(self, sessions: SessionFactory) -> None:
         async with sessions() as session:
-            now_ms = self._clock.epoch_ms()
-            await remember_version(session, self._policy, now_ms=now_ms)
-            await remember_versions(session, self._prices.at(now_ms).by_target, now_ms=now_ms)
             await ensure_partitions(session)
             await session.commit()
-
-    def _routing(self) -> Routing:
-        policy, specs = self._policy, self._registry.specs
-        scopes = {
-            alias: answer_scope(
-                policy.version,
-                (f"{name} {specs[name].model.path} {specs[name].model.served_name}" for name in pools),
-            )
-            for alias, pools in policy.models.items()
-        }
-        return Routing(policy=policy, prices=self._prices, answer_scopes=scopes, economist=self._economist)
 
     async def _cache(self) -> AnswerCache:
         settings = self._settings.cache
@@ -589,32 +571,9 @@ class _Parts:
         self._keys.replace(await list_keys(session), await list_limits(session))
         self._admins.replace(await list_admin_keys(session))
 
-    def _reload_prices(self, pipeline: Pipeline) -> Reload:
-        async def reload(session: AsyncSession) -> None:
-            book = self._prices.with_entries(await list_entries(session))
-            pipeline.routing = replace(pipeline.routing, prices=book)
-
-        return reload
-
     def _confirm_keys(self) -> None:
         self._keys.confirm()
         self._admins.confirm()
-
-
-def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
-    """Where the policy's external targets are, with their keys.
-
-    Raises:
-        ConfigurationError: a key is not configured.
-    """
-    keys = {name: key.get_secret_value() for name, key in settings.external_keys.items()}
-    missing = policy.missing_keys(keys)
-    if missing:
-        raise ConfigurationError("\n".join(f"{settings.policy}: {sentence}" for sentence in missing))
-    return {
-        name: Endpoint(target.api_base, None if target.key_name is None else keys[target.key_name])
-        for name, target in policy.external.items()
-    }
 
 
 def _economist(registry: PoolRegistry, clock: Clock) -> Economist:

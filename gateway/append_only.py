@@ -12,11 +12,14 @@ from sqlalchemy import Connection, inspect, text
 
 APPEND_ONLY = (
     "attempts",
+    "audit_chain",
     "audit_entries",
     "budget_alerts",
     "budget_postings",
     "journal_entries",
     "journal_transactions",
+    "policy_activations",
+    "policy_checks",
     "policy_versions",
     "price_entries",
     "price_versions",
