@@ -44,7 +44,7 @@ class ExplainRequest(BaseModel):
         default=None, description="as it would be sent to /v1/chat/completions or /v1/completions"
     )
     receipt: str | None = Field(default=None, description="the x-request-id of a request that was served")
-    key: str | None = Field(default=None, description="who asks: the id of an API key")
+    key_id: str | None = Field(default=None, description="who asks: the id of an API key")
     given: Given = Field(default_factory=Given, description="what else is so; it beats all the rest")
     policy: str | None = Field(
         default=None, max_length=POLICY_CHARS_MAX, description="a draft's YAML; null: the policy in force"
@@ -138,8 +138,8 @@ async def explain_call(asked: ExplainRequest, services: ServicesDep, session: Se
         raise InvalidRequest("Send `body` or `receipt`, not both.", param="receipt")
     request = None if asked.receipt is None else await recorded(session, asked.receipt)
     caller = None if request is None else request.caller
-    if asked.key is not None:
-        caller = await caller_of(session, asked.key)
+    if asked.key_id is not None:
+        caller = await caller_of(session, asked.key_id)
     base = None if request is None else request.call
     if asked.body is not None:
         base = _parsed(asked.body, services)

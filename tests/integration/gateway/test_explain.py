@@ -53,7 +53,7 @@ async def test_an_explanation_is_what_happens(
         body = {"model": "auto", "messages": [{"role": "user", "content": "Write a poem about rain"}]}
         answer = await gateway.client.post("/v1/chat/completions", json=body)
         receipt = await receipt_of(gateway, answer)
-        told = await explained(gateway, body=body, key=key_id)
+        told = await explained(gateway, body=body, key_id=key_id)
         decided = receipt["decision"]
         for name in ("rule", "branch", "reason"):
             assert told[name] == decided[name]
@@ -85,7 +85,7 @@ async def test_an_explanation_is_what_happens(
         assert [each["target"] for each in down["candidates"]] == ["plain"]
         assert down["drops"] == [{"target": "speculative", "reason": "no replica is up"}]
         await budget(gateway, 1)
-        refused = await explained(gateway, key=key_id, given={"task": "summarization"})
+        refused = await explained(gateway, key_id=key_id, given={"task": "summarization"})
         assert refused["error"] is None, "nothing of it is used, as far as is known"
         refused = await explained(
             gateway, key=key_id, given={"task": "summarization", "budget_used_percent": 51}
