@@ -36,6 +36,7 @@ from gateway.admin import (
     pools,
     prices,
     projects,
+    supply,
     tenants,
     usage,
 )
@@ -65,7 +66,9 @@ from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
+from gateway.jobs.replica_time import ReplicaTimeKeeper
 from gateway.jobs.scheduler import Scheduler, jobs_of
+from gateway.jobs.supply import supply_jobs
 from gateway.learned_metrics import watch_learned
 from gateway.ledger.admission import Budgets
 from gateway.ledger.buckets import BudgetBook
@@ -78,6 +81,7 @@ from gateway.ledger.partitions import ensure_partitions
 from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
+from gateway.ledger.supply_terms import terms_of
 from gateway.lessons import Lessons
 from gateway.pipeline import Pipeline
 from gateway.plan import Routing
@@ -159,7 +163,20 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
+    for room in (
+        usage,
+        tenants,
+        projects,
+        keys,
+        limits,
+        budgets,
+        admin_keys,
+        pools,
+        learned,
+        prices,
+        audit,
+        supply,
+    ):
         app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
@@ -257,7 +274,7 @@ class _Parts:
             books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
-            parts = (shipper, watcher, lessor, scheduler, reader)
+            parts = (shipper, watcher, lessor, scheduler, reader, self._replica_time(engine))
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -275,7 +292,7 @@ class _Parts:
         self,
         cache: AnswerCache,
         monitor: FleetMonitor,
-        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader],
+        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, ReplicaTimeKeeper],
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -432,8 +449,16 @@ class _Parts:
     def _scheduler(self, engine: AsyncEngine, holder: str) -> Scheduler:
         settings, clock, sessions = self._settings, self._clock, session_factory(engine)
         auditor = Auditor(sessions, clock, grace_s=settings.budgets.slice_grace_s)
-        jobs = jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets)
+        specs, supply = self._registry.specs, settings.supply
+        of_supply = supply_jobs(terms_of(specs), self._registry, sessions, clock=clock, settings=supply)
+        jobs = (*of_supply, *jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets))
         return Scheduler(sessions, clock, jobs, holder=holder, first_after_s=settings.audit.interval_s)
+
+    def _replica_time(self, engine: AsyncEngine) -> ReplicaTimeKeeper:
+        settings = self._settings
+        return ReplicaTimeKeeper(
+            settings.state_dir, session_factory(engine), interval_s=settings.supply.look_s
+        )
 
     def _monitor(self, books: UpkeepBooks) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME
