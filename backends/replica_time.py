@@ -1,7 +1,8 @@
 """How long was each replica up, starting, asleep or broken, so that its hours can be paid for?
 
 The driver adds a line to `<state>/replica-time/<run>.jsonl` whenever a replica enters another phase, and sets
-the file's modification time every few seconds: what it says last holds until then, whoever died meanwhile.
+the file's modification time every few seconds: while it lives what it says last holds until now, and when it
+was killed until then.
 A run is one life of a driver and has an id that is never used again, its lines are numbered, so whoever reads
 a file twice, or two who read it, find the same. Instants are epoch milliseconds of the driver's machine,
 never going back within a run. Money is none of its business. Linux only (/proc).
@@ -157,19 +158,19 @@ def read_runs(state_dir: Path) -> list[Run]:
 
 
 def _read(path: Path) -> Run:
-    # Whether its driver lives is asked first: what a dead one wrote is all there, and stays as it is.
-    text = path.read_text(encoding="utf-8")
-    head, _, _ = text.partition("\n")
+    head, _, _ = path.read_text(encoding="utf-8").partition("\n")
     described: dict[str, Any] = json.loads(head)
     if described["version"] != _VERSION:
         raise ValueError(f"version {described['version']}, expected {_VERSION}")
+    # Whether its driver lives is asked before its lines are read: a dead one's are all there.
+    now_ms = time.time_ns() // 1_000_000
     is_over = not FleetOwner(**described["owner"]).is_alive
     text = path.read_text(encoding="utf-8")
     # A line without its end is being written.
     whole = text[: text.rfind("\n") + 1].splitlines()[1:]
     changes = tuple(_change_of(json.loads(line)) for line in whole)
     last_ms = max((change.at_ms for change in changes), default=0)
-    seen_ms = path.stat().st_mtime_ns // 1_000_000
+    seen_ms = path.stat().st_mtime_ns // 1_000_000 if is_over else now_ms
     return Run(path.stem, max(seen_ms, last_ms), is_over, changes)
 
 

@@ -81,7 +81,6 @@ from gateway.ledger.partitions import ensure_partitions
 from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
-from gateway.ledger.supply_terms import terms_of
 from gateway.lessons import Lessons
 from gateway.pipeline import Pipeline
 from gateway.plan import Routing
@@ -163,21 +162,9 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (
-        usage,
-        tenants,
-        projects,
-        keys,
-        limits,
-        budgets,
-        admin_keys,
-        pools,
-        learned,
-        prices,
-        audit,
-        supply,
-    ):
+    for room in (usage, supply, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices):
         app.include_router(room.router)
+    app.include_router(audit.router)
     app.include_router(console_router())
     add_docs(app)
     openapi.describe(app)
@@ -274,7 +261,8 @@ class _Parts:
             books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
-            parts = (shipper, watcher, lessor, scheduler, reader, self._replica_time(engine))
+            keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
+            parts = (shipper, watcher, lessor, scheduler, reader, keeper)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -449,16 +437,9 @@ class _Parts:
     def _scheduler(self, engine: AsyncEngine, holder: str) -> Scheduler:
         settings, clock, sessions = self._settings, self._clock, session_factory(engine)
         auditor = Auditor(sessions, clock, grace_s=settings.budgets.slice_grace_s)
-        specs, supply = self._registry.specs, settings.supply
-        of_supply = supply_jobs(terms_of(specs), self._registry, sessions, clock=clock, settings=supply)
-        jobs = (*of_supply, *jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets))
+        jobs = jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets)
+        jobs += supply_jobs(self._registry, sessions, clock=clock, settings=settings.supply)
         return Scheduler(sessions, clock, jobs, holder=holder, first_after_s=settings.audit.interval_s)
-
-    def _replica_time(self, engine: AsyncEngine) -> ReplicaTimeKeeper:
-        settings = self._settings
-        return ReplicaTimeKeeper(
-            settings.state_dir, session_factory(engine), interval_s=settings.supply.look_s
-        )
 
     def _monitor(self, books: UpkeepBooks) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME

@@ -38,9 +38,7 @@ _KINDS = {
 }
 
 
-@reports.command(
-    epilog="Example: `tollgate report supply --by tenant,pool --from 2026-11-01 --to 2026-12-01`"
-)
+@reports.command(epilog="Example: `tollgate report supply --by tenant,pool --from 2026-11-01`")
 def supply(
     by: Annotated[
         str, typer.Option(help="comma list: tenant, project, key, model, pool, task, day, week, month")

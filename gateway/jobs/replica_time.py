@@ -21,6 +21,7 @@ from backends.replica_time import Phase, PhaseChange, Run, read_runs
 from gateway.db import SessionFactory
 from gateway.inference import new_id
 from gateway.ledger.supply_store import extend_run, open_observations, record_runs
+from gateway.settings import SupplySettings
 
 GAP_S = 300.0
 """Who looks may be busy with another job, or be replaced by another gateway."""
@@ -32,17 +33,17 @@ _log = logging.getLogger(__name__)
 class ReplicaTimeKeeper:
     """Brings what drivers wrote on this machine into the database."""
 
-    def __init__(self, state_dir: Path, sessions: SessionFactory, *, interval_s: float) -> None:
+    def __init__(self, state_dir: Path, sessions: SessionFactory, settings: SupplySettings) -> None:
         """Only remembers.
 
         Args:
             state_dir: the drivers' too.
             sessions: where it is kept.
-            interval_s: between two looks.
+            settings: how often to look.
         """
         self._state_dir = state_dir
         self._sessions = sessions
-        self._interval_s = interval_s
+        self._interval_s = settings.look_s
         self._kept: dict[str, Run] = {}
         self._stopping = asyncio.Event()
 

@@ -1,9 +1,9 @@
 """Which hours are over, what did they cost, and who used them? They are frozen, and then they stay.
 
 An hour is frozen `grace_s` after its end, pool by pool and in order. What comes to be known of a frozen hour
-later (attempts of a recovered spool, replica time of a machine that was cut off) is found at the next hour and
-booked there, as a correction that names its hour: what the whole hour, counted again at the terms that it was
-frozen with, differs by from what is booked of it.
+later (attempts of a recovered spool, replica time of a machine that was cut off) is found at the next hour
+and booked there, as a correction that names its hour: what the whole hour, counted again at the terms that it
+was frozen with, differs by from what is booked of it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from gateway.ledger.supply_store import (
     hours_of_late,
     spans_of,
 )
+from gateway.ledger.supply_terms import terms_of
 from gateway.settings import SupplySettings
 
 SETTLED_MS = 300_000
@@ -117,7 +118,7 @@ async def _corrections(session: AsyncSession, terms: Terms, extent: _Extent) -> 
         hour_ms
         for hour_ms in looked_at
         if hour_ms in booked
-        and _is_other_time(pool_hour(booked[hour_ms].terms, hour_ms, spans, []), booked[hour_ms])
+        and _is_other_time(pool_hour(booked[hour_ms].terms, hour_ms, spans), booked[hour_ms])
     }
     found = []
     for hour_ms in sorted(late & set(booked)):
@@ -147,15 +148,18 @@ def _is_other_time(now: PoolHour, before: Booked) -> bool:
 
 
 def supply_jobs(
-    terms: Mapping[str, Terms],
     registry: PoolRegistry,
     sessions: SessionFactory,
     *,
     clock: Clock,
     settings: SupplySettings,
 ) -> tuple[Job, ...]:
-    """What happens by itself for the sake of what supply costs."""
-    books = SupplyBooks(terms, sessions, clock, grace_s=settings.grace_s)
+    """What happens by itself for the sake of what supply costs.
+
+    Raises:
+        ConfigurationError: see `terms_of`.
+    """
+    books = SupplyBooks(terms_of(registry.specs), sessions, clock, grace_s=settings.grace_s)
 
     async def look(turn: Turn, stopping: asyncio.Event) -> None:
         del stopping

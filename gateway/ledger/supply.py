@@ -266,8 +266,8 @@ def pool_hour(
     terms: Terms,
     hour_start_ms: int,
     spans: Sequence[Span],
-    works: Sequence[Work],
     *,
+    works: Sequence[Work] = (),
     until_ms: int | None = None,
 ) -> PoolHour:
     """A pool's hour: what it costs, and who used it.
@@ -292,7 +292,7 @@ def pool_hour(
     for work in sorted(works, key=lambda each: each.attempt_id):
         works_of[work.replica].append(work)
     for replica in sorted(by_replica):
-        _replica(tally, terms, by_replica[replica], works_of[replica], bounds=(hour_start_ms, end_ms))
+        _replica(tally, terms, by_replica[replica], works=works_of[replica], bounds=(hour_start_ms, end_ms))
     _unused(
         tally, terms, [span for one in by_replica.values() for span in one], bounds=(hour_start_ms, end_ms)
     )
@@ -333,7 +333,7 @@ def _price_at(prices: Sequence[Price], at_ms: int) -> Price:
 
 
 def _replica(
-    tally: _Tally, terms: Terms, spans: Sequence[Span], works: Sequence[Work], *, bounds: tuple[int, int]
+    tally: _Tally, terms: Terms, spans: Sequence[Span], *, works: Sequence[Work], bounds: tuple[int, int]
 ) -> None:
     """Walk along a replica's time, from one change to the next.
 
@@ -361,7 +361,7 @@ def _replica(
             pace += work.pace if enters else -work.pace
             sign = -1 if enters else 1
             present[index] = (work, before + sign * level, busy_before + sign * busy_level)
-        units, serving_ms = _spend(tally, terms, spans, from_ms, to_ms)
+        units, serving_ms = _spend(tally, terms, spans, from_ms=from_ms, to_ms=to_ms)
         if serving_ms and pace:
             level += (units << _FINE) // pace
             busy_level += ((serving_ms * _US_PER_MS) << _FINE) // pace
@@ -377,7 +377,9 @@ def _replica(
             tally.shares[work.attempt_id] = (work, risen * work.pace, busy_risen * work.pace)
 
 
-def _spend(tally: _Tally, terms: Terms, spans: Sequence[Span], from_ms: int, to_ms: int) -> tuple[int, int]:
+def _spend(
+    tally: _Tally, terms: Terms, spans: Sequence[Span], *, from_ms: int, to_ms: int
+) -> tuple[int, int]:
     """Pay for a piece of a replica's time in which nothing changes: units and ms that attempts may share.
 
     Two machines may have a replica of the same name: both are paid for, and they share as one.

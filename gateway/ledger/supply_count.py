@@ -35,4 +35,4 @@ async def counted(
         end_ms=end_ms,
         booked_before_ms=booked_before_ms,
     )
-    return pool_hour(terms, hour_ms, spans.get(terms.pool, []), works, until_ms=until_ms)
+    return pool_hour(terms, hour_ms, spans.get(terms.pool, []), works=works, until_ms=until_ms)

@@ -10,10 +10,10 @@ Never changes a charge. Integers of nano-USD; UTC, half-open, whole hours.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -179,10 +179,13 @@ async def supply_report(
     dimensions = _checked(group_by, start, end)
     start_ms, end_ms = _ms(start), _ms(end)
     report = SupplyReport(dimensions, start, end, {}, {}, 0, 0)
-    facts = [fact async for fact in _frozen(session, report, start_ms, end_ms)]
-    facts += [fact async for fact in _open(session, report, terms, start_ms, min(end_ms, now_ms), now_ms)]
+    facts = [fact async for fact in _frozen(session, report, within=(start_ms, end_ms))]
+    facts += [
+        fact
+        async for fact in _open(session, report, terms, within=(start_ms, min(end_ms, now_ms)), now_ms=now_ms)
+    ]
     _group(report, facts, names or {})
-    await _charges(session, report, start_ms, end_ms, names or {})
+    await _charges(session, report, names or {})
     report.rows = dict(sorted(report.rows.items(), key=lambda row: (-row[1].allocated_usd_nanos, row[0])))
     report.pools = dict(sorted(report.pools.items()))
     return report
@@ -198,9 +201,7 @@ def _checked(group_by: Sequence[str], start: datetime, end: datetime) -> Group:
         raise InvalidRequest("The end of the report must be after its start.", param="to")
     for instant, param in ((start, "from"), (end, "to")):
         if _ms(instant) % MS_PER_HOUR:
-            raise InvalidRequest(
-                "Supply is billed by the hour: `from` and `to` are whole hours.", param=param
-            )
+            raise InvalidRequest("Supply is billed by the hour: give whole hours.", param=param)
     return tuple(dict.fromkeys(group_by))
 
 
@@ -212,10 +213,12 @@ def _pool(report: SupplyReport, name: str) -> PoolSupply:
     return report.pools.setdefault(name, PoolSupply(name))
 
 
-async def _frozen(session: AsyncSession, report: SupplyReport, start_ms: int, end_ms: int) -> Any:
+async def _frozen(
+    session: AsyncSession, report: SupplyReport, *, within: tuple[int, int]
+) -> AsyncIterator[_Fact]:
+    start_ms, end_ms = within
     hour = col(SupplyHour.hour_start_ms)
-    within = (hour >= start_ms, hour < end_ms)
-    bills = await session.execute(select(SupplyHour).where(*within).order_by(hour))
+    bills = await session.execute(select(SupplyHour).where(hour >= start_ms, hour < end_ms).order_by(hour))
     for bill in bills.scalars():
         pool = _pool(report, bill.pool)
         pool.bill_usd_nanos += bill.bill_usd_nanos
@@ -249,10 +252,11 @@ async def _open(
     session: AsyncSession,
     report: SupplyReport,
     terms: Mapping[str, Terms],
-    start_ms: int,
-    end_ms: int,
+    *,
+    within: tuple[int, int],
     now_ms: int,
-) -> Any:
+) -> AsyncIterator[_Fact]:
+    start_ms, end_ms = within
     known, firsts = await frontiers(session), await first_instants(session, terms)
     for name, one in terms.items():
         if name not in firsts:
@@ -294,7 +298,7 @@ def _period(name: str, hour_ms: int) -> str:
 
 
 def _group(report: SupplyReport, facts: Sequence[_Fact], names: Mapping[str, Mapping[str, str]]) -> None:
-    """Usage by group, and overhead shared by usage: pool by pool and, where periods are asked for, in each."""
+    """Usage by group, and overhead shared by usage: by pool and, where periods are asked for, in each."""
     used: defaultdict[tuple[str, Group], defaultdict[Group, int]] = defaultdict(lambda: defaultdict(int))
     overhead: defaultdict[tuple[str, Group], int] = defaultdict(int)
     for fact in facts:
@@ -328,11 +332,10 @@ def _group(report: SupplyReport, facts: Sequence[_Fact], names: Mapping[str, Map
 async def _charges(
     session: AsyncSession,
     report: SupplyReport,
-    start_ms: int,
-    end_ms: int,
     names: Mapping[str, Mapping[str, str]],
 ) -> None:
     """Put beside it what tenants were charged in the same hours."""
+    start_ms, end_ms = _ms(report.start), _ms(report.end)
     hour = col(SpendHour.hour_start_ms)
     day = (hour // (MS_PER_HOUR * _HOURS_PER_DAY)).label("day")
     asked = [name for name in report.group_by if name in _COLUMNS and name != "pool"]

@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from backends.pool import HardwareSpec, PoolSpec
-from backends.profile import Profile, load_profile
+from backends.profile import Profile, ProfileError, load_profile
 from backends.supply_spec import Count, PriceKind, SupplySpec
+from gateway.errors import ConfigurationError
 from gateway.ledger.supply import Price, Terms, TokenWeights
 from gateway.money import usd_nanos_from_decimal
 
@@ -27,10 +28,12 @@ def terms_of(specs: Mapping[str, PoolSpec]) -> dict[str, Terms]:
     """The terms of every pool.
 
     Raises:
-        ConfigurationError: a price finer than a nano-USD an hour.
-        ProfileError: a profile cannot be read.
+        ConfigurationError: a price finer than a nano-USD an hour, or a profile that cannot be used.
     """
-    return {name: _terms(spec) for name, spec in specs.items()}
+    try:
+        return {name: _terms(spec) for name, spec in specs.items()}
+    except ProfileError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _terms(spec: PoolSpec) -> Terms:

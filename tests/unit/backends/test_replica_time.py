@@ -39,10 +39,9 @@ def test_a_run_is_its_changes_and_lasts_until_the_last_beat(tmp_path: Path) -> N
     ]
     assert not run.is_over
     assert run.seen_until_ms >= run.changes[-1].at_ms
-    assert read_runs(tmp_path) == [run], "reading changes nothing"
-    later_s = run.seen_until_ms / 1000 + 7
-    os.utime(_file(tmp_path), (later_s, later_s))
-    assert read_runs(tmp_path)[0].seen_until_ms == pytest.approx(later_s * 1000, abs=1)
+    (again,) = read_runs(tmp_path)
+    assert (again.id, again.changes) == (run.id, run.changes), "reading changes nothing"
+    assert again.seen_until_ms >= run.seen_until_ms, "its driver lives"
 
 
 def test_a_driver_that_was_killed_leaves_what_it_wrote(tmp_path: Path) -> None:
@@ -59,6 +58,10 @@ def test_a_driver_that_was_killed_leaves_what_it_wrote(tmp_path: Path) -> None:
     assert run.is_over
     assert [(one.replica, one.phase) for one in run.changes] == [("plain-0", Phase.SERVING)]
     assert run.seen_until_ms >= run.changes[0].at_ms
+    assert read_runs(tmp_path) == [run]
+    beat_s = run.seen_until_ms / 1000 + 7
+    os.utime(_file(tmp_path), (beat_s, beat_s))
+    assert read_runs(tmp_path)[0].seen_until_ms == pytest.approx(beat_s * 1000, abs=1)
 
 
 def test_what_is_no_replica_time_is_left_out_and_old_runs_are_deleted(
