@@ -36,6 +36,7 @@ from gateway.admin import (
     pools,
     prices,
     projects,
+    savings,
     supply,
     tenants,
     usage,
@@ -162,9 +163,10 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, supply, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices):
+    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
         app.include_router(room.router)
-    app.include_router(audit.router)
+    for room in (supply, savings):
+        app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
     openapi.describe(app)
