@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from gateway.admin.savings_views import as_json
+from gateway.admin.savings_views import SavingsView, savings_view
 from gateway.admin.spend import period
 from gateway.db import database_ms
 from gateway.dependencies import ServicesDep, SessionDep
@@ -26,7 +26,7 @@ async def savings(
     until: Annotated[
         str | None, Query(alias="to", description="ISO 8601, a whole hour; default: this month's end")
     ] = None,
-) -> dict[str, Any]:
+) -> SavingsView:
     """Savings by what made them, with method and interval, money as decimal strings in USD.
 
     Raises:
@@ -41,4 +41,4 @@ async def savings(
         end=end,
         now_ms=await database_ms(session, services.clock),
     )
-    return as_json(report)
+    return savings_view(report)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 
 from gateway.admin.spend import names_of, period
-from gateway.admin.supply_views import as_json
+from gateway.admin.supply_views import SupplyView, supply_view
 from gateway.db import database_ms
 from gateway.dependencies import ServicesDep, SessionDep
 from gateway.identity.key_store import list_keys
@@ -31,7 +31,7 @@ async def supply(
     until: Annotated[
         str | None, Query(alias="to", description="ISO 8601, a whole hour; default: this month's end")
     ] = None,
-) -> dict[str, Any]:
+) -> SupplyView:
     """Charge and cost beside each other, money as decimal strings in USD.
 
     Raises:
@@ -47,4 +47,4 @@ async def supply(
         now_ms=await database_ms(session, services.clock),
         names=names_of(await list_keys(session)),
     )
-    return as_json(report)
+    return supply_view(report)

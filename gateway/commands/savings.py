@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.admin.savings_views import NOTE, as_json
+from gateway.admin.savings_views import NOTE, savings_view
 from gateway.admin.spend import period
 from gateway.clock import Clock
 from gateway.commands.supply import reports
@@ -44,7 +44,7 @@ def savings(
         return await savings_report(session, policy, specs, start=start, end=end, now_ms=now_ms)
 
     made = in_session(work, settings)
-    print_json(as_json(made)) if as_machine else _print(made)
+    print_json(savings_view(made)) if as_machine else _print(made)
 
 
 def _print(made: SavingsReport) -> None:

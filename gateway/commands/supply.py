@@ -10,7 +10,7 @@ from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.admin.spend import names_of, period
-from gateway.admin.supply_views import as_json
+from gateway.admin.supply_views import supply_view
 from gateway.clock import Clock, instant_text
 from gateway.commands.report import reports
 from gateway.commands.terminal import Json, in_session, load_pool_files, out, print_json
@@ -69,7 +69,7 @@ def supply(
         )
 
     made = in_session(work, settings)
-    print_json(as_json(made)) if as_machine else _print(made)
+    print_json(supply_view(made)) if as_machine else _print(made)
 
 
 def _print(made: SupplyReport) -> None:

@@ -33,6 +33,7 @@ from math import sqrt
 from gateway.inference import TokenUsage
 from gateway.pricing.rates import Rates, charge
 
+_S_PER_HOUR = 3600
 SURE = 1.96
 """Standard errors on either side that hold the truth 95 times of 100."""
 
@@ -109,6 +110,11 @@ class PoolFacts:
     """Mean number of requests in a replica that has any; None: it had none."""
     usage_usd_nanos: int
     """Cost of tenants' requests by engine time."""
+
+    @property
+    def usd_nanos_per_s(self) -> float:
+        """Of busy time."""
+        return self.usd_nanos_per_hour / _S_PER_HOUR
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +231,7 @@ def against_naive_pool(
 
 
 def _naive(naive: Naive, work: Work, batch: float) -> float:
-    return seconds(naive.engine, work, batch) / 3600 * naive.usd_nanos_per_hour
+    return seconds(naive.engine, work, batch) / _S_PER_HOUR * naive.usd_nanos_per_hour
 
 
 def _avoided(works: Sequence[Work], costs: Sequence[float], hits: Sequence[Hits]) -> tuple[float, float, int]:
@@ -265,74 +271,82 @@ def _by_engine(
     """The three lines that compare engines."""
     home = engines.get(home_pool or "")
     facts = pools.get(home_pool or "")
-    home_price = None if facts is None else facts.usd_nanos_per_hour
-    used = sorted({work.pool for work in works})
-    lacking = [name for name in used if name not in engines]
-    no_home = _why_no_home(home_pool, home, home_price)
+    no_home = _why_no_home(home_pool, home, facts)
     of_home: float | None = None
-    if home is not None and home_price:
-        of_home = sum(seconds(home, work, batches[work.pool]) for work in works) / 3600 * home_price
-    why_not = no_home
-    if not why_not and home is not None and home.is_quantized is not True:
-        why_not = (
-            f"the weights of {home_pool} are not quantized"
-            if home.is_quantized is False
-            else f"whether the weights of {home_pool} are quantized is not known here"
-        )
-    stages.next(
-        What.QUANTIZATION,
-        of_home,
-        error_ratio=None if home is None else home.error_ratio,
-        is_other_engine=True,
-        measured="tokens",
-        modelled="step times of both engines" + ("" if home is None else f"; {home_pool}: {home.source}"),
-        why_not=why_not,
-    )
-    stages.jump(of_home, None if home is None else home.error_ratio)
-    why_not = no_home or (f"no profile of {', '.join(lacking)}" if lacking else "")
-    chosen: float | None = None
-    speculated: float | None = None
+    if home is not None and facts is not None and not no_home:
+        of_home = sum(seconds(home, work, batches[work.pool]) for work in works) * facts.usd_nanos_per_s
+    _quantization(stages, of_home, home, why_not=no_home)
+    used = sorted({work.pool for work in works})
+    lacking = ", ".join(name for name in used if name not in engines)
+    no_profile = f"no profile of {lacking}" if lacking else ""
+    errors = [engines[name].error_ratio for name in used if name in engines]
+    known = [error for error in errors if error is not None]
+    error_ratio = max(known, default=None) if len(known) == len(errors) else None
+    of_pools: tuple[float, float] | None = None
     if not lacking:
-        parts = [
-            (pools[work.pool].usd_nanos_per_hour / 3600, engines[work.pool], work, batches[work.pool])
-            for work in works
-        ]
-        chosen = sum(price * seconds(engine, work, batch) for price, engine, work, batch in parts)
-        speculated = sum(
-            price * seconds(engine, work, batch, does_speculate=True) for price, engine, work, batch in parts
+        one_each, drafted = (
+            sum(
+                pools[work.pool].usd_nanos_per_s
+                * seconds(engines[work.pool], work, batches[work.pool], does_speculate=does_speculate)
+                for work in works
+            )
+            for does_speculate in (False, True)
         )
-    error = max((engines[name].error_ratio or 0.0 for name in used if name in engines), default=None)
-    is_known = all(engines[name].error_ratio is not None for name in used if name in engines)
+        of_pools = one_each, drafted
     stages.next(
         What.ROUTING,
-        chosen,
-        error_ratio=error if is_known else None,
+        None if of_pools is None else of_pools[0],
+        error_ratio=error_ratio,
         is_other_engine=any(name != home_pool for name in used),
-        measured="tokens and attempts by pool: "
-        + ", ".join(f"{name} {sum(w.attempts for w in works if w.pool == name)}" for name in used),
+        measured="attempts by pool: "
+        + ", ".join(f"{name} {sum(work.attempts for work in works if work.pool == name)}" for name in used),
         modelled="step times of the pools' profiles, at what their hours cost",
-        why_not=why_not,
+        why_not=no_home or no_profile,
     )
-    stages.jump(chosen, error if is_known else None)
+    if of_pools is not None:
+        stages.jump(of_pools[0], error_ratio)
     measured = sum(work.measured for work in works)
     stages.next(
         What.SPECULATION,
-        speculated,
-        error_ratio=error if is_known else None,
-        measured=f"{sum(w.steps for w in works)} verification steps for"
-        f" {sum(w.measured_output_tokens for w in works)} tokens in {measured} attempts",
+        None if of_pools is None else of_pools[1],
+        error_ratio=error_ratio,
+        measured=f"{sum(work.steps for work in works)} verification steps for"
+        f" {sum(work.measured_output_tokens for work in works)} tokens in {measured} attempts",
         modelled="step times with and without drafts, by the pools' profiles",
-        why_not=(f"no profile of {', '.join(lacking)}" if lacking else "")
-        or ("" if measured else "no engine counted its verification steps"),
+        why_not=no_profile or ("" if measured else "no engine counted its verification steps"),
     )
 
 
-def _why_no_home(home_pool: str | None, home: Engine | None, price: float | None) -> str:
+def _quantization(stages: _Stages, of_home: float | None, home: Engine | None, *, why_not: str) -> None:
+    if not why_not and home is not None and home.is_quantized is not True:
+        why_not = (
+            "the weights of the home pool are not quantized"
+            if home.is_quantized is False
+            else "whether the weights of the home pool are quantized is not known here"
+        )
+    error_ratio = None if home is None else home.error_ratio
+    stages.next(
+        What.QUANTIZATION,
+        of_home,
+        error_ratio=error_ratio,
+        is_other_engine=True,
+        measured="tokens",
+        modelled="step times of both engines" + ("" if home is None else f"; home pool: {home.source}"),
+        why_not=why_not,
+    )
+    stages.jump(of_home, error_ratio)
+
+
+def _why_no_home(home_pool: str | None, home: Engine | None, facts: PoolFacts | None) -> str:
     if home_pool is None:
         return "the policy declares no home_pool"
     if home is None:
         return f"no profile of {home_pool}"
-    return "" if price else f"{home_pool} cost nothing in this period, so there is no price to compare at"
+    return (
+        ""
+        if facts is not None and facts.usd_nanos_per_hour
+        else f"{home_pool} cost nothing in this period, so there is no price to compare at"
+    )
 
 
 class _Stages:

@@ -69,7 +69,7 @@ async def test_a_fleet_that_runs_is_paid_for_by_who_used_it(home: Path, urls: di
             assert (pool["time_source"], pool["open_hours"] > 0) == ("driver", True)
             assert pool["prices"][0]["usd_per_replica_hour"] == "2.000000000"
             assert nanos(pool["lines"]["warm_up"]) > 0
-            (row,) = (one for one in found["rows"] if one["pool"] == "plain")
+            (row,) = (one for one in found["rows"] if one["group"]["pool"] == "plain")
             assert row["attempts"] == 4
             assert float(row["engine_s"]) > 0
             assert nanos(row["charge_usd"]) > 0
