@@ -15,11 +15,14 @@ from sqlalchemy import text
 
 from backends.pool import ReplicaState
 from backends.replica_time import read_runs
+from gateway.errors import ConfigurationError
 from gateway.jobs.replica_time import observe
 from gateway.settings import SupplySettings
 from tests.integration.gateway.rig import ADMIN_KEY, Gateway, bearer, eventually, running, settings_for
 from tests.integration.gateway.terminal import Terminal
+from tests.support.factories import POLICY_TEXT, make_policy
 from tests.support.mock_fleet import mock_fleet, mock_pool, write_pool
+from tests.support.pool_files import DEFAULT_POLICY
 
 SUPPLY = "/admin/v1/reports/supply"
 LOOKS = SupplySettings(look_s=0.1)
@@ -142,3 +145,73 @@ def test_the_command_says_what_the_api_says(home: Path) -> None:
     assert "whole hours" in terminal.refused("report", "supply", "--from", "2026-11-01T00:00:01Z")
     assert "after `supply`" in terminal.refused("report", "--json", "supply")
     assert json.dumps(found)
+
+
+BASELINES = """
+baselines:
+  naive_pool:
+    usd_per_hour: 0.12
+    step: {fixed_s: 0.02, batched_token_s: 0.001}
+    batch: 1
+    error_ratio: 0.1
+    source: a test
+  home_pool: plain
+  list_prices:
+    mini: {rates: {input: "0.15", cached_input: "0.075", output: "0.60"}, source: a list of 2026}
+"""
+
+
+async def test_savings_are_told_against_what_the_policy_declares(
+    home: Path, urls: dict[str, list[str]]
+) -> None:
+    policy = home / "policy.yaml"
+    policy.write_text(DEFAULT_POLICY.read_text() + BASELINES)
+    async with running(settings_for(home, urls, policy=policy)) as gateway:
+        services = gateway.services
+        now_ms = services.clock.epoch_ms()
+        async with services.sessions() as session:
+            await observe(session, services.registry, now_ms=now_ms)
+            await session.commit()
+        for _ in range(2):
+            await gateway.chat("Extract all names: Bob", temperature=0, max_tokens=9)
+        await gateway.chat("Tell me a story", max_tokens=9)
+        await gateway.rows(3)
+        async with services.sessions() as session:
+            await observe(session, services.registry, now_ms=services.clock.epoch_ms() + 1)
+            await session.commit()
+        answer = await gateway.client.get("/admin/v1/reports/savings", headers=gateway.admin)
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert found["policy"] == services.pipeline.routing.policy.version
+        naive, listed = found["comparisons"]
+        for one in (naive, listed):
+            saved = nanos(one["baseline_usd"]) - nanos(one["actual_usd"])
+            assert nanos(one["saved_usd"]) == saved
+            assert sum(nanos(line["usd"]) for line in one["lines"]) == saved
+        lines = {line["what"]: line for line in naive["lines"]}
+        assert lines["cache"]["measured"] == "1 answers from the cache"
+        assert nanos(lines["cache"]["usd"]) > 0
+        assert lines["quantization"]["why_not"] == "no profile of plain"
+        assert (listed["baseline"], listed["lines"][1]["what"]) == ("mini", "self_hosting")
+        # None of it is in the books.
+        assert nanos((await report(gateway, "pool"))["bill_usd"]) == nanos(listed["actual_usd"])
+
+
+def test_a_home_pool_that_is_none_is_refused() -> None:
+    text = POLICY_TEXT + "baselines: {home_pool: elsewhere}\n"
+    with pytest.raises(ConfigurationError, match=r"test.yaml:\d+: baselines.home_pool: there is no pool"):
+        make_policy(text)
+    assert make_policy(POLICY_TEXT + "baselines: {}\n").version == make_policy().version
+
+
+@pytest.mark.parametrize("home", ["embedded"], indirect=True)
+def test_the_command_claims_nothing_where_the_policy_declares_nothing(home: Path) -> None:
+    terminal = Terminal(home)
+    assert terminal.json("report", "savings")["comparisons"] == []
+    assert "Nothing is claimed" in terminal.text("report", "savings")
+    policy = home / "policy.yaml"
+    policy.write_text(DEFAULT_POLICY.read_text() + BASELINES)
+    terminal.environment["TOLLGATE_POLICY"] = str(policy)
+    printed = terminal.text("report", "savings")
+    assert "Against naive_pool" in printed
+    assert "Not claimed: the cache answered nothing." in printed
