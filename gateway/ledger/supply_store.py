@@ -331,15 +331,13 @@ def _terms_of(bill: SupplyHour) -> Terms:
 
 
 async def terms_of_gone(session: AsyncSession, pools: Collection[str]) -> dict[str, Terms]:
-    """Terms of pools that have no file any more: those of their last bill, and nothing is reserved for them."""
+    """Terms of pools that have no file any more: those of their last bill, with nothing reserved."""
     gone: dict[str, Terms] = {}
+    is_bill = col(SupplyHour.corrects_hour_ms) == col(SupplyHour.hour_start_ms)
     for pool in pools:
         found = await session.execute(
             select(SupplyHour)
-            .where(
-                col(SupplyHour.pool) == pool,
-                col(SupplyHour.corrects_hour_ms) == col(SupplyHour.hour_start_ms),
-            )
+            .where(col(SupplyHour.pool) == pool, is_bill)
             .order_by(col(SupplyHour.hour_start_ms).desc())
             .limit(1)
         )

@@ -283,11 +283,8 @@ async def test_the_gateways_jobs_freeze_hours_and_see_whose_turn_it_is(site: Sit
         await Scheduler(site.sessions, CLOCK, jobs, holder=holder, first_after_s=1).look()
     assert await books.bills() == [(2, 2, NANOS), (1, 1, NANOS)]
     async with site.engine.connect() as connection:
-        seen = await connection.execute(text("SELECT source, is_over FROM replica_runs ORDER BY source"))
-        assert [(source, bool(is_over)) for source, is_over in seen] == [
-            ("driver", False),
-            ("observed", False),
-        ]
+        seen = await connection.execute(text("SELECT source FROM replica_runs WHERE NOT is_over ORDER BY 1"))
+        assert list(seen.scalars()) == ["driver", "observed"]
     registry.set_state("plain-0", ReplicaState.UNHEALTHY)
     async with site.sessions() as session:
         await observe(session, registry, now_ms=books.now_ms)
