@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI
 from sqlalchemy.exc import SQLAlchemyError
@@ -38,6 +38,8 @@ from gateway.admin import (
     pools,
     prices,
     projects,
+    savings,
+    supply,
     tenants,
     usage,
 )
@@ -66,7 +68,9 @@ from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
+from gateway.jobs.replica_time import ReplicaTimeKeeper
 from gateway.jobs.scheduler import Scheduler, jobs_of
+from gateway.jobs.supply import supply_jobs
 from gateway.learned_metrics import watch_learned
 from gateway.ledger.admission import Budgets
 from gateway.ledger.buckets import BudgetBook
@@ -159,7 +163,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    for room in (policies, prices, audit):
+    for room in (policies, prices, audit, supply, savings):
         app.include_router(room.router)
     app.include_router(policy_explain.router)
     app.include_router(console_router())
@@ -182,6 +186,14 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan."""
         await self.edge(scope, receive, send)
+
+
+class _Part(Protocol):
+    """What runs beside the requests and talks to the database."""
+
+    async def run(self) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class _Parts:
@@ -254,7 +266,8 @@ class _Parts:
             books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
-            parts = (shipper, watcher, lessor, scheduler, reader, levels, self._policies)
+            keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
+            parts = (shipper, watcher, lessor, scheduler, reader, levels, self._policies, keeper)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -268,10 +281,7 @@ class _Parts:
 
     @contextlib.asynccontextmanager
     async def _working(
-        self,
-        cache: AnswerCache,
-        monitor: FleetMonitor,
-        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader, PolicyInForce],
+        self, cache: AnswerCache, monitor: FleetMonitor, parts: Sequence[_Part]
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -423,6 +433,7 @@ class _Parts:
         settings, clock, sessions = self._settings, self._clock, session_factory(engine)
         auditor = Auditor(sessions, clock, grace_s=settings.budgets.slice_grace_s)
         jobs = jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets)
+        jobs += supply_jobs(self._registry, sessions, clock=clock, settings=settings.supply)
         return Scheduler(sessions, clock, jobs, holder=holder, first_after_s=settings.audit.interval_s)
 
     def _monitor(self, books: UpkeepBooks) -> FleetMonitor:

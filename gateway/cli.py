@@ -25,7 +25,7 @@ app = lazy_group(
         "config": Entry(
             "gateway.commands.config:settings.config", "Print the effective settings, secrets masked."
         ),
-        "report": Entry("gateway.commands.report:reports.report", "What was spent, and on what."),
+        "report": Entry("gateway.commands.savings:reports", "What was spent, and on what."),
         "tenants": Entry("gateway.commands.tenants:tenants", "Who pays."),
         "projects": Entry("gateway.commands.tenants:projects", "Where spend is allocated."),
         "keys": Entry("gateway.commands.keys:keys", "API keys."),

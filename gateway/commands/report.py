@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.admin.spend import as_json, names_of, period
 from gateway.clock import Clock
 from gateway.commands.terminal import Json, in_session, out, print_json
+from gateway.errors import InvalidRequest
 from gateway.identity.key_store import list_keys
 from gateway.ledger.reports import SpendFigures, SpendReport, spend_report
 from gateway.money import usd_text
@@ -19,8 +20,12 @@ from gateway.money import usd_text
 reports = typer.Typer()
 
 
-@reports.command(epilog="Example: `tollgate report --by tenant,pool,task --from 2026-11-01`")
+@reports.callback(
+    invoke_without_command=True,
+    epilog="Example: `tollgate report --by tenant,pool,task --from 2026-11-01` (or `tollgate report supply`)",
+)
 def report(
+    context: typer.Context,
     by: Annotated[
         str, typer.Option(help="comma list: tenant, project, key, model, pool, task, day, …")
     ] = "tenant",
@@ -32,6 +37,10 @@ def report(
     as_machine: Json = False,
 ) -> None:
     """What was spent, and on what."""
+    if context.invoked_subcommand is not None:
+        if as_machine or since or until:
+            raise InvalidRequest(f"Write the options after `{context.invoked_subcommand}`.")
+        return
     start, end = period(since, until, Clock().now())
 
     async def work(session: AsyncSession) -> SpendReport:

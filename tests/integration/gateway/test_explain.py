@@ -88,7 +88,7 @@ async def test_an_explanation_is_what_happens(
         refused = await explained(gateway, key_id=key_id, given={"task": "summarization"})
         assert refused["error"] is None, "nothing of it is used, as far as is known"
         refused = await explained(
-            gateway, key=key_id, given={"task": "summarization", "budget_used_percent": 51}
+            gateway, key_id=key_id, given={"task": "summarization", "budget_used_percent": 51}
         )
         assert (refused["error"]["status"], refused["rule"]) == (402, "refuses")
         for bad in (
