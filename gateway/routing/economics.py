@@ -293,7 +293,7 @@ def choose(
         rule: the policy's.
         targets: of each for the call's latency class.
         is_urgent: the highest class: it is routed for its 95th percentile before its cost.
-        is_patient: the lowest class: for its cost alone.
+        is_patient: the lowest class: for its cost alone, whatever it waits.
     """
     count = range(len(outlooks))
     burdens = [_burden(outlooks[i], predictions[i].burden_s) for i in count]
@@ -311,7 +311,7 @@ def choose(
     for other in met or count:
         if not other or (is_urgent and _is_slower(outlooks, predictions, other)):
             continue
-        lead, is_shown = _lead(outlooks, predictions, other)
+        lead, is_shown = _lead(outlooks, predictions, other, is_patient=is_patient)
         if lead > most and predictions[other].share <= outlooks[other].gate:
             best, most, why = other, lead, Why.COST if is_shown else Why.LOAD
     return best, Why.GATE if best and is_beyond else why
@@ -337,21 +337,27 @@ def _burden(outlook: Outlook, seconds: float) -> float:
     return outlook.usd_nanos_per_s * seconds
 
 
-def _lead(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], other: int) -> tuple[float, bool]:
+def _lead(
+    outlooks: Sequence[Outlook], predictions: Sequence[Prediction], other: int, *, is_patient: bool
+) -> tuple[float, bool]:
     """Logarithm of what the first takes over what another one takes; and whether measurements are in it.
 
-    How full a pool is, is a fact, and a crowd is avoided without further evidence. That one pool would be
-    better than another were both as full is in it only where chance does not explain it.
+    How full a pool is, is a fact, and a crowd is avoided without further evidence, but by those who have time.
+    That one pool would be better than another were both as full is in it only where chance does not explain it.
     """
     base, its = outlooks[0], outlooks[other]
-    lead = math.log(_burden(base, predictions[0].burden_s) / _burden(its, predictions[other].burden_s))
     even = math.log(
         _burden(base, predictions[0].even_burden_s) / _burden(its, predictions[other].even_burden_s)
     )
-    is_shown = abs(even) > CONFIDENCE_Z * math.hypot(base.deviation, its.deviation)
-    if is_shown and base.is_known and its.is_known:
-        return lead, even > 0
-    return lead - even, False
+    is_shown = (
+        base.is_known
+        and its.is_known
+        and abs(even) > CONFIDENCE_Z * math.hypot(base.deviation, its.deviation)
+    )
+    if is_patient:
+        return (even if is_shown else 0.0), is_shown
+    lead = math.log(_burden(base, predictions[0].burden_s) / _burden(its, predictions[other].burden_s))
+    return (lead, even > 0) if is_shown else (lead - even, False)
 
 
 def _meets(outlook: Outlook, prediction: Prediction, target: LatencyTarget) -> bool:
