@@ -253,9 +253,7 @@ def under_policy(fleet: Fleet, means: Means, *, only: str | None = None) -> Make
     return make
 
 
-def tollgate(
-    fleet: Fleet, means: Means, *, targets: SequenceOf[float], exploration: float = 0.0
-) -> MakeRule:
+def tollgate(fleet: Fleet, means: Means, *, targets: SequenceOf[float], exploration: float = 0.0) -> MakeRule:
     """Gateways with economics.
 
     Args:

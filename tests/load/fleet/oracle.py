@@ -7,39 +7,36 @@ there would cost everybody, in seconds: its own time to the end, and what it mak
 its prompt and by the steps that it makes longer as long as both run. It takes the least. It is greedy: it
 does not plan for single requests that are still to come.
 
-With a weight on targets it also counts each request, its own and others', that would be slower per token than
-the target allows: so much longer than all seconds that it avoids it where it can.
+How much others count beside the request itself (`altruism`) decides between the mean and the tail: what is
+best for the sum makes some wait that the 95th percentile sees. Which is best for a target at a load it knows
+from the future: it is run with each, and the best run counts (`sustain`).
 """
 
 from __future__ import annotations
+
+import math
+from typing import Final
 
 from backends.simulator.requests import Sequence
 from tests.load.fleet.play import MakeRule, Site
 from tests.load.fleet.traffic import Arrival
 
-PENALTY_S = 20.0
-"""What a request beyond its target counts, at most (in proportion to how far beyond, up to half)."""
+READING_S: Final = 15.0
+"""Over which a replica's share of time spent on prompts is averaged."""
 
 
 class Oracle:
     """Takes the replica where a request costs everybody least."""
 
-    def __init__(
-        self, site: Site, *, rate: float, input_tokens: float, tpot_s: float | None, shape: float
-    ) -> None:
+    def __init__(self, site: Site, *, altruism: float) -> None:
         """Look at idle replicas.
 
         Args:
             site: the replicas, and what is true of them.
-            rate: requests per second that will come.
-            input_tokens: of theirs, on average.
-            tpot_s: the target; None: only seconds count.
-            shape: how much what others wait counts against one's own wait.
+            altruism: how much what others wait counts against one's own time.
         """
         self._site = site
-        self._tpot_s = tpot_s
-        self._shape = shape
-        self._replicas = list(enumerate(zip(site.replicas, site.models, strict=True)))
+        self._altruism = altruism
         self._yield = [
             {task: 1 + sum(each.by_position) for task, each in model.guessing.items()}
             if model.draft_tokens
@@ -49,59 +46,58 @@ class Oracle:
         self._there: list[dict[Sequence, float]] = [{} for _ in site.replicas]
         """Requests at each replica, and the tokens that a step yields them."""
         self._context = [0.0 for _ in site.replicas]
-        share = rate / len(site.replicas) * input_tokens
-        # What other prompts add to the time of a step, on average: all replicas read about alike.
-        self._stretch = [
-            1 / max(0.2, 1 - share * model.step_time.batched_token_s) for model in site.models
-        ]
+        self._reading = [(0.0, 0.0) for _ in site.replicas]
+        """When each replica was last sent a prompt, and the share of its time that prompts then took."""
 
     def route(self, arrival: Arrival, now_s: float) -> int:
         """The replica for a request."""
-        del now_s
-        costs = [self._cost_s(number, arrival) for number, _ in self._replicas]
-        return min(range(len(costs)), key=costs.__getitem__)
+        costs = [self._cost_s(number, arrival, now_s) for number in range(len(self._site.replicas))]
+        taken = min(range(len(costs)), key=costs.__getitem__)
+        read_s = arrival.input_tokens * self._site.models[taken].step_time.batched_token_s
+        self._reading[taken] = (now_s, self._reading_ratio(taken, now_s) + read_s / READING_S)
+        return taken
 
-    def _cost_s(self, number: int, arrival: Arrival) -> float:
+    def _reading_ratio(self, number: int, now_s: float) -> float:
+        at_s, ratio = self._reading[number]
+        return ratio * math.exp((at_s - now_s) / READING_S)
+
+    def _cost_s(self, number: int, arrival: Arrival, now_s: float) -> float:
         replica, model = self._site.replicas[number], self._site.models[number]
-        there, stretch, guesses = self._there[number], self._stretch[number], model.draft_tokens
+        there, guesses, read_token_s = (
+            self._there[number],
+            model.draft_tokens,
+            model.step_time.batched_token_s,
+        )
         yielded = self._yield[number].get(arrival.task.value, 1.0)
         steps = max(0.0, (arrival.output_tokens - 1) / yielded)
-        context = arrival.input_tokens + arrival.output_tokens / 2
-        count = len(there) + 1
-        step_s = stretch * model.step_s(
-            tokens=count * (1 + guesses),
-            context_tokens=self._context[number] + context,
-            sequences=count,
-            proposed=count * guesses,
+        # Steps of those who decode wait for the prompts of others.
+        stretch = 1 / max(0.1, 1 - self._reading_ratio(number, now_s))
+        count, context = len(there) + 1, arrival.input_tokens + arrival.output_tokens / 2
+        step_s, before_s = (
+            stretch
+            * model.step_s(
+                tokens=sequences * (1 + guesses),
+                context_tokens=tokens,
+                sequences=sequences,
+                proposed=sequences * guesses,
+            )
+            for sequences, tokens in (
+                (count, self._context[number] + context),
+                (count - 1, self._context[number]),
+            )
         )
-        before_s = stretch * model.step_s(
-            tokens=(count - 1) * (1 + guesses),
-            context_tokens=self._context[number],
-            sequences=count - 1,
-            proposed=(count - 1) * guesses,
-        )
-        longer_s = step_s - before_s
-        read_s = arrival.input_tokens * model.step_time.batched_token_s
-        ahead_tokens, shared_steps, now_steps, late_s = 0.0, 0.0, replica.steps, 0.0
-        target_s = self._tpot_s
+        ahead_tokens, shared_steps = 0.0, 0.0
         for sequence, others_yield in there.items():
             if sequence.first_token_s < 0:
-                ahead_tokens += (
-                    sequence.prefill_left if sequence.scheduled_s >= 0 else sequence.context_tokens
-                )
+                is_begun = sequence.scheduled_s >= 0
+                ahead_tokens += sequence.prefill_left if is_begun else sequence.context_tokens
                 left = sequence.request.output_tokens / others_yield
             else:
-                left = sequence.finish_step - now_steps
-            shared_steps += left if left < steps else steps
-            if target_s is not None:
-                over = step_s / others_yield / target_s - 1
-                if over > 0 and before_s / others_yield <= target_s:
-                    late_s += PENALTY_S * min(1.0, 2 * over + 0.1)
-        ahead_s = ahead_tokens * model.step_time.batched_token_s
-        own_s = ahead_s + read_s + step_s * (1 + steps)
-        if target_s is not None and step_s / yielded > target_s:
-            late_s += PENALTY_S * min(1.0, 2 * (step_s / yielded / target_s - 1) + 0.1)
-        return own_s + self._shape * (read_s * len(there) + shared_steps * longer_s) + late_s
+                left = sequence.finish_step - replica.steps
+            shared_steps += min(left, steps)
+        read_s = arrival.input_tokens * read_token_s
+        own_s = ahead_tokens * read_token_s + read_s + step_s * (1 + steps)
+        return own_s + self._altruism * (read_s * len(there) + shared_steps * (step_s - before_s))
 
     def sent(self, arrival: Arrival, number: int, sequence: Sequence) -> None:
         """It is there now."""
@@ -118,17 +114,15 @@ class Oracle:
         """It knows already."""
 
 
-def oracle(*, input_tokens: float, tpot_s: float | None, shape: float = 1.0) -> MakeRule:
+def oracle(altruism: float) -> MakeRule:
     """The rule.
 
     Args:
-        input_tokens: of the traffic's requests, on average.
-        tpot_s: the target per token that it tries to keep; None: it goes by seconds alone.
-        shape: how much others count.
+        altruism: how much others count; 0: nothing, 1: as much as oneself.
     """
 
     def make(site: Site, *, seed: int, rate: float) -> Oracle:
-        del seed
-        return Oracle(site, rate=rate, input_tokens=input_tokens, tpot_s=tpot_s, shape=shape)
+        del seed, rate
+        return Oracle(site, altruism=altruism)
 
     return make

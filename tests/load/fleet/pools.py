@@ -143,9 +143,7 @@ class Pool:
 PLAIN_A100: Final = Pool("plain-a100", "a100")
 PLAIN_H100: Final = Pool("plain-h100", "h100")
 NGRAM_A100: Final = Pool("ngram-a100", "a100", "ngram")
-NGRAM_H100: Final = Pool("ngram-h100", "h100", "ngram")
 DRAFT_A100: Final = Pool("draft-a100", "a100", "draft_model")
-EAGLE_A100: Final = Pool("eagle-a100", "a100", "eagle3")
 EAGLE_H100: Final = Pool("eagle-h100", "h100", "eagle3")
 EAGLE_16_A100: Final = Pool("eagle16-a100", "a100", "eagle3", is_quantized=False)
 
@@ -186,7 +184,9 @@ def profile_of(pool: Pool) -> Profile:
 
 
 def _cache_tokens(pool: Pool) -> int:
-    weights_gb = {("a100", True): 5.7, ("h100", True): 9.1, ("a100", False): 16.1}[pool.card, pool.is_quantized]
+    weights_gb = {("a100", True): 5.7, ("h100", True): 9.1, ("a100", False): 16.1}[
+        pool.card, pool.is_quantized
+    ]
     token_bytes = CONTEXT_TOKEN_BYTES
     if pool.method == "draft_model":
         weights_gb, token_bytes = weights_gb + 2.5, token_bytes + 32_768
@@ -281,9 +281,7 @@ class Fleet:
 FLEETS: Final = (
     Fleet("A100: n-gram, plain", ((NGRAM_A100, 4), (PLAIN_A100, 4))),
     Fleet("A100: draft model, plain", ((DRAFT_A100, 4), (PLAIN_A100, 4))),
-    Fleet("A100: EAGLE-3, plain", ((EAGLE_A100, 4), (PLAIN_A100, 4))),
     Fleet("A100: EAGLE-3 in 16 bit, plain", ((EAGLE_16_A100, 4), (PLAIN_A100, 4))),
-    Fleet("H100: n-gram, plain", ((NGRAM_H100, 4), (PLAIN_H100, 4))),
     Fleet("H100: EAGLE-3, plain", ((EAGLE_H100, 4), (PLAIN_H100, 4))),
     Fleet("H100: EAGLE-3; A100: n-gram, plain", ((EAGLE_H100, 3), (NGRAM_A100, 3), (PLAIN_A100, 3))),
 )
