@@ -342,8 +342,9 @@ def _lead(
 ) -> tuple[float, bool]:
     """Logarithm of what the first takes over what another one takes; and whether measurements are in it.
 
-    How full a pool is, is a fact, and a crowd is avoided without further evidence, but by those who have time.
-    That one pool would be better than another were both as full is in it only where chance does not explain it.
+    How full a pool is, is a fact, and a crowd is avoided without further evidence, but not by those who have
+    time. That one pool would be better than another, were both as full, is in it only where chance does not
+    explain it.
     """
     base, its = outlooks[0], outlooks[other]
     even = math.log(

@@ -1,8 +1,8 @@
 """Which replica would a balancer take that knows nothing of tasks?
 
-*Round robin* takes all replicas of all pools in turn. *Least loaded* takes the one with the fewest requests, by
-what a gateway knows: its own at once, those of the other gateways from the last looks at the engines, averaged
-as Tollgate's own registry does (`backends.choice.others_now`).
+*Round robin* takes all replicas of all pools in turn. *Least loaded* takes the one with the fewest
+requests, by what a gateway knows: its own at once, those of the other gateways from the last looks at the
+engines, averaged as Tollgate's own registry does (`backends.choice.others_now`).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Where does Tollgate send a request? Its own code, fed by what simulated engines say.
 
 Several gateway processes, each with its registry, economist, policy and courses. `decide()` and
-`Economist.order()` choose the pool, `PoolRegistry.lease()` the replica. Once a second a gateway scrapes the
-engines' load and reads what was learned; answers that have ended are folded into that once a second, by all
-gateways into the same rows, as the ledger's writer does it. So a gateway knows its own requests at once, those
-of others after a second, and what answers teach after one to two.
+`Economist.order()` choose the pool, `PoolRegistry.lease()` the replica. Once a second a gateway scrapes
+the engines' load and reads what was learned; answers that have ended are folded into that once a second,
+by all gateways into the same rows, as the ledger's writer does it. So a gateway knows its own requests at
+once, those of others after a second, and what answers teach after one to two.
 
-"Everything plain", "everything speculative" and the static order are the same gateways under a policy without
-economics.
+"Everything plain", "everything speculative" and the static order are the same gateways under a policy
+without economics.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Where would somebody send a request who knows all that there is to know?
 
-The oracle knows each request's true task, its answer's length, what its drafts will have accepted on average
-on every pool, how far every running request still has to go, the state of every engine at this instant and
-not a second ago, and the rate at which requests will come. For each replica it works out what one more request
-there would cost everybody, in seconds: its own time to the end, and what it makes the others wait for, by
-its prompt and by the steps that it makes longer as long as both run. It takes the least. It is greedy: it
-does not plan for single requests that are still to come.
+The oracle knows each request's true task, its answer's length, what its drafts will have accepted on
+average on every pool, how far every running request still has to go, the state of every engine at this
+instant and not a second ago, and the rate at which requests will come. For each replica it works out what
+one more request there would cost everybody, in seconds: its own time to the end, and what it makes the
+others wait for, by its prompt and by the steps that it makes longer as long as both run. It takes the
+least. It is greedy: it does not plan for single requests that are still to come.
 
 How much others count beside the request itself (`altruism`) decides between the mean and the tail: what is
 best for the sum makes some wait that the 95th percentile sees. Which is best for a target at a load it knows

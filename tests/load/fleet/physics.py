@@ -1,10 +1,10 @@
 """How much could routing by task save at most, by arithmetic alone?
 
-At a batch of so many sequences a step takes what the profile says; a task's token costs the step's time, over
-the sequences that share it and the tokens that it yields. Of a fleet that could have as many cards of either
-pool as it wants, each task would go where it is cheaper; a fleet of one pool takes what is cheaper on average.
-What is between the two is all that task-awareness can be worth beyond choosing the right pool for everything.
-Prompts cost the same in both pools and dilute it.
+At a batch of so many sequences a step takes what the profile says; a task's token costs the step's time,
+over the sequences that share it and the tokens that it yields. Of a fleet that could have as many cards
+of either pool as it wants, each task would go where it is cheaper; a fleet of one pool takes what is
+cheaper on average. What is between the two is all that task-awareness can be worth beyond choosing the
+right pool for everything. Prompts cost the same in both pools and dilute it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What becomes of a sequence of requests when a rule sends them to a fleet of simulated engines?
 
-The engines are `backends.simulator`'s. A rule sees what it is given: a request when it comes, the end of those
-that it sent, and once a second the clock. Nothing is measured of the first fifth of the requests (queues fill,
-Tollgate learns) and of the last twentieth (queues drain).
+The engines are `backends.simulator`'s. A rule sees what it is given: a request when it comes, the end of
+those that it sent, and once a second the clock. Nothing is measured of the first fifth of the requests
+(queues fill, Tollgate learns) and of the last twentieth (queues drain).
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ One model, Llama 3.1 8B, on one card per replica, quantized in every pool but on
 A100, FP8 on H100. Step times start from `backends/profiles/{a100,h100}-llama-3.1-8b.json`, which name their
 sources; what quantization changes is arithmetic on them (modelled, nobody measured it here):
 
-- A100, 4 bit: 4.68 GB are read in a step instead of 16.06 (6.98e9 weights of linear layers at 4.156 bit, the
-  output embedding at 16) at the same 78 % of 2.039 TB/s, and 1.207 ms of overhead; arithmetic stays as it is.
+- A100, 4 bit: 4.68 GB are read in a step instead of 16.06 (6.98e9 weights of linear layers at 4.156 bit,
+  the output embedding at 16) at the same 78 % of 2.039 TB/s, and 1.207 ms of overhead; arithmetic stays as
+  it is.
 - H100, FP8: 8.03 GB at the same 81 % of 3.35 TB/s, the same overhead; arithmetic at the ratio of the peaks
   (989 / 1979 TFLOPS).
 - A draft of 1.24e9 weights at 16 bit: three passes of 2.47 GB a step at 78 %; 16 layers of cache. What the
@@ -90,7 +91,7 @@ _RATIOS: Final[dict[str, dict[TaskType, float]]] = {
         ONE.BRAINSTORMING: 0.976,
     },
 }
-"""Tokens per step over the average of the same system, where it is not known itself (`relative_to_same_…`)."""
+"""Tokens per step over the average of the same system, where a task was not profiled itself."""
 
 
 @cache

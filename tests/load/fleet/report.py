@@ -22,7 +22,7 @@ def _usd(value: float | None) -> str:
 def _percent(value: list[float | None], *, less_one: bool = True) -> str:
     middle, low, high = ((None if each is None else (each - 1 if less_one else each)) for each in value)
     if middle is None:
-        return "–"
+        return "none"
     shown = f"{middle:+.0%}" if less_one else f"{middle:.0%}"
     if low is None or high is None:
         return shown
@@ -30,14 +30,19 @@ def _percent(value: list[float | None], *, less_one: bool = True) -> str:
     return f"{shown} ({between})"
 
 
+_INTRODUCTION: Final = (
+    "{seeds} seeds, {requests} requests in each run. Nothing here was measured on a GPU: engines are"
+    " `backends/simulator` with published figures, Tollgate is its own code. How it is done, and where every"
+    " figure comes from, stands in the modules of `tests/load/fleet`."
+)
+
+
 def markdown(figures: dict[str, Any], *, picture_name: str) -> str:
     """The whole report."""
     lines = [
         "# Fleets of GPUs, simulated",
         "",
-        f"{len(figures['seeds'])} seeds, {figures['requests']} requests in each run. Nothing here was measured on"
-        " a GPU: engines are `backends/simulator` with published figures, Tollgate is its own code. How it is"
-        " done, and where every figure comes from, stands in the modules of `tests/load/fleet`.",
+        _INTRODUCTION.format(seeds=len(figures["seeds"]), requests=figures["requests"]),
         "",
         f"![Cost against the best task-blind rule]({picture_name})",
     ]
@@ -53,8 +58,8 @@ def markdown(figures: dict[str, Any], *, picture_name: str) -> str:
 
 def _target_text(target: Any) -> str:
     return (
-        f"USD per million output tokens at the greatest load with the first token within {target.ttft_s:g} s and"
-        f" each further one within {target.idle_steps:g} steps of an idle plain replica (by its P95 over requests)."
+        f"USD per million output tokens at the greatest load with the first token within {target.ttft_s:g} s"
+        f" and further ones within {target.idle_steps:g} steps of an idle plain replica, 95 of 100 times."
     )
 
 
@@ -68,12 +73,14 @@ def _cost_table(cells: Sequence[dict[str, Any]], load: str) -> list[str]:
     return lines
 
 
+_GAINS: Final = (
+    "| fleet; traffic | best task-blind | static order | Tollgate | oracle | gap closed | Tollgate"
+    " against the best converted fleet |"
+)
+
+
 def _gain_table(cells: Sequence[dict[str, Any]], load: str) -> list[str]:
-    lines = [
-        "| fleet; traffic | best task-blind | static order | Tollgate | oracle | gap closed | Tollgate against the"
-        " best converted fleet |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
+    lines = [_GAINS, "|---|---|---:|---:|---:|---:|---:|"]
     for cell in cells:
         found = cell["at_targets"][load]
         nothing = [None, None, None]
@@ -89,7 +96,7 @@ def _gain_table(cells: Sequence[dict[str, Any]], load: str) -> list[str]:
 def _load_table(cells: Sequence[dict[str, Any]]) -> list[str]:
     rules = ("round robin", "least loaded", STATIC, TOLLGATE, ORACLE)
     lines = [
-        "P95 of first token / per token in ms; below, USD per million tokens of the time in which engines stepped.",
+        "P95 of first token / per token in ms; in brackets USD per million tokens, of stepping engines only.",
         "",
         f"| fleet; traffic | load | {' | '.join(rules)} |",
         "|---|---|" + "---:|" * len(rules),
@@ -108,22 +115,24 @@ def _load_table(cells: Sequence[dict[str, Any]]) -> list[str]:
 _BOUND_TEXT: Final = (
     "Engine time by published acceptance, at equal batches, if a fleet had as many cards of either pool as it"
     " wanted: what sending each task to the pool where it is cheaper saves against the better pool for"
-    " everything. No rule that only chooses pools can save more than that against a fleet converted to the right"
-    " pool; what it saves against a balancer over two pools of which one is worse is a different thing."
+    " everything. No rule that only chooses pools can save more than that against a fleet converted to the"
+    " right pool; what it saves against a balancer over two pools of which one is worse is a different thing."
+)
+
+
+_BOUNDS: Final = (
+    "| fleet; traffic | batch | speculative over plain | prompts' share | better for everything | tasks that"
+    " speculation pays for | routing by task saves |"
 )
 
 
 def _bound_table(cells: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| fleet; traffic | batch | speculative over plain | prompts' share | better for everything | tasks that"
-        " speculation pays for | routing by task saves |",
-        "|---|---:|---:|---:|---|---:|---:|",
-    ]
+    lines = [_BOUNDS, "|---|---:|---:|---:|---|---:|---:|"]
     for cell in cells:
         lines += [
             f"| {cell['fleet']}; {cell['traffic']} | {one['batch']} | {one['speculative_over_plain']:.2f} |"
-            f" {one['prompts_ratio']:.0%} | {one['better_alone']} | {len(one['gains_by_speculation'])} of 12 |"
-            f" {one['routed_saves']:.1%} |"
+            f" {one['prompts_ratio']:.0%} | {one['better_alone']} | {len(one['gains_by_speculation'])} of 12"
+            f" | {one['routed_saves']:.1%} |"
             for one in cell["bound"]
         ]
     return lines

@@ -1,9 +1,9 @@
-"""What does a fleet carry under a rule while 95 of 100 requests keep their targets, and what does a token cost?
+"""What does a fleet carry while 95 of 100 requests keep their targets, and what does a token cost?
 
 A fleet's hours are paid whether they are used or not. So the cost of a rule is what its hours come to per
-output token at the greatest load that it carries with the P95 of the time to the first token and of the time
-per token within a target: USD per hour of all cards / tokens per hour. The load is raised over a grid; between
-two points the P95 is taken to grow as a power of the load.
+output token at the greatest load that it carries with the P95 of the time to the first token and of the
+time per token within a target: USD per hour of all cards / tokens per hour. The load is raised over a
+grid; between two points the P95 is taken to grow as a power of the load.
 
 Targets are multiples of an idle plain replica's step, so that they ask alike of slow and fast cards. The
 tight one lets few requests run at once (low load), the loose one nearly fills the engines (high load).
@@ -112,7 +112,7 @@ class Runs:
         self._known: dict[tuple[str, str, float], Played] = {}
 
     def at(self, rule: str, target: Target, share: float) -> Played:
-        """What comes of a rule at a share of the capacity; of the oracle the run that is best by the target."""
+        """What comes of a rule at a share of the capacity; of the oracle its best run by the target."""
         if rule == ORACLE:
             runs = [self._run(f"{ORACLE} {each}", target, share) for each in ALTRUISMS]
             return min(runs, key=lambda run: self.excess(run, target))
@@ -151,7 +151,7 @@ class Runs:
         return fleet, makers[rule]()
 
     def sustained(self, rule: str, target: Target, *, near: int = 0) -> tuple[float, int]:
-        """Requests per second that the rule carries within the target (0: not even the least load of the grid).
+        """Requests per second that the rule carries within the target; 0: not even the least load.
 
         Args:
             rule: which.
@@ -184,7 +184,7 @@ def _crossing(below: tuple[float, float], above: tuple[float, float]) -> float:
     return below[0] * math.exp(-math.log(below[1]) / slope)
 
 
-# ------------------------------------------------------------------------------------------------- what it costs
+# ------------------------------------------------------------------------------------------- what it costs
 def usd_per_million(cell: Cell, rate: float) -> float:
     """Of output tokens, at so many requests per second; infinite at none."""
     if rate <= 0:

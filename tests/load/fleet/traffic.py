@@ -1,15 +1,16 @@
 """Which requests come to the fleet, when, how long, and of which task?
 
-Times and lengths are those of public traces (tests/load/traces, its README has sources and licences): Azure's
-of conversations, the same with that of code completion mixed in as it came in the same hour, and BurstGPT's. A
-draw takes consecutive requests from a random place of the trace and keeps its bursts; the rate is scaled.
-BurstGPT's slice is short: a draw strings blocks of it together (block bootstrap).
+Times and lengths are those of public traces (tests/load/traces, its README has sources and licences):
+Azure's of conversations, the same with that of code completion mixed in as it came in the same hour, and
+BurstGPT's. A draw takes consecutive requests from a random place of the trace and keeps its bursts; the
+rate is scaled. BurstGPT's slice is short: a draw strings blocks of it together (block bootstrap).
 
-No trace says what was asked. Tasks are drawn from the labels of 4,557 prompts by rank of length: an input at
-the 90th percentile of the trace gets a task of prompts about the 90th percentile of theirs
-(`prompt_tasks.json`: counts by twentieth and task, no text). Azure's code requests are `code`. How long an
-answer is comes from the trace alone: within a trace it does not depend on the task. What the gateway takes a
-task for is drawn from the confusions of its classifier as served (`gateway/routing/classifier/figures.json`).
+No trace says what was asked. Tasks are drawn from the labels of 4,557 prompts by rank of length: an input
+at the 90th percentile of the trace gets a task of prompts about the 90th percentile of theirs
+(`prompt_tasks.json`: counts by twentieth and task, no text). Azure's code requests are `code`. How long
+an answer is comes from the trace alone: within a trace it does not depend on the task. What the gateway
+takes a task for is drawn from the confusions of its classifier as served
+(`gateway/routing/classifier/figures.json`).
 """
 
 from __future__ import annotations
