@@ -83,6 +83,11 @@ class Replica:
         return len(self._incoming) + len(self._waiting) + len(self._running)
 
     @property
+    def requests_running(self) -> int:
+        """Admitted: they hold cache, and are computed in every step that has room."""
+        return len(self._running)
+
+    @property
     def kv_peak_tokens(self) -> float:
         """The most that sequences held at any time."""
         return self._cache.peak_tokens
@@ -91,6 +96,11 @@ class Replica:
     def kv_held_tokens(self) -> float:
         """That sequences hold now."""
         return self._cache.held_tokens
+
+    @property
+    def kv_held_ratio(self) -> float:
+        """Share of the cache that sequences hold now."""
+        return self._cache.held_tokens / self._cache.capacity_tokens
 
     def offer(self, request: SimulatedRequest, at_s: float | None = None) -> Sequence:
         """A request comes, not before those that came already.
