@@ -393,7 +393,6 @@ class _Parts:
         watch_rules(self._telemetry, pipeline)
         self._watch_gauges(services, lessor.holds)
         self._watch_cache(cache)
-        self._policies.watch(self._telemetry)
         return services, shipper
 
     async def _ensure_partitions(self, sessions: SessionFactory) -> None:
@@ -442,6 +441,7 @@ class _Parts:
         return FleetMonitor(self._registry, fleet_file=fleet_file, rule=rule, on_upkeep=books.book)
 
     def _watch_gauges(self, services: Services, holds: Holds) -> None:
+        self._policies.watch(self._telemetry)
         watch = self._telemetry.watch
         watch("tollgate_spool_unshipped", "Ended attempts not yet in the database", _count(services.spool))
         watch("tollgate_attempts_open", "Attempts under way", lambda: services.spool.open_count)

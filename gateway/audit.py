@@ -173,23 +173,7 @@ async def write(
         shown = ({field: before[field] for field in changed}, {field: after[field] for field in changed})
     if successor is not None:
         shown[1]["rotated_to"] = _id_of(successor)
-    entry = AuditEntry(
-        id=new_id("aud_", act.at_ms),
-        at_ms=act.at_ms,
-        source=act.source,
-        request_id=act.request_id,
-        client=act.client,
-        actor_kind=act.actor.kind,
-        actor_id=act.actor.id,
-        actor_name=act.actor.name,
-        actor_role=act.actor.role,
-        action=action,
-        object_kind=row.audit_kind,
-        object_id=_id_of(row),
-        object_name=row.audit_name,
-        before=shown[0],
-        after=shown[1],
-    )
+    entry = _entry(act, action, row, before=shown[0], after=shown[1])
     rows = [row] if successor is None else [row, successor]
     others = list(along)
     session.info[_PERMITTED] = {id(each) for each in (*others, *rows, entry)}
@@ -208,6 +192,28 @@ async def write(
     chain_at_commit(session.sync_session, entry.model_dump())
     await note_change(session, row.audit_topic)
     return True
+
+
+def _entry(
+    act: Act, action: str, row: Audited, *, before: dict[str, Any] | None, after: dict[str, Any]
+) -> AuditEntry:
+    return AuditEntry(
+        id=new_id("aud_", act.at_ms),
+        at_ms=act.at_ms,
+        source=act.source,
+        request_id=act.request_id,
+        client=act.client,
+        actor_kind=act.actor.kind,
+        actor_id=act.actor.id,
+        actor_name=act.actor.name,
+        actor_role=act.actor.role,
+        action=action,
+        object_kind=row.audit_kind,
+        object_id=_id_of(row),
+        object_name=row.audit_name,
+        before=before,
+        after=after,
+    )
 
 
 @dataclass(frozen=True, slots=True)
