@@ -25,6 +25,7 @@ app = lazy_group(
             "gateway.commands.config:settings.config", "Print the effective settings, secrets masked."
         ),
         "report": Entry("gateway.commands.report:reports.report", "What was spent, and on what."),
+        "export": Entry("gateway.commands.export:exports", "The ledger as files."),
         "tenants": Entry("gateway.commands.tenants:tenants", "Who pays."),
         "projects": Entry("gateway.commands.tenants:projects", "Where spend is allocated."),
         "keys": Entry("gateway.commands.keys:keys", "API keys."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -14,12 +16,13 @@ from gateway.admin.spend import Asked, as_json, change_ratio, make_report, perio
 from gateway.clock import Clock
 from gateway.commands.terminal import Json, in_session, out, print_json, print_table
 from gateway.ledger.cuts import PERIODS
-from gateway.ledger.reports import SpendFigures, SpendReport
+from gateway.ledger.reports import NOTHING, SpendFigures, SpendReport
 from gateway.money import usd_text
 
 reports = typer.Typer()
 
 BAR_CHARS = 40
+MANY_USD = 100
 Where = Annotated[
     list[str] | None,
     typer.Option(
@@ -95,62 +98,83 @@ def _say_what_it_is(made: SpendReport) -> None:
 
 
 def _print_report(made: SpendReport, *, units: bool) -> None:
+    compared = made.before is not None
+    _print_rows(
+        made,
+        lambda figures, before, _: _cells(figures, before if compared else None),
+    )
+    if units:
+        out.print(
+            "What a unit came to: the whole charge by requests, by tokens in, by tokens out", highlight=False
+        )
+        _print_rows(made, lambda figures, _, users: _unit_cells(figures, users))
+
+
+_Cells = Callable[[SpendFigures, SpendFigures, int | None], list[tuple[str, str]]]
+"""Titles and values of a row, of its figures, those before, and its end users."""
+
+
+def _print_rows(made: SpendReport, cells: _Cells) -> None:
+    """A table with a line for each row, for the others together, and for the total."""
     table = Table(show_footer=True, box=SIMPLE, padding=(0, 0, 0, 1), pad_edge=False)
     for name in made.group_by:
         table.add_column(name, overflow="fold")
-    previous = made.previous_total if made.before is not None else None
-    footer = _cells(made.total, units=units, users=made.end_users_total, previous=previous)
-    for title, cell in footer:
+    for title, cell in cells(made.total, made.previous_total, made.end_users_total):
         table.add_column(title, justify="right", no_wrap=True, footer=cell)
     if made.group_by:
         table.columns[0].footer = "total"
     for group, figures in made.rows:
         users = None if made.end_users is None else made.end_users.get(group, 0)
-        before = made.previous.get(group) if made.before is not None else None
-        cells = _cells(figures, units=units, users=users, previous=before)
-        table.add_row(*map(Text, group), *(cell for _, cell in cells))  # a name may look like markup
+        row = cells(figures, made.previous.get(group, NOTHING), users)
+        table.add_row(*map(Text, group), *(cell for _, cell in row))  # a name may look like markup
     if made.others_count:
-        users = None if made.end_users is None else -1
-        before = made.previous_others if made.before is not None else None
-        cells = _cells(made.others, units=units, users=users, previous=before)
         names = [f"{made.others_count} others", *[""] * (len(made.group_by) - 1)][: len(made.group_by)]
-        table.add_row(*names, *(cell for _, cell in cells), style="dim")
+        row = cells(made.others, made.previous_others, None)
+        table.add_row(*names, *(cell for _, cell in row), style="dim")
     out.print(table)
 
 
-def _cells(
-    figures: SpendFigures, *, units: bool, users: int | None, previous: SpendFigures | None
-) -> list[tuple[str, str]]:
-    """Titles and values of a row."""
+def _cells(figures: SpendFigures, previous: SpendFigures | None) -> list[tuple[str, str]]:
     fresh = figures.input_tokens + figures.cache_write_tokens
-    cells = [
+    charge = ("charge USD", usd_text(figures.charge_usd_nanos))
+    if previous is not None:
+        ratio = change_ratio(figures.charge_usd_nanos, previous.charge_usd_nanos)
+        return [
+            ("requests", f"{figures.requests:,}"),
+            ("before", f"{previous.requests:,}"),
+            charge,
+            ("before", usd_text(previous.charge_usd_nanos)),
+            ("change", "new" if ratio is None else _percent(ratio, signed=True)),
+        ]
+    return [
         ("requests", f"{figures.requests:,}"),
         ("input", f"{fresh:,}"),
         ("cached", f"{figures.cached_input_tokens:,}"),
         ("output", f"{figures.output_tokens_all:,}"),
-        ("charge USD", usd_text(figures.charge_usd_nanos)),
+        charge,
     ]
-    if previous is not None:
-        ratio = change_ratio(figures.charge_usd_nanos, previous.charge_usd_nanos)
-        cells += [
-            ("before", usd_text(previous.charge_usd_nanos)),
-            ("change", "new" if ratio is None else _percent(ratio, signed=True)),
-        ]
-    if units:
-        costs, parts = unit_costs(figures, end_users=users), shares(figures)
-        cells += [
-            ("a request", costs["usd_per_request"] or "-"),
-            ("1M in", costs["usd_per_million_input_tokens"] or "-"),
-            ("1M out", costs["usd_per_million_output_tokens"] or "-"),
-            ("cache hits", _percent(parts["cache_hit_ratio"])),
-            ("cached in", _percent(parts["cached_input_ratio"])),
-        ]
-        if users is not None:
-            cells += [
-                ("end users", "" if users < 0 else f"{users:,}"),
-                ("an end user", costs["usd_per_end_user"] or "-"),
-            ]
+
+
+def _unit_cells(figures: SpendFigures, users: int | None) -> list[tuple[str, str]]:
+    costs, parts = unit_costs(figures, end_users=users), shares(figures)
+    cells = [
+        ("a request", _short(costs["usd_per_request"])),
+        ("1M in", _short(costs["usd_per_million_input_tokens"])),
+        ("1M out", _short(costs["usd_per_million_output_tokens"])),
+        ("cache hits", _percent(parts["cache_hit_ratio"])),
+        ("cached in", _percent(parts["cached_input_ratio"])),
+    ]
+    if users is not None:
+        cells += [("users", f"{users:,}"), ("a user", _short(costs["usd_per_end_user"]))]
     return cells
+
+
+def _short(usd: str | None) -> str:
+    """To six places, or to cents where it is many."""
+    if usd is None:
+        return "-"
+    amount = Decimal(usd)
+    return f"{amount:,.2f}" if abs(amount) >= MANY_USD else f"{amount:.6f}"
 
 
 def _percent(ratio: str | None, *, signed: bool = False) -> str:

@@ -41,9 +41,7 @@ class CsvSink:
             "instant": instant_text,
         }
         self._shown = [
-            (index, shown[column.kind])
-            for index, column in enumerate(about.columns)
-            if column.kind in shown
+            (index, shown[column.kind]) for index, column in enumerate(about.columns) if column.kind in shown
         ]
 
     def add(self, rows: Sequence[Row]) -> None:

@@ -61,9 +61,7 @@ class ParquetSink:
 
     def _write(self, rows: Sequence[Row]) -> None:
         columns = zip(*rows, strict=True)
-        arrays = [
-            _array(column.kind, values) for column, values in zip(self._columns, columns, strict=True)
-        ]
+        arrays = [_array(column.kind, values) for column, values in zip(self._columns, columns, strict=True)]
         self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
 
 

@@ -1,4 +1,4 @@
-"""How does an export become a workbook? With XlsxWriter 3.3 in constant memory: a row that is written is gone.
+"""How does an export become a workbook? With XlsxWriter 3.3 in constant memory: what is written is gone.
 
 Excel keeps 15 digits of a number (Microsoft, "Excel specifications and limits"), so an amount is a number for
 looking and adding, and stands once more as exact text on a sheet of its own. Ids are text, so that none turns
@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final
 
 import xlsxwriter
 
+from gateway.ledger.cuts import moment_of
 from gateway.ledger.export_csv import FORMULA_STARTS
 from gateway.ledger.export_rows import Row, exporter_of
 from gateway.ledger.exports import About
@@ -45,6 +46,7 @@ class XlsxSink:
                 "nan_inf_to_errors": True,
             },
         )
+        self._book.set_properties({"title": about.title, "created": moment_of(about.generated_at_ms)})
         self._head = self._book.add_format({"bold": True, "bottom": 1})
         self._quoted = self._book.add_format({"quote_prefix": True})
         self._formats = {

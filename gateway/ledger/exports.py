@@ -202,7 +202,5 @@ def format_of(name: str) -> Format:
         InvalidRequest: there is none; says which there are.
     """
     if name not in FORMATS:
-        raise InvalidRequest(
-            f"No format {name[:40]!r}; there are {', '.join(FORMATS)}.", param="format"
-        )
+        raise InvalidRequest(f"No format {name[:40]!r}; there are {', '.join(FORMATS)}.", param="format")
     return FORMATS[name]

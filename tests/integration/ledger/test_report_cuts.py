@@ -127,7 +127,7 @@ class Books:
 
     def add(self, drawn: list[Row]) -> None:
         """Book attempts, and take some back."""
-        rows = []
+        rows: list[Row] = []
         for values in drawn:
             is_reversed = values.pop("is_reversed")
             row = attempt_row(len(self.rows) + len(rows), **values) | {"cache": values["cache"]}
@@ -350,10 +350,9 @@ def test_every_comparison_is_with_what_stood_before(books: Books) -> None:
 
 
 async def test_what_cannot_be_compared_or_ordered_says_why(site: Site) -> None:
-    week = {"start": START, "end": START + timedelta(days=7)}
-    later = {"start": START + timedelta(hours=5), "end": START + timedelta(days=7)}
+    week, later = START, START + timedelta(hours=5)
     async with site.sessions() as session:
-        for group_by, between, shape, said in (
+        for group_by, start, shape, said in (
             (["day", "month"], week, Shape(is_compared=True), "one of day, week and month"),
             (["week"], later, Shape(is_compared=True), "begins where a week does"),
             (
@@ -366,7 +365,9 @@ async def test_what_cannot_be_compared_or_ordered_says_why(site: Site) -> None:
             (["pool"], week, Shape(top=0), "`top` is 1 to"),
         ):
             with pytest.raises(InvalidRequest, match=said):
-                await spend_report(session, group_by=group_by, shape=shape, **between)
+                await spend_report(
+                    session, group_by=group_by, shape=shape, start=start, end=START + timedelta(days=7)
+                )
         with pytest.raises(InvalidRequest, match="of the years 1970 to 2200"):
             await spend_report(session, group_by=[], start=datetime(1, 1, 1, tzinfo=UTC), end=START)
 
