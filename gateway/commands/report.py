@@ -118,7 +118,7 @@ def _print_rows(made: SpendReport, cells: _Cells) -> None:
     """A table with a line for each row, for the others together, and for the total."""
     table = Table(show_footer=True, box=SIMPLE, padding=(0, 0, 0, 1), pad_edge=False)
     for name in made.group_by:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", min_width=8)
     for title, cell in cells(made.total, made.previous_total, made.end_users_total):
         table.add_column(title, justify="right", no_wrap=True, footer=cell)
     if made.group_by:

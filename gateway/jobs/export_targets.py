@@ -1,9 +1,9 @@
 """Where do scheduled exports go: a folder, or a bucket that speaks S3?
 
 Either way a file is there whole or not at all. In a folder it is renamed into place; for a bucket it is
-written to a temporary file first and then put there in one request, or in parts that count when all are there.
-Doing it again writes the same names again. Credentials are boto3's business (environment, profile, instance);
-none of them is kept here.
+written to a temporary file first and then put there, in one request or in parts that count when they are all
+in. Doing it again writes the same names again. Credentials are boto3's business (environment, profile,
+instance); none of them is kept here.
 """
 
 from __future__ import annotations

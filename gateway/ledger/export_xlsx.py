@@ -33,8 +33,16 @@ _WIDTHS = {"text": 24, "count": 12, "usd": 20, "instant": 23, "number": 14}
 class XlsxSink:
     """A workbook that is being written."""
 
-    def __init__(self, target: BinaryIO, about: About, is_formula_safe: bool) -> None:  # noqa: FBT001 - a Sink
-        """Opens the sheets `rows` and `exact`."""
+    def __init__(
+        self,
+        target: BinaryIO,
+        about: About,
+        is_formula_safe: bool,  # noqa: FBT001 - a Sink
+        *,
+        rows_max: int = ROWS_MAX,
+    ) -> None:
+        """Opens the sheets `rows` and `exact amounts`."""
+        self._rows_max = rows_max
         self._target, self._about, self._is_safe = target, about, is_formula_safe
         self._book = xlsxwriter.Workbook(
             target,
@@ -79,9 +87,9 @@ class XlsxSink:
     def add(self, rows: Sequence[Row]) -> None:
         """Write rows."""
         for row in rows:
-            if self._written and self._written % ROWS_MAX == 0:
+            if self._written and self._written % self._rows_max == 0:
                 self._open_sheets()
-            line = self._written % ROWS_MAX + 1
+            line = self._written % self._rows_max + 1
             self._written += 1
             for index, column in enumerate(self._about.columns):
                 if row[index] is not None:
