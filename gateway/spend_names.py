@@ -19,6 +19,8 @@ from gateway.ledger.reports import PLATFORM_TENANT
 
 Names = dict[str, dict[str, str]]
 """By dimension and id."""
+_PATHS = "tenant/project"
+"""Projects as they are written where their name alone is not enough."""
 
 
 async def read_names(session: AsyncSession) -> Names:
@@ -35,6 +37,7 @@ async def read_names(session: AsyncSession) -> Names:
             else f"{key.tenant_name}/{key.project_name}"
             for key in keys
         },
+        _PATHS: {key.project_id: f"{key.tenant_name}/{key.project_name}" for key in keys},
         "key": {key.id: f"{key.name} ({key.id})" for key in keys},
     }
 
@@ -56,6 +59,8 @@ def _ids(name: str, value: str, names: Names) -> list[str]:
     if known is None or value in {*known, PLATFORM_TENANT, ""}:
         return [value]
     found = [key for key, shown in known.items() if value in {shown, shown.partition(" (")[0]}]
+    if name == "project" and not found:
+        found = [key for key, path in names.get(_PATHS, {}).items() if value == path]
     if not found:
         close = difflib.get_close_matches(value, list(known.values()), n=3)
         hint = f" Did you mean {' or '.join(repr(each) for each in close)}?" if close else ""

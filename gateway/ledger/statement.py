@@ -1,9 +1,9 @@
 """What does a tenant's monthly statement say, and how is money rounded on it?
 
-The ledger keeps nano-dollars and the statement shows cents. The total is rounded once, half to even; the
-lines of each table are rounded so that they add up to it: each is rounded down, and the cents that are missing
-go to those that lost most (largest remainder). The exact total stands beside the rounded one. A statement that
-does not foot is not made.
+The ledger keeps nano-dollars and the statement shows cents. The total is rounded once, half to even. The
+lines of each table are rounded so that they add up to it: each is rounded down, and the cents that are then
+missing go to those that lost most (largest remainder). The exact total stands beside the rounded one. A
+statement that does not foot is not made.
 """
 
 from __future__ import annotations

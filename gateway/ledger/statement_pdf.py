@@ -27,7 +27,7 @@ def render(statement: Statement, *, fonts: Path | None = None) -> bytes:
     if fonts is not None and not fonts.is_dir():
         raise ConfigurationError(f"{fonts} is no folder of fonts")
     return typst.compile(
-        TEMPLATE.read_bytes(),
+        TEMPLATE,
         format="pdf",
         sys_inputs={"statement": msgspec.json.encode(statement).decode()},
         ignore_system_fonts=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import random
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -52,7 +51,8 @@ async def filled(site: Site) -> None:
 
 
 def wanted(**changes: Any) -> Export:
-    return Export(**({"format": "csv", "start_ms": START_MS, "end_ms": END_MS} | changes))
+    fields: dict[str, Any] = {"format": "csv", "start_ms": START_MS, "end_ms": END_MS} | changes
+    return Export(**fields)
 
 
 async def exported(site: Site, export: Export, about: list[About] | None = None) -> tuple[bytes, Footing]:
@@ -158,7 +158,7 @@ async def test_rows_that_do_not_come_to_the_ledger_leave_no_file(site: Site, tmp
         with pytest.raises(DoesNotFoot, match="nothing is exported"):
             await write_file(session, wanted(rows="attempts"), path, now_ms=1)
     assert path.read_bytes() == before
-    assert sorted(name for name in os.listdir(tmp_path) if name.startswith("october")) == [
+    assert names(tmp_path, "october") == [
         "october.csv",
         "october.csv.about.json",
     ]
@@ -168,3 +168,7 @@ async def test_a_file_that_cannot_be_written_says_where(site: Site, tmp_path: Pa
     async with site.sessions() as session:
         with pytest.raises(ConfigurationError, match=r"nowhere/a\.csv cannot be written: No such file"):
             await write_file(session, wanted(), tmp_path / "nowhere" / "a.csv", now_ms=1)
+
+
+def names(folder: Path, start: str) -> list[str]:
+    return sorted(each.name for each in folder.iterdir() if each.name.startswith(start))
