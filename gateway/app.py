@@ -30,6 +30,7 @@ from gateway.admin import (
     admin_keys,
     audit,
     budgets,
+    exports,
     keys,
     learned,
     limits,
@@ -39,7 +40,6 @@ from gateway.admin import (
     tenants,
     usage,
 )
-from gateway.admin.exports import exports_router
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -161,9 +161,10 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
+    for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    app.include_router(exports_router())
+    for room in (prices, audit):
+        app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
     openapi.describe(app)

@@ -60,7 +60,10 @@ def report(
     chart: Annotated[bool, typer.Option("--chart", help="bars instead of columns")] = False,
     as_machine: Json = False,
 ) -> None:
-    """What was spent, and on what; status 1 if the rows do not come to what the ledger has."""
+    """What was spent, and on what.
+
+    Status 1 if the rows do not come to what the ledger has.
+    """
     start, end = period(since, until, Clock().now())
     asked = Asked(
         group_by=[name.strip() for name in by.split(",")] if by.strip() else [],
