@@ -30,6 +30,7 @@ from gateway.admin import (
     admin_keys,
     audit,
     budgets,
+    exports,
     keys,
     learned,
     limits,
@@ -69,6 +70,7 @@ from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
 from gateway.jobs.replica_time import ReplicaTimeKeeper
+from gateway.jobs.scheduled_exports import exports_scheduler
 from gateway.jobs.scheduler import Scheduler, jobs_of
 from gateway.jobs.supply import supply_jobs
 from gateway.learned_metrics import watch_learned
@@ -161,7 +163,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
+    for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
     for room in (policies, prices, audit, supply, savings):
         app.include_router(room.router)
@@ -267,7 +269,8 @@ class _Parts:
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
             keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
-            parts = (shipper, watcher, lessor, scheduler, reader, levels, self._policies, keeper)
+            jobs = (scheduler, self._exports(engine, spool.owner_id))
+            parts = (shipper, watcher, lessor, *jobs, reader, levels, self._policies, keeper)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -434,6 +437,10 @@ class _Parts:
         jobs = jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets)
         jobs += supply_jobs(self._registry, sessions, clock=clock, settings=settings.supply)
         return Scheduler(sessions, clock, jobs, holder=holder, first_after_s=settings.audit.interval_s)
+
+    def _exports(self, engine: AsyncEngine, holder: str) -> Scheduler:
+        url = self._settings.effective_database_url
+        return exports_scheduler(session_factory(engine), self._clock, database_url=url, holder=holder)
 
     def _monitor(self, books: UpkeepBooks) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME

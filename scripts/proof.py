@@ -29,6 +29,7 @@ PARTS = {
     "publishing": ["tests.load.publishing", "--versions", "200"],
     "fleet": ["tests.load.fleet_simulation"],
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
+    "exports": ["tests.load.bench_exports", "--rows", "1000000"],
     "killed": ["tests.load.killed_replicas", "--seconds", "70", "--every", "10"],
     "streams": ["tests.load.streams_soak", "--streams", "1000", "--seconds", "60"],
     "soak": ["tests.load.soak", "--seconds", "600"],

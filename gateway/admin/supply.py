@@ -6,13 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from gateway.admin.spend import names_of, period
+from gateway.admin.spend import period
 from gateway.admin.supply_views import SupplyView, supply_view
 from gateway.db import database_ms
 from gateway.dependencies import ServicesDep, SessionDep
-from gateway.identity.key_store import list_keys
 from gateway.ledger.supply_report import supply_report
 from gateway.ledger.supply_terms import terms_of
+from gateway.spend_names import read_names
 
 router = APIRouter(prefix="/admin/v1", tags=["reports"])
 
@@ -45,6 +45,6 @@ async def supply(
         start=start,
         end=end,
         now_ms=await database_ms(session, services.clock),
-        names=names_of(await list_keys(session)),
+        names=await read_names(session),
     )
     return supply_view(report)

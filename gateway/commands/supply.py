@@ -9,18 +9,18 @@ from rich.box import SIMPLE
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.admin.spend import names_of, period
+from gateway.admin.spend import period
 from gateway.admin.supply_views import supply_view
 from gateway.clock import Clock, instant_text
 from gateway.commands.report import reports
 from gateway.commands.terminal import Json, in_session, load_pool_files, out, print_json
 from gateway.db import database_ms
-from gateway.identity.key_store import list_keys
 from gateway.ledger.supply import LineKind
 from gateway.ledger.supply_report import PoolSupply, SupplyFigures, SupplyReport, supply_report
 from gateway.ledger.supply_terms import terms_of
 from gateway.money import usd_text
 from gateway.settings import load_settings
+from gateway.spend_names import read_names
 
 __all__ = ["reports"]
 
@@ -65,7 +65,7 @@ def supply(
             start=start,
             end=end,
             now_ms=await database_ms(session, clock),
-            names=names_of(await list_keys(session)),
+            names=await read_names(session),
         )
 
     made = in_session(work, settings)

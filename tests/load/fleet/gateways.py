@@ -23,7 +23,7 @@ from backends.pool import PoolSpec, ReplicaLoad, ReplicaState
 from backends.registry import PoolRegistry, ReplicaLease
 from backends.simulator.replica import Replica
 from backends.simulator.requests import Sequence
-from gateway.course import BYTES_PER_TOKEN, Course
+from gateway.course import Course
 from gateway.economist import Economist, Forecasts
 from gateway.inference import Task, TaskSource, TaskType
 from gateway.lessons import LESSONS_MAX
@@ -33,6 +33,7 @@ from gateway.routing.learning import Evidence, Lesson, after, fold
 from gateway.routing.learning_store import LearnedKey, LearnedRow, by_key
 from gateway.routing.policy import Policy, parse_policy
 from gateway.routing.priors import Priors
+from gateway.routing.rules import BYTES_PER_TOKEN
 from tests.load.fleet.blind import GATEWAYS
 from tests.load.fleet.play import MakeRule, Site
 from tests.load.fleet.pools import Fleet, spec_of
