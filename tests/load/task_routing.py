@@ -41,6 +41,7 @@ from gateway.clock import Clock
 from gateway.economist import Economist
 from gateway.inference import TaskType
 from gateway.routing.priors import Priors
+from tests.load.engine_counters import comparison, engine_tokens, ledger_tokens
 from tests.load.measured import ROOT, write_result
 from tests.load.task_fleet import Fleet, Gateways, running_fleet, running_gateways, wait_booked
 from tests.load.task_routing_report import crossover, draw, figures_of, run_sums, table
@@ -135,6 +136,7 @@ async def measure(loads: Sequence[Load], runs: int, folder: Path, *, seed: int) 
     async with running_fleet(folder / "fleet", starting) as fleet:
         tenants = len(RULES) * len(loads) * runs + 2
         async with running_gateways(folder, fleet, names, tenants=tenants) as gateways:
+            counted, since_ms = engine_tokens(fleet.urls), Clock().epoch_ms()
             booked = dict.fromkeys(names, await warm_up(gateways, names))
             for name in names:
                 wait_booked(gateways.running[name], booked[name])
@@ -155,10 +157,13 @@ async def measure(loads: Sequence[Load], runs: int, folder: Path, *, seed: int) 
                         if rule.gateway == "economics":
                             receipts += await receipts_of(gateways.url(rule.gateway), key, answers)
             gates = {"learned": await learned_gates(gateways)}
+            books = [running.state_dir / "tollgate.db" for running in gateways.running.values()]
+            tokens = comparison(counted, engine_tokens(fleet.urls), ledger_tokens(books, since_ms))
     return {
         "runs": found,
         "summary": figures_of(found),
         "gates": gates | gates_by_profile(),
+        "tokens": tokens,
         "predicted_over_actual": _spread_of(errors_of(receipts)),
         "receipt": next((one for one in reversed(receipts) if one["decision"]["candidates"][1:]), None),
     }

@@ -17,6 +17,7 @@ from xml.etree import ElementTree as ET  # only written here, never parsed
 from backends.bench.sweep import percentile
 from backends.profile import GridPoint
 from backends.reference.plot import Panel, scale_top
+from tests.load.engine_counters import as_table
 from tests.load.task_traffic import BASE, RULES, TASKS, Seen, duration_s
 
 FIGURES: Final = {
@@ -178,7 +179,14 @@ def table(result: Mapping[str, Any]) -> str:
         for rule, found in rules.items():
             lines.append(f"| {_TITLES[rule]} | {' | '.join(_cells(rule, found))} |")
     lines += ["", *_gates(figures["gates"]), "", *_predictions(figures["predicted_over_actual"])]
-    return "\n".join(lines) + "\n"
+    lines += [
+        "",
+        "## Tokens in the ledger and at the engines",
+        "",
+        "All of these runs, warm-up included.",
+        "",
+    ]
+    return "\n".join(lines) + "\n" + as_table(figures["tokens"])
 
 
 def _measured_where(result: Mapping[str, Any]) -> str:
