@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -67,35 +67,41 @@ def engine_tokens(urls: Mapping[str, str]) -> dict[str, Tokens]:
 
 
 _QUERY: Final = """
-SELECT pool, count(*), sum(payer = 'platform'), sum(usage_source = 'estimated'),
- sum((input_tokens + cached_input_tokens + cache_write_tokens) * (usage_source <> 'estimated')),
- sum((output_tokens + reasoning_tokens) * (usage_source <> 'estimated')),
- sum((input_tokens + cached_input_tokens + cache_write_tokens) * (usage_source = 'estimated')),
- sum((output_tokens + reasoning_tokens) * (usage_source = 'estimated'))
-FROM attempts WHERE cache <> 'hit' AND started_at_ms >= ? GROUP BY pool
+SELECT attempt_id, pool, payer = 'platform', usage_source = 'estimated',
+ input_tokens + cached_input_tokens + cache_write_tokens, output_tokens + reasoning_tokens
+FROM attempts WHERE cache <> 'hit' AND started_at_ms >= ?
 """
 
 
 def ledger_tokens(databases: Iterable[Path], since_ms: int) -> dict[str, Ledger]:
     """What embedded gateways' books hold of each pool, of attempts that began since then.
 
+    Gateways that share a fleet all book its upkeep, each in its own books under the same id: it counts once.
+
     Args:
         databases: their files.
         since_ms: epoch ms.
     """
-    found: dict[str, Ledger] = {}
+    rows: dict[str, tuple[str, int, int, int, int]] = {}
     for path in databases:
         with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
-            for pool, attempts, platform, estimated, *sums in connection.execute(_QUERY, (since_ms,)):
-                old = found.get(pool, Ledger(0, Tokens(0, 0), 0, Tokens(0, 0), 0))
-                found[pool] = Ledger(
-                    old.attempts + attempts,
-                    Tokens(old.measured.read + sums[0], old.measured.written + sums[1]),
-                    old.estimated + estimated,
-                    Tokens(old.estimates.read + sums[2], old.estimates.written + sums[3]),
-                    old.platform + platform,
-                )
-    return found
+            rows |= {found: row for found, *row in connection.execute(_QUERY, (since_ms,))}
+    return {
+        pool: _sum_of([row for row in rows.values() if row[0] == pool])
+        for pool in sorted({row[0] for row in rows.values()})
+    }
+
+
+def _sum_of(rows: Sequence[tuple[str, int, int, int, int]]) -> Ledger:
+    counted = [row for row in rows if not row[2]]
+    guessed = [row for row in rows if row[2]]
+    return Ledger(
+        len(rows),
+        Tokens(sum(row[3] for row in counted), sum(row[4] for row in counted)),
+        len(guessed),
+        Tokens(sum(row[3] for row in guessed), sum(row[4] for row in guessed)),
+        sum(row[1] for row in rows),
+    )
 
 
 def comparison(

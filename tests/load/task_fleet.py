@@ -66,13 +66,23 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def running_fleet(folder: Path, on_progress: Callable[[ReplicaProgress], None]) -> AsyncIterator[Fleet]:
-    """The bundled fleet, warm; without the looks after it that would answer to nobody.
+async def running_fleet(
+    folder: Path, on_progress: Callable[[ReplicaProgress], None], *, state_dir: Path | None = None
+) -> AsyncIterator[Fleet]:
+    """The bundled fleet, warm.
+
+    Args:
+        folder: for a fleet of our own.
+        on_progress: told how its start goes.
+        state_dir: of a fleet that runs (`tollgate pools up`), to be used instead; absolute.
 
     Raises:
         LaunchError: a replica does not come up.
     """
     specs = load_pools(BUNDLED)
+    if state_dir is not None:
+        yield Fleet(specs, state_dir)
+        return
     fleet = ProcessFleet(specs, state_dir=folder, python=PYTHON, on_progress=on_progress)
     try:
         await fleet.start()

@@ -128,12 +128,14 @@ async def warm_up(gateways: Gateways, names: Sequence[str]) -> int:
     return 2 * WARM.requests
 
 
-async def measure(loads: Sequence[Load], runs: int, folder: Path, *, seed: int) -> dict[str, Any]:
+async def measure(
+    loads: Sequence[Load], runs: int, folder: Path, *, seed: int, state_dir: Path | None
+) -> dict[str, Any]:
     """Everything, once the fleet is up."""
     names = sorted({rule.gateway for rule in RULES})
     found: list[dict[str, Any]] = []
     receipts: list[dict[str, Any]] = []
-    async with running_fleet(folder / "fleet", starting) as fleet:
+    async with running_fleet(folder / "fleet", starting, state_dir=state_dir) as fleet:
         tenants = len(RULES) * len(loads) * runs + 2
         async with running_gateways(folder, fleet, names, tenants=tenants) as gateways:
             counted, since_ms = engine_tokens(fleet.urls), Clock().epoch_ms()
@@ -236,16 +238,17 @@ def main() -> int:
     )
     parser.add_argument("--only", help="loads whose name has this in it")
     parser.add_argument("--seed", type=int, default=20_261)
+    parser.add_argument("--state-dir", type=Path, help="of a fleet that runs: take it")
     parser.add_argument("--out", type=Path, help="folder for the results; default: tests/load/results")
     options = parser.parse_args()
     loads = QUICK if options.quick else tuple(one for one in LOADS if (options.only or "") in one.name)
     if not loads:
         parser.error(f"no load has {options.only!r} in its name: {', '.join(one.name for one in LOADS)}")
+    state_dir = None if options.state_dir is None else options.state_dir.resolve()
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tollgate-routing-") as folder:
-        figures = asyncio.run(
-            measure(loads, 1 if options.quick else options.runs, Path(folder), seed=options.seed)
-        )
+        runs = 1 if options.quick else options.runs
+        figures = asyncio.run(measure(loads, runs, Path(folder), seed=options.seed, state_dir=state_dir))
     figures["duration_s"] = round(time.monotonic() - began_s)
     more = {} if options.out is None else {"folder": options.out}
     path = write_result(NAME, figures, **more)
