@@ -49,13 +49,12 @@ from tests.load.task_traffic import RULES, TASKS, Client, Load, Rule, Seen, driv
 
 NAME: Final = "task_routing"
 LOADS: Final = (
-    Load("closed, 2 at a time", 40, concurrency=2),
-    Load("closed, 8 at a time", 96, concurrency=8),
-    Load("closed, 24 at a time", 144, concurrency=24),
-    Load("open, 4 a second", 60, per_s=4.0),
+    Load("closed, 4 at a time", 32, concurrency=4),
+    Load("closed, 24 at a time", 96, concurrency=24),
+    Load("open, 4 a second", 44, per_s=4.0),
 )
 QUICK: Final = (Load("closed, 4 at a time", 16, concurrency=4),)
-WARM: Final = Load("warm-up", 32, concurrency=4)
+WARM: Final = Load("warm-up", 32, concurrency=8)
 """For each gateway, with its pools named in turn and then free to choose; not counted."""
 RECEIPTS: Final = 40
 """Of each run with economics, for predicted against actual."""
