@@ -218,31 +218,6 @@ def test_the_highest_class_is_routed_for_speed_and_the_lowest_for_cost() -> None
     assert chosen(quick, outlook(), tier="flex") == ("plain", Why.COST)
 
 
-def test_a_pool_that_is_much_busier_passes_calls_on_whatever_it_is_best_for() -> None:
-    best, slower = outlook(sequence_s=0.001), speculative(1.2)
-    assert chosen(best, slower, loads=(3, 0)) == ("plain", Why.POLICY)
-    assert chosen(best, slower, loads=(25, 0)) == ("speculative", Why.LOAD)
-    assert chosen(best, slower, loads=(25, 25))[1] is Why.POLICY
-    # Nor for the lowest class, which waits, nor where nobody knows how long it would take there.
-    assert chosen(best, slower, loads=(25, 0), tier="flex")[1] is Why.POLICY
-    assert chosen(best, speculative(1.2, is_known=False), loads=(25, 0))[1] is Why.POLICY
-
-
-def test_load_sends_back_what_price_sent_away() -> None:
-    dear, cheap = speculative(2.5, usd_nanos_per_s=4e9), outlook(sequence_s=0.001)
-    # Quicker at any load, and left for its price.
-    assert chosen(dear, cheap) == ("plain", Why.COST)
-    assert chosen(dear, cheap, loads=(0, 5)) == ("plain", Why.COST)
-    assert chosen(dear, cheap, loads=(0, 30)) == ("speculative", Why.POLICY)
-
-
-@given(first=outlooks, second=outlooks, busy=st.floats(0, 200))
-def test_load_alone_decides_nothing_between_pools_that_are_as_busy(
-    first: Outlook, second: Outlook, busy: float
-) -> None:
-    assert chosen(first, msgspec.structs.replace(second, pool="other"), loads=(busy, busy))[1] is not Why.LOAD
-
-
 def test_cost_never_moves_work_to_a_longer_queue() -> None:
     assert chosen(speculative(1.1), outlook(seats=2), loads=(0, 9))[1] is Why.POLICY
 
