@@ -10,13 +10,11 @@ The policy's order holds unless
 
 - the speculating pool has more requests than speculation pays for (the gate),
 - the latency class would be missed there and is met elsewhere,
-- the call is of the highest class and another pool is faster by the margin,
-- another pool is cheaper by the margin, or
-- the pool that all this leaves is so much busier than another that the answer takes half as long again there
-  (hours are paid either way, and none are dearer than those that nobody uses); not for the lowest class,
+- the call is of the highest class and another pool is faster by the margin, or
+- another pool is cheaper by the margin,
 
-the last three only where both pools were measured and chance does not explain the difference. Pure; floats,
-for these are predictions: no amount that is ever booked comes from here. Seconds, tokens, nano-USD.
+the last two only where both pools were measured and chance does not explain the difference. Pure; floats, for
+these are predictions: no amount that is ever booked comes from here. Seconds, tokens, nano-USD.
 """
 
 from __future__ import annotations
@@ -45,8 +43,6 @@ TAIL_Z: Final = 1.645
 """The 95th percentile of a normal distribution."""
 KNOWN_WEIGHT_MIN: Final = 6.0
 """Requests behind a figure, decayed, before it may overturn anything."""
-BUSIER_RATIO: Final = 1.5
-"""So much longer an answer takes at the pool that is best for its task before it goes to another one."""
 FIGURE_MAX: Final = 2**53 - 1
 """No predicted figure is shown above this: every reader of JSON takes it."""
 GATE_NEVER: Final = math.inf
@@ -60,7 +56,6 @@ class Why(StrEnum):
     LATENCY = "latency"
     SPEED = "speed"
     COST = "cost"
-    LOAD = "load"
     EXPLORATION = "exploration"
 
 
@@ -69,7 +64,6 @@ REASONS: Final = {
     Why.LATENCY: "would miss the latency target",
     Why.SPEED: "is slower at the 95th percentile by measurement",
     Why.COST: "is dearer by measurement",
-    Why.LOAD: "has so much to do that another pool answers sooner",
     Why.EXPLORATION: "waits, for this request measures another pool",
 }
 """What is said of the pool that the policy would have taken."""
@@ -293,48 +287,19 @@ def choose(
         sooner_s = predictions[quickest].ttft_s * outlooks[quickest].ttft_tail
         return (quickest, Why.LATENCY) if sooner_s < late_s * (1 - rule.switch_margin) else (first, why)
     if is_urgent:
-        p95s = [_total_p95_s(outlooks[i], predictions[i]) for i in count]
-        quicker = _better(outlooks, p95s, first, margin=rule.switch_margin)
+        quicker = _better(
+            outlooks, [_total_p95_s(outlooks[i], predictions[i]) for i in count], first, rule=rule
+        )
         if quicker is not None and quicker in met and _may_take(outlooks, predictions, quicker):
             return quicker, Why.SPEED
-    costs = [each.cost_usd_nanos for each in predictions]
-    cheaper = _better(outlooks, costs, first, margin=rule.switch_margin)
-    if cheaper is not None and cheaper in met and _may_take(outlooks, predictions, cheaper):
-        is_slower = is_urgent and _total_p95_s(outlooks[cheaper], predictions[cheaper]) > _total_p95_s(
-            outlooks[first], predictions[first]
-        )
-        if not is_slower:
-            first, why = cheaper, Why.COST
-    if is_patient:
+    cheaper = _better(outlooks, [each.cost_usd_nanos for each in predictions], first, rule=rule)
+    if cheaper is None or cheaper not in met or not _may_take(outlooks, predictions, cheaper):
         return first, why
-    idler = _idler(outlooks, predictions, first)
-    return (first, why) if idler is None or idler not in met else (idler, Why.LOAD if idler else Why.POLICY)
-
-
-def _idler(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], first: int) -> int | None:
-    """Another that answers so much sooner as things stand now, because the first is the busier one."""
-    limit_s = predictions[first].total_s / BUSIER_RATIO
-    for prediction in predictions:
-        if prediction.total_s < limit_s:
-            break
-    else:
-        return None  # nearly always
-    times = [each.total_s for each in predictions]
-    sooner = _better(outlooks, times, first, margin=1 - 1 / BUSIER_RATIO)
-    if sooner is None:
-        return None
-    # What is quicker at the same load too was left for its price, and that has not changed.
-    burden = _slowed_by_load(outlooks[first], predictions[first])
-    return sooner if burden > BUSIER_RATIO * _slowed_by_load(outlooks[sooner], predictions[sooner]) else None
-
-
-def _slowed_by_load(outlook: Outlook, prediction: Prediction) -> float:
-    """How much longer an answer takes at the pool's own load than at what all have on average."""
-    generation_s = prediction.total_s - prediction.ttft_s
-    own_s = outlook.fixed_s + outlook.sequence_s * prediction.share
-    even_s = outlook.fixed_s + outlook.sequence_s * prediction.cost_share
-    even_total_s = prediction.ttft_s - prediction.queue_s + generation_s * even_s / own_s
-    return prediction.total_s / even_total_s
+    if is_urgent and _total_p95_s(outlooks[cheaper], predictions[cheaper]) > _total_p95_s(
+        outlooks[first], predictions[first]
+    ):
+        return first, why
+    return cheaper, Why.COST
 
 
 def _within_gate(outlooks: Sequence[Outlook], predictions: Sequence[Prediction]) -> int:
@@ -366,15 +331,13 @@ def _total_p95_s(outlook: Outlook, prediction: Prediction) -> float:
     return prediction.ttft_s * outlook.ttft_tail + rest_s * outlook.step_tail
 
 
-def _better(
-    outlooks: Sequence[Outlook], amounts: Sequence[float], first: int, *, margin: float
-) -> int | None:
+def _better(outlooks: Sequence[Outlook], amounts: Sequence[float], first: int, *, rule: Rule) -> int | None:
     """The least of the amounts, if it is less by the margin and its interval is clear of zero; else None."""
     best, base = first, outlooks[first]
     for index in range(len(amounts)):
         if amounts[index] < amounts[best]:
             best = index
-    if best == first or amounts[best] > amounts[first] * (1 - margin):
+    if best == first or amounts[best] > amounts[first] * (1 - rule.switch_margin):
         return None
     other = outlooks[best]
     if not (base.is_known and other.is_known) or amounts[best] <= 0:
