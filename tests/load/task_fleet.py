@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,6 +22,7 @@ import yaml
 from backends.bench.machine import CpuTimes
 from backends.files import load_pools
 from backends.fleet_file import FLEET_FILE_NAME, read_fleet
+from backends.launch.guard import session_members
 from backends.launch.process import ProcessFleet, ReplicaProgress
 from backends.pool import PoolSpec
 from gateway.db import create_engine, session_factory
@@ -53,6 +55,16 @@ class Fleet:
         assert published is not None
         self.sessions = {one.pool: one.pid for one in published.replicas}
         self.urls = {one.pool: one.url for one in published.replicas}
+
+    def keep_apart(self) -> None:
+        """Let each pool's processes have cores that no other pool's may use, as on machines of their own."""
+        cores = sorted(os.sched_getaffinity(0))
+        share = max(1, len(cores) // len(self.sessions))
+        for place, session in enumerate(self.sessions.values()):
+            own = set(cores[place * share : (place + 1) * share]) or {cores[-1]}
+            for pid in session_members(session):
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    os.sched_setaffinity(int(thread.name), own)
 
     @property
     def usd_per_hour(self) -> dict[str, float]:

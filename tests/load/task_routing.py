@@ -6,10 +6,11 @@ loaded, and Tollgate with its policy's order alone and with economics on. Every 
 gateway. A run is one rule under one load; runs are repeated, each time with the rules in another order and
 with prompts of its own.
 
-    python -m tests.load.task_routing [--runs 3] [--quick] [--only LOAD]
+    python -m tests.load.task_routing [--runs 3] [--quick] [--only LOAD] [--apart]
 
-Writes tests/load/results/task_routing.{json,md,svg}. Figures are ratios to round robin in the same
-repetition.
+With --apart each pool has cores of its own, as pools have on machines of their own; without it both have all
+of them, as `make run` leaves it. Writes tests/load/results/task_routing[_apart].{json,md,svg}. Figures are
+ratios to round robin in the same repetition.
 
 Cost is the company's, not the tenant's charge: `wall` takes the hours of both pools while the load lasted,
 whether they were used or not; `engine` takes only what the engines' processors worked, by the kernel's
@@ -128,13 +129,21 @@ async def warm_up(gateways: Gateways, names: Sequence[str]) -> int:
 
 
 async def measure(
-    loads: Sequence[Load], runs: int, folder: Path, *, seed: int, state_dir: Path | None
+    loads: Sequence[Load],
+    runs: int,
+    folder: Path,
+    *,
+    seed: int,
+    state_dir: Path | None,
+    is_apart: bool,
 ) -> dict[str, Any]:
     """Everything, once the fleet is up."""
     names = sorted({rule.gateway for rule in RULES})
     found: list[dict[str, Any]] = []
     receipts: list[dict[str, Any]] = []
     async with running_fleet(folder / "fleet", starting, state_dir=state_dir) as fleet:
+        if is_apart:
+            fleet.keep_apart()
         tenants = len(RULES) * len(loads) * runs + 2
         async with running_gateways(folder, fleet, names, tenants=tenants) as gateways:
             counted, since_ms = engine_tokens(fleet.urls), Clock().epoch_ms()
@@ -237,6 +246,7 @@ def main() -> int:
     )
     parser.add_argument("--only", help="loads whose name has this in it")
     parser.add_argument("--seed", type=int, default=20_261)
+    parser.add_argument("--apart", action="store_true", help="each pool on cores of its own")
     parser.add_argument("--state-dir", type=Path, help="of a fleet that runs: take it")
     parser.add_argument("--out", type=Path, help="folder for the results; default: tests/load/results")
     options = parser.parse_args()
@@ -247,10 +257,19 @@ def main() -> int:
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tollgate-routing-") as folder:
         runs = 1 if options.quick else options.runs
-        figures = asyncio.run(measure(loads, runs, Path(folder), seed=options.seed, state_dir=state_dir))
+        figures = asyncio.run(
+            measure(
+                loads,
+                runs,
+                Path(folder),
+                seed=options.seed,
+                state_dir=state_dir,
+                is_apart=options.apart,
+            )
+        )
     figures["duration_s"] = round(time.monotonic() - began_s)
     more = {} if options.out is None else {"folder": options.out}
-    path = write_result(NAME, figures, **more)
+    path = write_result(f"{NAME}_apart" if options.apart else NAME, figures, **more)
     result = json.loads(path.read_text())
     path.with_suffix(".md").write_text(table(result))
     path.with_suffix(".svg").write_text(draw(result))
