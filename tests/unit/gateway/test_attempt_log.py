@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from gateway.attempt_log import start_of
 from gateway.cache.lookup import CacheStatus, Slot
 from gateway.course import Course
@@ -38,6 +40,7 @@ REQUEST_ID = "req_0123456789ab0123456789abcdef01234567"
 
 def make_plan() -> Plan:
     call = make_call(
+        fields={"prompt": msgspec.Raw(b'"%s"' % (b"x" * 100))},
         client_request_id="theirs",
         end_user="bob",
         endpoint=Endpoint.COMPLETIONS,
