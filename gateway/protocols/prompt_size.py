@@ -1,7 +1,7 @@
 """How many tokens does a prompt have at least, as far as its bytes show?
 
 For attempts that no engine counted: a client that left before its first content, an engine that died. Nobody
-shall pay for the braces and field names of JSON, nor for a picture's bytes. So this stays below what an engine
+shall pay for the braces and field names of JSON, nor for a picture. So this stays below what an engine
 would count, for text of about four bytes a token (English). Nothing is decoded.
 """
 
