@@ -87,7 +87,9 @@ def test_every_field_of_a_start_has_its_own_value() -> None:
         "started_at_ms": 1_234,
         "cache": CacheStatus.MISS,
         "buckets": (bucket,),
-        "receipt": plan.course.receipt(plan.call, plan.bounds, plan.forecasts.texts(1)),
+        "receipt": plan.course.receipt(
+            plan.call, plan.bounds, plan.forecasts.texts(1), asked=asked_text(plan.call, plan.caller, plan.slot)
+        ),
         "modelled_ttft_ms": 500.0,
         "modelled_step_ms": 250.0,
     }

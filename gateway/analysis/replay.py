@@ -1,0 +1,353 @@
+"""Where would each recorded request have gone, and what would it have come to?
+
+Through the same `decide()` and the same `Course` as live requests, in the order of time, with a policy, prices
+and pools of one's choice; which pools were up is what recorded decisions tell. A request that the record
+answered is answered again with the same tokens, unless another model would write it: then with as many more or
+less as the record says of the two models and the task. Where it fell back after a failure, the same failure
+happens at the same pool. Answers from the cache are found again by their slots.
+
+Not replayed: what was refused before it was decided, budgets and rate limits, hedging.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from backends.pool import PoolSnapshot, PoolSpec, ReplicaSnapshot, ReplicaState
+from gateway.analysis.history import Reach, RecordedAttempt, RecordedRequest
+from gateway.course import Course, Courses, baseline_of
+from gateway.errors import CallerError, NoEligibleTarget
+from gateway.inference import AttemptState, Task, TaskSource, TaskType, TokenUsage
+from gateway.pricing.book import PriceBook, Prices
+from gateway.pricing.rates import charge
+from gateway.routing.decide import decide
+from gateway.routing.policy import Policy
+from gateway.routing.receipts import Shows
+
+RATIO_ANSWERS_MIN: Final = 20
+"""Answers behind a mean before it is used."""
+EVERY: Final = ""
+_PROGRESS_EVERY: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is asked about."""
+
+    name: str
+    policy: Policy
+    specs: Mapping[str, PoolSpec]
+    prices: PriceBook
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """What becomes of a request."""
+
+    target: str | None
+    """Who answers; None: nobody."""
+    is_external: bool = False
+    is_hit: bool = False
+    """From the cache."""
+    refusal: str | None = None
+    """Code of the error that its client gets."""
+    usage: TokenUsage = TokenUsage()
+    charge_usd_nanos: int | None = 0
+    """None: unpriced."""
+    steps: int | None = None
+    """Decode steps, where the record knows them of this pool."""
+    is_imputed: bool = False
+    """Its tokens are another request's: the record has none of its own."""
+    has_unknown_length: bool = False
+    """Another model writes it, and the record does not say how long that one's answers are."""
+    targets: tuple[str, ...] = ()
+    """That it might go to, in their order."""
+    drops: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(slots=True)
+class Replayed:
+    """All requests under one scenario."""
+
+    scenario: Scenario
+    placed: list[Placed] = field(default_factory=list)
+    cache_unknown: int = 0
+    """Requests that this policy might answer from the cache, and of which the record does not know whether
+    they are the same as another."""
+
+
+class Habits:
+    """What the record says of answers in general: how much of the input was cached, how long they were."""
+
+    def __init__(self, requests: Sequence[RecordedRequest]) -> None:
+        """Count."""
+        self._read: defaultdict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+        self._written: defaultdict[tuple[str, TaskType], list[int]] = defaultdict(lambda: [0, 0])
+        for request in requests:
+            answer = request.answer
+            if answer is None:
+                continue
+            task, cached = request.task.type, answer.usage.cached_input
+            for tenant, of_task in ((request.tenant_id, task), (request.tenant_id, EVERY), (EVERY, EVERY)):
+                sums = self._read[answer.pool, tenant, of_task]
+                sums[0] += 1
+                sums[1] += answer.input_tokens
+                sums[2] += cached
+            written = self._written[answer.pool, task]
+            written[0] += 1
+            written[1] += answer.output_tokens
+
+    def cached_ratio(self, pool: str, request: RecordedRequest) -> float | None:
+        """Share of the input that the pool's prefix cache has; None: too little is known."""
+        task = request.task.type
+        for tenant, of_task in ((request.tenant_id, task), (request.tenant_id, EVERY), (EVERY, EVERY)):
+            count, read, cached = self._read.get((pool, tenant, of_task), (0, 0, 0))
+            if count >= RATIO_ANSWERS_MIN and read:
+                return cached / read
+        return None
+
+    def length_ratio(self, pool: str, other: str, task: TaskType) -> float | None:
+        """How many times as long one pool's answers are as another's; None: too little is known."""
+        here, there = self._written.get((pool, task)), self._written.get((other, task))
+        if here is None or there is None or min(here[0], there[0]) < RATIO_ANSWERS_MIN or not there[1]:
+            return None
+        return (here[1] / here[0]) / (there[1] / there[0])
+
+
+def model_of(spec: PoolSpec) -> str:
+    """What writes a pool's answers: the same name, the same text."""
+    return spec.model.path or spec.model.served_name
+
+
+def replay(
+    requests: Sequence[RecordedRequest],
+    scenario: Scenario,
+    *,
+    habits: Habits,
+    recorded_specs: Mapping[str, PoolSpec],
+    on_requests: Callable[[int], None] = lambda count: None,
+) -> Replayed:
+    """Every request under a scenario, in the order of time.
+
+    Args:
+        requests: the record.
+        scenario: what is asked about.
+        habits: of the record.
+        recorded_specs: the pools that the record speaks of.
+        on_requests: told how many more are done, now and then.
+    """
+    found = Replayed(scenario)
+    player = _Player(found, habits, recorded_specs)
+    for number, request in enumerate(requests, start=1):
+        found.placed.append(player.place(request))
+        if number % _PROGRESS_EVERY == 0:
+            on_requests(_PROGRESS_EVERY)
+    on_requests(len(requests) % _PROGRESS_EVERY)
+    return found
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """An answer in the cache."""
+
+    from_ms: float
+    until_ms: float
+
+
+class _Player:
+    def __init__(self, found: Replayed, habits: Habits, recorded_specs: Mapping[str, PoolSpec]) -> None:
+        self._found = found
+        self._scenario = found.scenario
+        self._habits = habits
+        self._recorded_specs = recorded_specs
+        self._reach = Reach()
+        self._snapshots: dict[frozenset[str], dict[str, PoolSnapshot]] = {}
+        self._courses = Courses()
+        self._cache: dict[tuple[str, str], _Kept] = {}
+        self._donors: dict[tuple[str, str], RecordedAttempt] = {}
+        """Who answered a slot last in the record: what an answer from the cache would have used."""
+        self._tasks: dict[Task, Task] = {}
+
+    def place(self, request: RecordedRequest) -> Placed:
+        down = self._reach.after(request)
+        slot = (request.tenant_id, request.asked.slot or "")
+        answer = request.answer
+        if answer is not None and request.asked.slot is not None:
+            self._donors[slot] = answer
+        try:
+            course = self._course(request, down)
+        except NoEligibleTarget as error:
+            return Placed(None, refusal=error.code)
+        except CallerError as error:
+            return Placed(None, refusal=error.code)
+        may_read, may_keep = self._caching(request)
+        kept = self._cache.get(slot) if may_read else None
+        targets = tuple(target.pool for target in course.decision.targets)
+        drops = tuple((drop.pool, drop.reason) for drop in course.decision.drops)
+        if kept is not None and kept.from_ms <= request.at_ms < kept.until_ms:
+            return Placed(targets[0], is_hit=True, targets=targets, drops=drops)
+        served, is_imputed = self._served(request, slot)
+        if served is None:
+            return Placed(None, refusal="no_answer", targets=targets, drops=drops)
+        target = self._answering(request, course)
+        if may_keep and served.state is AttemptState.ANSWERED:
+            rule = self._scenario.policy.cache
+            ttl_s = rule.ttl_s if request.asked.ttl_s is None else min(rule.ttl_s, request.asked.ttl_s)
+            from_ms = request.at_ms + (served.total_ms or 0)
+            self._cache[slot] = _Kept(from_ms, from_ms + ttl_s * 1000)
+        return self._priced(request, served, target, targets=targets, drops=drops, is_imputed=is_imputed)
+
+    # -------------------------------------------------------------------------------------------- deciding
+    def _course(self, request: RecordedRequest, down: frozenset[str]) -> Course:
+        policy, call = self._scenario.policy, request.call()
+        prices = self._scenario.prices.at(request.at_ms)
+        task = self._task(request.task)
+        may_leave, tier = request.has(Shows.MAY_LEAVE), request.latency_class
+
+        def make() -> Course:
+            decision = decide(
+                call,
+                task,
+                policy,
+                pools=self._pools(down),
+                may_leave=may_leave,
+                unpriced=prices.refused,
+                latency_class=tier,
+            )
+            return Course(decision, prices, task=task, baseline=baseline_of(policy, call.model_alias, prices))
+
+        key = (
+            call.model_alias,
+            task,
+            call.facts.needs_full_sampling,
+            call.facts.has_media,
+            tier,
+            may_leave,
+            request.obstacle,
+            call.endpoint,
+            down,
+        )
+        found = self._courses.find(key, make, policy=policy, prices=prices)
+        return found.fitting(call)
+
+    def _task(self, recorded: Task) -> Task:
+        """What this policy would take it for: it may ask for more confidence, or have another default."""
+        found = self._tasks.get(recorded)
+        if found is None:
+            found = self._tasks[recorded] = self._judged(recorded)
+        return found
+
+    def _judged(self, recorded: Task) -> Task:
+        policy = self._scenario.policy
+        least = policy.classifier_confidence_min
+        is_doubted = recorded.source is TaskSource.CLASSIFIER and (
+            least is None or recorded.confidence < least
+        )
+        if is_doubted:
+            return Task(policy.default_task, TaskSource.DEFAULT, 0.0)
+        if recorded.source is TaskSource.DEFAULT:
+            return msgspec.structs.replace(recorded, type=policy.default_task)
+        return recorded
+
+    def _pools(self, down: frozenset[str]) -> dict[str, PoolSnapshot]:
+        found = self._snapshots.get(down)
+        if found is None:
+            found = self._snapshots[down] = {
+                name: _snapshot(spec, is_up=name not in down) for name, spec in self._scenario.specs.items()
+            }
+        return found
+
+    # --------------------------------------------------------------------------------------------- answering
+    def _caching(self, request: RecordedRequest) -> tuple[bool, bool]:
+        """May it be answered from the cache, and its answer be kept there?"""
+        rule, temperature = self._scenario.policy.cache, request.asked.temperature
+        if not rule.is_enabled or temperature is None or temperature > rule.temperature_max:
+            return False, False
+        if not request.has(Shows.CACHES):
+            return False, False
+        if request.asked.slot is None:
+            self._found.cache_unknown += 1
+            return False, False
+        return request.has(Shows.MAY_READ), request.has(Shows.MAY_KEEP)
+
+    def _served(self, request: RecordedRequest, slot: tuple[str, str]) -> tuple[RecordedAttempt | None, bool]:
+        """The recorded attempt whose tokens it has, and whether that is another request's."""
+        if request.cache == "hit":
+            return self._donors.get(slot), True
+        paid = [each for each in request.attempts if each.is_tenants]
+        return (paid[-1] if paid else None), False
+
+    def _answering(self, request: RecordedRequest, course: Course) -> tuple[str, bool]:
+        """The first target that does not fail as it did in the record."""
+        failed = {each.pool for each in request.attempts if each.state is AttemptState.FAILED}
+        targets = course.decision.targets
+        first = targets[0]
+        if failed:
+            first = next((each for each in targets if each.pool not in failed), first)
+        return first.pool, first.is_external
+
+    def _priced(
+        self,
+        request: RecordedRequest,
+        served: RecordedAttempt,
+        target: tuple[str, bool],
+        *,
+        targets: tuple[str, ...],
+        drops: tuple[tuple[str, str], ...],
+        is_imputed: bool,
+    ) -> Placed:
+        pool, is_external = target
+        usage, has_unknown_length = self._usage(request, served, pool)
+        price = self._scenario.prices.at(request.at_ms).find(pool)
+        return Placed(
+            pool,
+            is_external=is_external,
+            usage=usage,
+            charge_usd_nanos=None if price is None else charge(usage, price.rates),
+            steps=served.draft_steps if pool == served.pool else None,
+            is_imputed=is_imputed,
+            has_unknown_length=has_unknown_length,
+            targets=targets,
+            drops=drops,
+        )
+
+    def _usage(self, request: RecordedRequest, served: RecordedAttempt, pool: str) -> tuple[TokenUsage, bool]:
+        if pool == served.pool:
+            return served.usage, False
+        usage = served.usage
+        here, there = self._scenario.specs.get(pool), self._recorded_specs.get(served.pool)
+        ratio = None
+        if here is not None:
+            ratio = self._habits.cached_ratio(pool, request)
+        if ratio is not None:
+            read = usage.input + usage.cached_input
+            cached = round(read * ratio)
+            usage = msgspec.structs.replace(usage, input=read - cached, cached_input=cached)
+        if here is not None and there is not None and model_of(here) == model_of(there):
+            return usage, False
+        factor = self._habits.length_ratio(pool, served.pool, request.task.type)
+        if factor is None:
+            return usage, True
+        written, reasoned = round(usage.output * factor), round(usage.reasoning * factor)
+        return msgspec.structs.replace(usage, output=written, reasoning=reasoned), False
+
+
+def _snapshot(spec: PoolSpec, *, is_up: bool) -> PoolSnapshot:
+    replica = ReplicaSnapshot(
+        pool=spec.name,
+        replica=f"{spec.name}-0",
+        url="",
+        state=ReplicaState.READY if is_up else ReplicaState.UNHEALTHY,
+        in_flight=0,
+        load=None,
+        consecutive_failures=0,
+    )
+    return PoolSnapshot(spec=spec, replicas=(replica,))
+
+
+def prices_at(scenario: Scenario, at_ms: int) -> Prices:
+    """The prices of an instant."""
+    return scenario.prices.at(at_ms)

@@ -1,0 +1,174 @@
+"""Is the truth where a backtest says that it is?
+
+In a world with hidden differences (`backtest_world`) an hour runs under policy A and is recorded; policy B is
+backtested from the record; then B runs in the same world: the same requests, other luck. Counted is how often
+the truth lies in the stated 95 % interval, and how wide that is. Three pairs of policies take turns.
+
+    python -m tests.load.backtest_truth [--seeds 60] [--seconds 3600]
+
+Writes tests/load/results/backtest_truth.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.analysis.backtest import Backtest, run_backtest
+from gateway.analysis.figures import COST, EVERYTHING, TIMES, Group, times_of
+from gateway.analysis.history import RecordedRequest
+from gateway.analysis.intervals import Claim, Interval
+from gateway.analysis.replay import Scenario
+from gateway.pricing.book import PriceBook
+from gateway.pricing.catalog import cards_of
+from gateway.routing.policy import Policy, parse_policy
+from tests.load.backtest_world import CLASSES, Happened, World, make_world, run_world
+from tests.load.measured import RESULTS, ROOT, write_result
+
+NAME: Final = "backtest_truth"
+COVERED_MIN: Final = 0.88
+WIDTH_MAX: Final = 0.20
+CHARGE: Final = "charge_usd_nanos"
+_BASE: Final = (ROOT / "policies" / "default.yaml").read_text(encoding="utf-8")
+
+
+def policy_of(routes: str, natures: str = "") -> Policy:
+    """The shipped policy with other routes, or with other natures of tasks."""
+    text = _BASE.replace(
+        "  predictable: [speculative, plain]\n  creative: [plain, speculative]\n", routes
+    ).replace("  default: chat  ", f"{natures}  default: chat  ")
+    return parse_policy(text, source="policy", pools=("plain", "speculative"))
+
+
+BY_NATURE: Final = "  predictable: [speculative, plain]\n  creative: [plain, speculative]\n"
+ALL_PLAIN: Final = "  predictable: [plain, speculative]\n  creative: [plain, speculative]\n"
+ALL_SPECULATIVE: Final = "  predictable: [speculative, plain]\n  creative: [speculative, plain]\n"
+QA_PLAIN: Final = "  natures: {qa: creative, summarization: creative}\n"
+PAIRS: Final = (
+    ("all plain → by nature", policy_of(ALL_PLAIN), policy_of(BY_NATURE)),
+    ("by nature → qa and summaries plain", policy_of(BY_NATURE), policy_of(BY_NATURE, QA_PLAIN)),
+    ("by nature → all speculative", policy_of(BY_NATURE), policy_of(ALL_SPECULATIVE)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One figure of one seed: what was said, and what was true."""
+
+    name: str
+    interval: Interval
+    truth: float
+
+    @property
+    def is_covered(self) -> bool:
+        return self.interval.low <= self.truth <= self.interval.high
+
+
+def one_seed(seed: int, *, seconds: float, draws: int = 12) -> tuple[str, list[Seen], list[str]]:
+    """A world, two policies, and what became of the claims; the refused ones by name."""
+    label, before, after = PAIRS[seed % len(PAIRS)]
+    world = make_world(seed, seconds=seconds)
+    recorded = run_world(world, before, run="recorded")
+    prices = PriceBook(cards_of(world.specs))
+    found = run_backtest(
+        recorded.history,
+        candidate=Scenario("candidate", after, world.specs, prices),
+        baseline=Scenario("baseline", before, world.specs, prices),
+        seed=seed,
+        draws=draws,
+    )
+    happened = run_world(world, after, run="afterwards")
+    again = run_world(world, before, run="afterwards")
+    return (label, *_compared(found, happened, again))
+
+
+def _compared(found: Backtest, after: Happened, before: Happened) -> tuple[list[Seen], list[str]]:
+    seen: list[Seen] = []
+    refused: list[str] = []
+
+    def say(name: str, claim: Claim, truth: float) -> None:
+        if claim.interval is None:
+            refused.append(name)
+        else:
+            seen.append(Seen(name, claim.interval, truth))
+
+    say("cost", found.candidate.claims[EVERYTHING][COST], after.cost_usd_nanos)
+    charge_after, charge_before = after.history.charge_usd_nanos, before.history.charge_usd_nanos
+    say("charge", found.candidate.charges[EVERYTHING], charge_after)
+    say("cost, change", found.differences[EVERYTHING][COST], after.cost_usd_nanos - before.cost_usd_nanos)
+    say("charge, change", found.charge_differences[EVERYTHING], charge_after - charge_before)
+    for tier in CLASSES:
+        group = ("class", tier)
+        truth, truth_before = _times(after, tier), _times(before, tier)
+        for name in TIMES:
+            say(f"{name}, {tier}", found.candidate.claims[group][name], truth[name])
+            say(f"{name}, {tier}, change", found.differences[group][name], truth[name] - truth_before[name])
+    return seen, refused
+
+
+def _times(happened: Happened, tier: str) -> dict[str, float]:
+    ttfts, totals = [], []
+    for request in happened.history.requests:
+        if request.latency_class == tier:
+            answer = request.answer
+            total_ms = 0.0 if answer is None else answer.total_ms or 0.0
+            generation_ms = 0.0 if answer is None else answer.generation_ms or 0.0
+            ttfts.append((total_ms - generation_ms) / 1000)
+            totals.append(total_ms / 1000)
+    return times_of(ttfts, totals)
+
+
+def table_of(seen: Sequence[Seen]) -> dict[str, dict[str, float]]:
+    """By figure: the seeds, the share that is covered, the median width and error."""
+    by_name: dict[str, list[Seen]] = defaultdict(list)
+    for each in seen:
+        by_name[each.name].append(each)
+    rows = {}
+    for name, of_name in by_name.items():
+        scale = [abs(each.interval.estimate) or 1.0 for each in of_name]
+        widths = [
+            (each.interval.high - each.interval.low) / size for each, size in zip(of_name, scale, strict=True)
+        ]
+        errors = [abs(each.truth - each.interval.estimate) / size for each, size in zip(of_name, scale, strict=True)]
+        rows[name] = {
+            "seeds": len(of_name),
+            "covered": round(sum(each.is_covered for each in of_name) / len(of_name), 3),
+            "width_median": round(statistics.median(widths), 3),
+            "error_median": round(statistics.median(errors), 4),
+        }
+    return rows
+
+
+def main() -> int:
+    """Run what the command line asks for; 1 where a gate is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=60)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600.0)
+    arguments = parser.parse_args()
+    everything: list[Seen] = []
+    refusals: dict[str, int] = defaultdict(int)
+    started_s = time.process_time()
+    requests = 0
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
+        label, seen, refused = one_seed(seed, seconds=arguments.seconds)
+        everything += seen
+        for name in refused:
+            refusals[name] += 1
+        cost = next((each for each in seen if each.name == "cost"), None)
+        shown = "" if cost is None else f"cost {cost.truth / cost.interval.estimate - 1:+.3f} width {cost.interval.width_ratio:.3f}"
+        print(f"seed {seed}: {label}: {shown}", flush=True)
+    rows = table_of(everything)
+    for name, row in rows.items():
+        print(f"{name:45} {row}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
