@@ -152,7 +152,7 @@ def run_backtest(
     before = record.simulate(baseline, habits, recorded_specs=baseline.specs)
     after = record.simulate(candidate, habits, recorded_specs=baseline.specs)
     drawn = record.drawn(before, after, draws=draws)
-    one, other = record.estimator(after, drawn[1]), record.estimator(before, drawn[0])
+    one, other = record.estimator(after, drawn[1], habits), record.estimator(before, drawn[0], habits)
     whole = one.bases.get(EVERYTHING)
     return Backtest(
         history,
@@ -301,7 +301,7 @@ class _Record:
                 (centers if number < 0 else known).append(measured)
         return [Drawn(center, known) for center, known in zip(centers, worlds, strict=True)]
 
-    def estimator(self, side: _Simulated, drawn: Drawn) -> Estimator:
+    def estimator(self, side: _Simulated, drawn: Drawn, habits: Habits) -> Estimator:
         """What a policy's claims are made of."""
         changes = {
             name: abs(math.log(busy_s / self.run.pools[name].busy_s))
@@ -312,7 +312,7 @@ class _Record:
         return Estimator(
             count(self.requests, placed),
             side.measured,
-            bases(self.requests, placed, self.beliefs, changes),
+            bases(self.requests, side.replayed, self.beliefs, habits, changes),
             drawn,
             self.corrections,
         )

@@ -27,7 +27,8 @@ from gateway.analysis.intervals import (
     lognormal,
     mixed,
 )
-from gateway.analysis.replay import Placed
+from gateway.analysis.replay import Habits, Placed, Replayed
+from gateway.money import TOKENS_PER_RATE
 
 PROMPTS_PART: Final = 0.5
 """Share of the variance of answers' lengths, within a tenant and task, that is their prompts'; the rest is
@@ -52,22 +53,28 @@ class Basis:
     """Of the logarithm of its output tokens, by chance alone."""
     moved_length_deviation: float = 0.0
     """The same, of those that moved only."""
+    cached_usd_nanos: float = 0.0
+    """Standard deviation of its charge by how much of the prompts the other pools' prefix caches have."""
 
 
 def bases(
     requests: Sequence[RecordedRequest],
-    placed: Sequence[Placed],
+    replayed: Replayed,
     beliefs: Beliefs,
+    habits: Habits,
     load_changes: Mapping[str, float],
 ) -> dict[Group, Basis]:
     """By group.
 
     Args:
         requests: the record.
-        placed: where they go.
+        replayed: where they go.
         beliefs: of the pools.
+        habits: of the record.
         load_changes: by pool, the absolute logarithm of its busy time over the recorded one.
     """
+    placed = replayed.placed
+    cached = _CachedDoubt(replayed, habits)
     variances = _length_variances(requests)
     found: dict[Group, Basis] = defaultdict(Basis)
     squares: dict[Group, float] = defaultdict(float)
@@ -85,6 +92,8 @@ def bases(
         far = 1.0 if has_moved else min(1.0, load_changes.get(place.target, 0.0))
         chance = 0.0 if _is_certain(request) else variances.get((request.tenant_id, task), 0.0)
         for group in groups_of(request):
+            if has_moved:
+                cached.add(group, request, place)
             basis = found[group]
             basis.answered += 1
             basis.external += place.is_external
@@ -99,12 +108,41 @@ def bases(
             sums[1] += chance
             sums[2] += chance if has_moved else 0.0
     for group, basis in found.items():
+        basis.cached_usd_nanos = cached.deviation(group)
         tokens, all_of, moved = lengths[group]
         basis.strangeness = math.sqrt(squares[group] / basis.answered)
         if tokens:
             basis.length_deviation = math.sqrt(all_of) / tokens
             basis.moved_length_deviation = math.sqrt(moved) / tokens
     return dict(found)
+
+
+class _CachedDoubt:
+    """How far charges may be off by what prefix caches have of the prompts that moved."""
+
+    def __init__(self, replayed: Replayed, habits: Habits) -> None:
+        self._prices, self._habits = replayed.scenario.prices, habits
+        self._sums: dict[Group, dict[tuple[str, str], float]] = defaultdict(lambda: defaultdict(float))
+
+    def add(self, group: Group, request: RecordedRequest, place: Placed) -> None:
+        """One request that moved."""
+        answer, target = request.answer, place.target
+        if answer is None or target is None or place.is_external:
+            return
+        price = self._prices.at(request.at_ms).find(target)
+        if price is None or price.rates is None:
+            return
+        less = price.rates.input - price.rates.cached_input
+        self._sums[group][target, answer.pool] += answer.usage.cached_input * less / TOKENS_PER_RATE
+
+    def deviation(self, group: Group) -> float:
+        """Of the group's charge, nano-USD."""
+        return math.hypot(
+            *(
+                amount * self._habits.cached_ratio(*pools).deviation
+                for pools, amount in self._sums.get(group, {}).items()
+            )
+        )
 
 
 def _is_certain(request: RecordedRequest) -> bool:
@@ -211,7 +249,10 @@ class Estimator:
         refused = self.obstacle(group, COST)
         if refused is not None and basis.unsupported > UNSUPPORTED_MAX * basis.answered:
             return Claim(None, refused)
-        return Claim(lognormal(float(counts.charge_usd_nanos), basis.length_deviation))
+        charged = float(counts.charge_usd_nanos)
+        if charged <= 0:
+            return Claim(lognormal(charged, 0.0))
+        return Claim(lognormal(charged, math.hypot(basis.length_deviation, basis.cached_usd_nanos / charged)))
 
 
 def compared(other: Estimator, one: Estimator, group: Group, name: str) -> Claim:
@@ -251,5 +292,7 @@ def charges_compared(other: Estimator, one: Estimator, group: Group) -> Claim:
         return Claim(None, refused)
     after, before = float(one.counts[group].charge_usd_nanos), float(other.counts[group].charge_usd_nanos)
     basis = one.bases.get(group)
-    spread = 0.0 if basis is None else basis.moved_length_deviation
-    return Claim(difference(after, before, after * spread))
+    spread = 0.0
+    if basis is not None:
+        spread = math.hypot(after * basis.moved_length_deviation, basis.cached_usd_nanos)
+    return Claim(difference(after, before, spread))

@@ -36,7 +36,7 @@ from gateway.inference import (
 )
 from gateway.ledger.tables import Attempt
 from gateway.routing.receipts import Asked, ReceiptFacts, Shows, read_receipt_body
-from gateway.routing.tables import Receipt
+from gateway.routing.tables import PolicyVersion, Receipt
 
 PAGE_ROWS: Final = 5_000
 REQUESTS_MAX: Final = 500_000
@@ -239,6 +239,14 @@ async def count_attempts(session: AsyncSession, *, from_ms: int, to_ms: int) -> 
         select(func.count()).select_from(Attempt).where(started >= from_ms, started < to_ms)
     )
     return int(found.scalar_one())
+
+
+async def policy_text(session: AsyncSession, version: str) -> str | None:
+    """The YAML of a version that was in force once; None: there was none of that name."""
+    found = await session.execute(
+        select(col(PolicyVersion.text)).where(col(PolicyVersion.version) == version)
+    )
+    return found.scalar()
 
 
 async def read_history(

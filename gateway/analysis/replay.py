@@ -11,6 +11,7 @@ Not replayed: what was refused before it was decided, budgets and rate limits, h
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from gateway.analysis.history import Reach, RecordedAttempt, RecordedRequest
 from gateway.course import Course, Courses, baseline_of
 from gateway.errors import CallerError, NoEligibleTarget
 from gateway.inference import AttemptState, Task, TaskSource, TaskType, TokenUsage
-from gateway.pricing.book import PriceBook, Prices
+from gateway.pricing.book import PriceBook
 from gateway.pricing.rates import charge
 from gateway.routing.decide import decide
 from gateway.routing.policy import Policy
@@ -31,7 +32,8 @@ from gateway.routing.receipts import Shows
 
 RATIO_ANSWERS_MIN: Final = 20
 """Answers behind a mean before it is used."""
-EVERY: Final = ""
+STRATUM_ANSWERS_MIN: Final = 5
+STRATA_MIN: Final = 4
 _PROGRESS_EVERY: Final = 2_000
 
 
@@ -80,35 +82,62 @@ class Replayed:
     they are the same as another."""
 
 
+@dataclass(frozen=True, slots=True)
+class CachedRatio:
+    """How many times as much of the same prompts one pool's prefix cache has as another's."""
+
+    factor: float
+    deviation: float
+
+
+_ALIKE: Final = CachedRatio(1.0, 0.1)
+"""Of pools that both cache prefixes, where the record cannot compare them; the deviation is a judgement."""
+
+
 class Habits:
     """What the record says of answers in general: how much of the input was cached, how long they were."""
 
     def __init__(self, requests: Sequence[RecordedRequest]) -> None:
         """Count."""
-        self._read: defaultdict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+        self._read: defaultdict[str, dict[tuple[str, str], list[int]]] = defaultdict(dict)
         self._written: defaultdict[tuple[str, TaskType], list[int]] = defaultdict(lambda: [0, 0])
+        self._ratios: dict[tuple[str, str], CachedRatio] = {}
         for request in requests:
             answer = request.answer
             if answer is None:
                 continue
-            task, cached = request.task.type, answer.usage.cached_input
-            for tenant, of_task in ((request.tenant_id, task), (request.tenant_id, EVERY), (EVERY, EVERY)):
-                sums = self._read[answer.pool, tenant, of_task]
-                sums[0] += 1
-                sums[1] += answer.input_tokens
-                sums[2] += cached
-            written = self._written[answer.pool, task]
+            stratum = (request.tenant_id, request.task.type.value)
+            sums = self._read[answer.pool].setdefault(stratum, [0, 0, 0])
+            sums[0] += 1
+            sums[1] += answer.input_tokens
+            sums[2] += answer.usage.cached_input
+            written = self._written[answer.pool, request.task.type]
             written[0] += 1
             written[1] += answer.output_tokens
 
-    def cached_ratio(self, pool: str, request: RecordedRequest) -> float | None:
-        """Share of the input that the pool's prefix cache has; None: too little is known."""
-        task = request.task.type
-        for tenant, of_task in ((request.tenant_id, task), (request.tenant_id, EVERY), (EVERY, EVERY)):
-            count, read, cached = self._read.get((pool, tenant, of_task), (0, 0, 0))
-            if count >= RATIO_ANSWERS_MIN and read:
-                return cached / read
-        return None
+    def cached_ratio(self, pool: str, other: str) -> CachedRatio:
+        """How one pool's prefix cache compares with another's, on the tenants and tasks that both have seen."""
+        found = self._ratios.get((pool, other))
+        if found is None:
+            found = self._ratios[pool, other] = self._compare(pool, other)
+        return found
+
+    def _compare(self, pool: str, other: str) -> CachedRatio:
+        here, there = self._read.get(pool, {}), self._read.get(other, {})
+        rows = []
+        for stratum in here.keys() & there.keys():
+            one, two = here[stratum], there[stratum]
+            if min(one[0], two[0]) >= STRATUM_ANSWERS_MIN and min(one[1], two[1]) > 0:
+                rows.append((float(min(one[0], two[0])), one[2] / one[1], two[2] / two[1]))
+        of_one, of_two = sum(row[0] * row[1] for row in rows), sum(row[0] * row[2] for row in rows)
+        if len(rows) < STRATA_MIN or of_two <= 0:
+            return _ALIKE
+        factor = of_one / of_two
+        errors = sum((row[0] * (row[1] - factor * row[2])) ** 2 for row in rows)
+        own = math.sqrt(errors * len(rows) / (len(rows) - 1)) / of_two
+        # What is thought of pools in general and what was counted of these, by how sure each is.
+        weight = _ALIKE.deviation**2 / (_ALIKE.deviation**2 + own**2)
+        return CachedRatio(1 + weight * (factor - 1), math.sqrt(weight) * own)
 
     def length_ratio(self, pool: str, other: str, task: TaskType) -> float | None:
         """How many times as long one pool's answers are as another's; None: too little is known."""
@@ -319,19 +348,18 @@ class _Player:
             return served.usage, False
         usage = served.usage
         here, there = self._scenario.specs.get(pool), self._recorded_specs.get(served.pool)
-        ratio = None
         if here is not None:
-            ratio = self._habits.cached_ratio(pool, request)
-        if ratio is not None:
             read = usage.input + usage.cached_input
-            cached = round(read * ratio)
+            caches = here.batching.enable_prefix_caching
+            factor = self._habits.cached_ratio(pool, served.pool).factor if caches else 0.0
+            cached = min(read, round(usage.cached_input * factor))
             usage = msgspec.structs.replace(usage, input=read - cached, cached_input=cached)
         if here is not None and there is not None and model_of(here) == model_of(there):
             return usage, False
-        factor = self._habits.length_ratio(pool, served.pool, request.task.type)
-        if factor is None:
+        longer = self._habits.length_ratio(pool, served.pool, request.task.type)
+        if longer is None:
             return usage, True
-        written, reasoned = round(usage.output * factor), round(usage.reasoning * factor)
+        written, reasoned = round(usage.output * longer), round(usage.reasoning * longer)
         return msgspec.structs.replace(usage, output=written, reasoning=reasoned), False
 
 
@@ -346,8 +374,3 @@ def _snapshot(spec: PoolSpec, *, is_up: bool) -> PoolSnapshot:
         consecutive_failures=0,
     )
     return PoolSnapshot(spec=spec, replicas=(replica,))
-
-
-def prices_at(scenario: Scenario, at_ms: int) -> Prices:
-    """The prices of an instant."""
-    return scenario.prices.at(at_ms)

@@ -7,12 +7,18 @@ from typing import Annotated
 
 import typer
 
+from gateway.commands.policy_backtest import backtest
 from gateway.commands.terminal import load_pool_files, out
 from gateway.pricing.catalog import cards_of
 from gateway.routing.policy import load_policy
 from gateway.settings import load_settings
 
 policy = typer.Typer(help="Routing policies.", no_args_is_help=True)
+policy.command(
+    "backtest",
+    short_help="Say what recorded requests would have cost under another policy.",
+    epilog="Example: `tollgate policy backtest policies/cheaper.yaml --from 2026-11-20 --out report.html`",
+)(backtest)
 
 
 @policy.command("check", epilog="Example: `tollgate policy check policies/default.yaml`")

@@ -64,10 +64,23 @@ class Seen:
     name: str
     interval: Interval
     truth: float
+    level: float
+    """What widths and errors are relative to: the estimate; of a change, what changes."""
 
     @property
     def is_covered(self) -> bool:
+        """The truth is where it was said to be."""
         return self.interval.low <= self.truth <= self.interval.high
+
+    @property
+    def width_ratio(self) -> float:
+        """Of the level."""
+        return (self.interval.high - self.interval.low) / self.level
+
+    @property
+    def error_ratio(self) -> float:
+        """Of the level."""
+        return abs(self.truth - self.interval.estimate) / self.level
 
 
 def one_seed(seed: int, *, seconds: float, draws: int = 12) -> tuple[str, list[Seen], list[str]]:
@@ -92,23 +105,24 @@ def _compared(found: Backtest, after: Happened, before: Happened) -> tuple[list[
     seen: list[Seen] = []
     refused: list[str] = []
 
-    def say(name: str, claim: Claim, truth: float) -> None:
+    def say(name: str, claim: Claim, truth: float, level: float | None = None) -> None:
         if claim.interval is None:
             refused.append(name)
         else:
-            seen.append(Seen(name, claim.interval, truth))
+            seen.append(Seen(name, claim.interval, truth, level or claim.interval.estimate))
 
-    say("cost", found.candidate.claims[EVERYTHING][COST], after.cost_usd_nanos)
-    charge_after, charge_before = after.history.charge_usd_nanos, before.history.charge_usd_nanos
-    say("charge", found.candidate.charges[EVERYTHING], charge_after)
-    say("cost, change", found.differences[EVERYTHING][COST], after.cost_usd_nanos - before.cost_usd_nanos)
-    say("charge, change", found.charge_differences[EVERYTHING], charge_after - charge_before)
+    cost, cost_before = after.cost_usd_nanos, before.cost_usd_nanos
+    charge, charge_before = after.history.charge_usd_nanos, before.history.charge_usd_nanos
+    say("cost", found.candidate.claims[EVERYTHING][COST], cost)
+    say("charge", found.candidate.charges[EVERYTHING], charge)
+    say("cost, change", found.differences[EVERYTHING][COST], cost - cost_before, cost_before)
+    say("charge, change", found.charge_differences[EVERYTHING], charge - charge_before, charge_before)
     for tier in CLASSES:
-        group = ("class", tier)
-        truth, truth_before = _times(after, tier), _times(before, tier)
+        claims, changes = found.candidate.claims["class", tier], found.differences["class", tier]
+        truth, base = _times(after, tier), _times(before, tier)
         for name in TIMES:
-            say(f"{name}, {tier}", found.candidate.claims[group][name], truth[name])
-            say(f"{name}, {tier}, change", found.differences[group][name], truth[name] - truth_before[name])
+            say(f"{name}, {tier}", claims[name], truth[name])
+            say(f"{name}, {tier}, change", changes[name], truth[name] - base[name], base[name])
     return seen, refused
 
 
@@ -129,20 +143,15 @@ def table_of(seen: Sequence[Seen]) -> dict[str, dict[str, float]]:
     by_name: dict[str, list[Seen]] = defaultdict(list)
     for each in seen:
         by_name[each.name].append(each)
-    rows = {}
-    for name, of_name in by_name.items():
-        scale = [abs(each.interval.estimate) or 1.0 for each in of_name]
-        widths = [
-            (each.interval.high - each.interval.low) / size for each, size in zip(of_name, scale, strict=True)
-        ]
-        errors = [abs(each.truth - each.interval.estimate) / size for each, size in zip(of_name, scale, strict=True)]
-        rows[name] = {
+    return {
+        name: {
             "seeds": len(of_name),
             "covered": round(sum(each.is_covered for each in of_name) / len(of_name), 3),
-            "width_median": round(statistics.median(widths), 3),
-            "error_median": round(statistics.median(errors), 4),
+            "width_median": round(statistics.median(each.width_ratio for each in of_name), 3),
+            "error_median": round(statistics.median(each.error_ratio for each in of_name), 4),
         }
-    return rows
+        for name, of_name in by_name.items()
+    }
 
 
 def main() -> int:
@@ -162,7 +171,11 @@ def main() -> int:
         for name in refused:
             refusals[name] += 1
         cost = next((each for each in seen if each.name == "cost"), None)
-        shown = "" if cost is None else f"cost {cost.truth / cost.interval.estimate - 1:+.3f} width {cost.interval.width_ratio:.3f}"
+        shown = (
+            ""
+            if cost is None
+            else f"cost {cost.truth / cost.interval.estimate - 1:+.3f} width {cost.interval.width_ratio:.3f}"
+        )
         print(f"seed {seed}: {label}: {shown}", flush=True)
     rows = table_of(everything)
     for name, row in rows.items():

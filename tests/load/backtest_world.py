@@ -109,7 +109,7 @@ class OverlappingPool(SimulatedPool):
         if self.draft_tokens:
             memory_s += self.draft.fixed_s + self.draft.kv_token_s * context_tokens
             compute_s += self.draft.proposed_token_s * proposed
-        return (memory_s**OVERLAP + compute_s**OVERLAP) ** (1 / OVERLAP)
+        return math.exp(math.log(memory_s**OVERLAP + compute_s**OVERLAP) / OVERLAP)
 
 
 OVERLAP: Final = 1.08
@@ -251,7 +251,7 @@ def run_world(world: World, policy: Policy, *, run: str, prices: PriceBook | Non
             continue
         decisions.append((decision, False))
         if is_certain:
-            kept.setdefault(original, asking.at_s + 5.0)
+            kept.setdefault(original, asking.at_s + 0.6)
         length = lengths[original] if is_certain else lengths[number]
         works[decision[0][0]].append((number, _simulated(asking, length)))
     seed = luck.randrange(1 << 30)
@@ -266,10 +266,13 @@ def run_world(world: World, policy: Policy, *, run: str, prices: PriceBook | Non
     }
     requests = []
     for number, (asking, (decision, is_hit)) in enumerate(zip(world.asked, decisions, strict=True)):
-        requests.append(_recorded(world, policy, book, number, asking, decision, None if is_hit else ended[number]))
+        requests.append(
+            _recorded(world, policy, book, number, asking, decision, None if is_hit else ended[number])
+        )
     busy_s = {name: outcome.busy_s for name, outcome in outcomes.items()}
     cost = sum(
-        seconds * float(world.specs[name].hardware.usd_per_hour) * 1e9 / 3600 for name, seconds in busy_s.items()
+        seconds * float(world.specs[name].hardware.usd_per_hour) * 1e9 / 3600
+        for name, seconds in busy_s.items()
     )
     last_ms = START_MS + math.ceil(world.asked[-1].at_s * 1000) + 1
     return Happened(History(START_MS, last_ms, requests), cost, busy_s, outcomes)

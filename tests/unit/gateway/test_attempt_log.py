@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.asked import asked_text
 from gateway.attempt_log import start_of
 from gateway.cache.lookup import CacheStatus, Slot
 from gateway.course import Course
@@ -88,7 +89,10 @@ def test_every_field_of_a_start_has_its_own_value() -> None:
         "cache": CacheStatus.MISS,
         "buckets": (bucket,),
         "receipt": plan.course.receipt(
-            plan.call, plan.bounds, plan.forecasts.texts(1), asked=asked_text(plan.call, plan.caller, plan.slot)
+            plan.call,
+            plan.bounds,
+            plan.forecasts.texts(1),
+            asked=asked_text(plan.call, plan.caller, plan.slot),
         ),
         "modelled_ttft_ms": 500.0,
         "modelled_step_ms": 250.0,
