@@ -31,7 +31,7 @@ from gateway.analysis.figures import (
     times_of,
     works_of,
 )
-from gateway.analysis.fleet import FleetRun, SimulatedFleet, Work, luck_of
+from gateway.analysis.fleet import FleetRun, SimulatedFleet, Tell, Work, luck_of, untold
 from gateway.analysis.history import History, RecordedRequest
 from gateway.analysis.intervals import Claim, Correction, correction_of
 from gateway.analysis.replay import Habits, Placed, Replayed, Scenario, replay
@@ -43,7 +43,6 @@ DRAWN_REQUESTS: Final = 8_000
 """Worlds are simulated for so many requests at most, in windows all over the record."""
 WINDOWS: Final = 20
 REQUESTS_MIN: Final = 50
-Tell = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def run_backtest(
     baseline: Scenario,
     seed: int = 0,
     draws: int = DRAWS,
-    tell: Tell = lambda count: None,
+    tell: Tell = untold,
 ) -> Backtest:
     """Compare two policies on a record.
 
@@ -261,7 +260,7 @@ class _Record:
         return _Simulated(replayed, works, run, self._measure(replayed, run))
 
     def _measure(
-        self, replayed: Replayed, run: FleetRun, is_in: Callable[[int], bool] = lambda index: True
+        self, replayed: Replayed, run: FleetRun, is_in: Callable[[int], bool] | None = None
     ) -> Measured:
         shapes = {
             name: belief.shape.scaled(belief.posterior.mean) for name, belief in self.beliefs.pools.items()

@@ -1,4 +1,4 @@
-"""What is believed of the pools, given the record: their steps, what stands in front of them, their acceptance.
+"""What is believed of the pools, given the record: steps, what stands in front of them, acceptance.
 
 A belief is a best guess and how far it may be off; `world` makes a simulated fleet of it, the best guess or
 one of the others. A pool's profile is where belief begins (`routing.priors`); what the record says of the

@@ -1,9 +1,9 @@
 """What do the requests of a scenario add up to: money, times, hits, refusals, by class, tenant and task?
 
-Charges are whole nano-USD. What supply costs is engine time at the pool's price: while several requests are at
-work on a replica each has an equal part of the moment, so that the parts add up to the time that it was busy;
-hours that nobody used are no request's, and are shown as idle. Times are seconds. An answer from the cache
-counts as answered at once.
+Charges are whole nano-USD. What supply costs is engine time at the pool's price: while several requests are
+at work on a replica each has an equal part of the moment, so that the parts add up to the time that it was
+busy; hours that nobody used are no request's, and are shown as idle. Times are seconds. An answer from the
+cache counts as answered at once.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def measure(
     *,
     specs: Mapping[str, PoolSpec],
     shapes: Mapping[str, Shape],
-    is_in: Callable[[int], bool] = lambda index: True,
+    is_in: Callable[[int], bool] | None = None,
 ) -> Measured:
     """Add up what a fleet did.
 
@@ -138,7 +138,7 @@ def measure(
         run: what became of those that went to pools.
         specs: the pools.
         shapes: how steps of each pool cost.
-        is_in: whether a request, by its number, counts; the others are not looked at.
+        is_in: whether a request, by its number, counts; None: all do.
     """
     shares_s: dict[int, float] = {}
     for name, pool_run in run.pools.items():
@@ -149,7 +149,7 @@ def measure(
     pools: dict[Group, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     rates = {name: float(spec.hardware.usd_per_hour) * 1e9 / 3600 for name, spec in specs.items()}
     for index, (request, place) in enumerate(zip(requests, placed, strict=True)):
-        if place.target is None or not is_in(index):
+        if place.target is None or (is_in is not None and not is_in(index)):
             continue
         groups = groups_of(request)
         if place.is_hit:

@@ -23,6 +23,13 @@ from backends.simulator.requests import SimulatedRequest
 from gateway.analysis.speed import Ran
 
 _PROGRESS_EVERY: Final = 2_000
+Tell = Callable[[int], None]
+"""Is told how many more requests are done."""
+
+
+def untold(count: int) -> None:
+    """Nobody wants to know."""
+    del count
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -82,7 +89,7 @@ class SimulatedFleet:
         luck: Sequence[float],
         *,
         seed: int = 0,
-        on_requests: Callable[[int], None] = lambda count: None,
+        on_requests: Tell = untold,
     ) -> FleetRun:
         """Let it do some work.
 
@@ -108,7 +115,7 @@ class SimulatedFleet:
         times: dict[int, Times],
         *,
         seed: int,
-        tell: Callable[[int], None],
+        tell: Tell,
     ) -> PoolRun:
         pool = self.pools[name]
         fleet = [Replica(pool, seed=seed * 1_000_003 + number) for number in range(self.replicas[name])]

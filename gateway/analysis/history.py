@@ -254,7 +254,7 @@ async def read_history(
     *,
     from_ms: int,
     to_ms: int,
-    on_rows: Callable[[int], None] = lambda rows: None,
+    on_rows: Callable[[int], None] | None = None,
     requests_max: int = REQUESTS_MAX,
 ) -> History:
     """The requests whose first attempt started in a span.
@@ -278,7 +278,8 @@ async def read_history(
                 f"There are more than {requests_max:,} requests from there to there: name a shorter span"
                 " with --from and --to."
             )
-        on_rows(len(rows))
+        if on_rows is not None:
+            on_rows(len(rows))
     return reader.history
 
 

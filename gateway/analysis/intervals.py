@@ -35,9 +35,10 @@ SIMULATOR: Final = {
     "total_p50_s": 0.073,
     "total_p95_s": 0.155,
 }
-"""The simulator's error against real vLLM, deviation of the logarithm over loads, each pool's own median error
-taken out: tests/load/results/simulator_error.json of 2026-11-28, 20 loads of 2 pools, median absolute deviation
-/ 0.6745. Cost and the whole answer's median by the time per output token's median, its P95 by that one's P95."""
+"""The simulator's error against real vLLM, deviation of the logarithm over loads, each pool's own median
+error taken out: tests/load/results/simulator_error.json of 2026-11-28, 20 loads of 2 pools, median absolute
+deviation / 0.6745. Cost and the whole answer's median by the time per output token's median, its P95 by that
+one's P95."""
 UNSUPPORTED_MAX: Final = 0.05
 GROUP_MIN: Final = 30
 """Requests of a group before its times are claimed."""

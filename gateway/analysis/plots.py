@@ -1,7 +1,7 @@
 """What does a backtest look like? One SVG of three panels: cost, times by class, load of the pools.
 
-Bars are estimates, the thin line over each is its interval; what was recorded stands beside them. Uses the axes
-of `backends.reference.plot`, so that all plots of the project look alike.
+Bars are estimates, the thin line over each is its interval; what was recorded stands beside them. Uses the
+axes of `backends.reference.plot`, so that all plots of the project look alike.
 """
 
 from __future__ import annotations

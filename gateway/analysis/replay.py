@@ -1,10 +1,10 @@
 """Where would each recorded request have gone, and what would it have come to?
 
-Through the same `decide()` and the same `Course` as live requests, in the order of time, with a policy, prices
-and pools of one's choice; which pools were up is what recorded decisions tell. A request that the record
-answered is answered again with the same tokens, unless another model would write it: then with as many more or
-less as the record says of the two models and the task. Where it fell back after a failure, the same failure
-happens at the same pool. Answers from the cache are found again by their slots.
+Through the same `decide()` and the same `Course` as live requests, in the order of time, with a policy,
+prices and pools of one's choice; which pools were up is what recorded decisions tell. A request that the
+record answered is answered again with the same tokens, unless another model would write it: then with as many
+more or less as the record says of the two models and the task. Where it fell back after a failure, the same
+failure happens at the same pool. Answers from the cache are found again by their slots.
 
 Not replayed: what was refused before it was decided, budgets and rate limits, hedging.
 """
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
 from backends.pool import PoolSnapshot, PoolSpec, ReplicaSnapshot, ReplicaState
+from gateway.analysis.fleet import Tell, untold
 from gateway.analysis.history import Reach, RecordedAttempt, RecordedRequest
 from gateway.course import Course, Courses, baseline_of
 from gateway.errors import CallerError, NoEligibleTarget
@@ -116,7 +117,7 @@ class Habits:
             written[1] += answer.output_tokens
 
     def cached_ratio(self, pool: str, other: str) -> CachedRatio:
-        """How one pool's prefix cache compares with another's, on the tenants and tasks that both have seen."""
+        """How one pool's prefix cache compares with another's, on tenants and tasks that both have seen."""
         found = self._ratios.get((pool, other))
         if found is None:
             found = self._ratios[pool, other] = self._compare(pool, other)
@@ -158,7 +159,7 @@ def replay(
     *,
     habits: Habits,
     recorded_specs: Mapping[str, PoolSpec],
-    on_requests: Callable[[int], None] = lambda count: None,
+    on_requests: Tell = untold,
 ) -> Replayed:
     """Every request under a scenario, in the order of time.
 

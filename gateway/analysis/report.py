@@ -36,7 +36,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def headline(view: Mapping[str, Any]) -> str:
@@ -67,9 +67,7 @@ def tables(view: Mapping[str, Any]) -> Iterator[Table]:
     """Everything that is shown."""
     groups = view["groups"]
     yield _measures(groups[0], "All requests")
-    for each in groups:
-        if each["by"] == "class":
-            yield _measures(each, f"Latency class {each['name']}, {each['requests']:,} requests")
+    yield _classes([each for each in groups if each["by"] == "class"])
     for by, title in (("tenant", "Who wins and who loses: tenants"), ("task", "The same by task")):
         yield _winners([each for each in groups if each["by"] == by], by, title)
     yield _pools(view["pools"])
@@ -109,6 +107,22 @@ def _measures(group: Mapping[str, Any], title: str) -> Table:
     return Table(title, ("", "recorded", "baseline", "candidate", "change"), rows)
 
 
+def _classes(groups: Sequence[Mapping[str, Any]]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for each in groups:
+        for name, words in list(_MEASURES.items())[2:]:
+            recorded = each["recorded"].get(name)
+            rows.append(
+                (
+                    f"{each['name']}: {words}",
+                    "" if recorded is None else _plain(recorded),
+                    *(claim_text(each[side].get(name, {})) for side in ("baseline", "candidate")),
+                    verdict(each["change"][name], less="faster", more="slower"),
+                )
+            )
+    return Table("By latency class", ("", "recorded", "baseline", "candidate", "change"), rows)
+
+
 def _count(side: Mapping[str, Any], name: str) -> int:
     found = side[name]
     return sum(found.values()) if isinstance(found, dict) else int(found)
@@ -133,7 +147,7 @@ def _winners(groups: Sequence[Mapping[str, Any]], by: str, title: str) -> Table:
 
 def _pools(pools: Sequence[Mapping[str, Any]]) -> Table:
     sides = ("recorded", "baseline", "candidate")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             each["pool"],
             *(
@@ -168,9 +182,9 @@ def _signed(value: str | float) -> str:
 def notes(view: Mapping[str, Any]) -> list[str]:
     """What to know beside the figures."""
     record = view["record"]
+    drawn = f"{view['draws']} worlds, seed {view['seed']}"
     said = [
-        f"Estimates are followed by where the truth is 95 of 100 times. {view['draws']} worlds, seed"
-        f" {view['seed']}.",
+        f"Estimates are followed by where the truth is 95 of 100 times ({drawn}).",
         f"The baseline decides {record['decided_alike_ratio']:.1%} of the recorded decisions as they were.",
         "* rests on the pool's own bench, not on the record.",
     ]

@@ -12,6 +12,7 @@ Pure. Seconds; scales are ratios to the profile.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -267,7 +268,7 @@ def _long_run_deviation(errors: Sequence[float]) -> float:
     """Of errors that follow each other, as if they did not: what drifts tells less than its number says."""
     count = len(errors)
     square = sum(each * each for each in errors) / max(1, count - PARTS)
-    lagged = sum(one * other for one, other in zip(errors, errors[1:], strict=False)) / max(1, count - 1)
+    lagged = sum(one * other for one, other in itertools.pairwise(errors)) / max(1, count - 1)
     correlation = min(_CORRELATION_MAX, max(0.0, lagged / square)) if square > 0 else 0.0
     return math.sqrt(square * (1 + correlation) / (1 - correlation))
 

@@ -21,7 +21,7 @@ _DIGITS: Final = 6
 ASSUMED: Final = (
     "Requests come when they came, whatever the answers before them were like.",
     "Answers are as long as recorded; a pool of another model scales them by what the record says of both.",
-    "What was refused before it was decided left no record; budgets, rate limits and hedging are not replayed.",
+    "What was refused before it was decided left no record; budgets, limits and hedging are not replayed.",
     "An attempt that failed at a pool fails there again, and nowhere else.",
     "How much of a prompt a prefix cache has is compared between pools, not simulated.",
 )
@@ -184,12 +184,12 @@ def not_claimed(found: Backtest) -> list[str]:
         " measured it."
         for (pool, task), number in sorted(found.unsupported.items(), key=lambda pair: -pair[1])
     ]
-    for side in (found.baseline, found.candidate):
-        if side.cache_unknown:
-            said.append(
-                f"{side.scenario.name}: {side.cache_unknown:,} requests might be answered from the cache, but"
-                " the record does not know which of them are the same."
-            )
+    said += [
+        f"{side.scenario.name}: {side.cache_unknown:,} requests might be answered from the cache, but the"
+        " record does not know which of them are the same."
+        for side in (found.baseline, found.candidate)
+        if side.cache_unknown
+    ]
     refused = found.differences[EVERYTHING]
     reasons = sorted({claim.refused for claim in refused.values() if claim.refused is not None})
     return said + [f"No figure over all requests: {reason}." for reason in reasons]

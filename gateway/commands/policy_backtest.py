@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -90,7 +90,7 @@ def backtest(
     ] = None,
     as_machine: Json = False,
 ) -> None:
-    """Say what recorded requests would have cost under another policy, with intervals, and whom it would hurt.
+    """Say what recorded requests would have cost under another policy, and whom that would hurt.
 
     Requests are replayed in time through the same decisions as live ones; the pools are simulated, corrected
     by what the record measured of them. Where the record and the pools' benches say nothing, nothing is
@@ -111,7 +111,7 @@ def backtest(
         read = _read(
             settings,
             (int(start.timestamp() * 1000), int(end.timestamp() * 1000)),
-            wanted=(candidate, baseline),
+            wanted=[each for each in (candidate, baseline) if each != ACTIVE and not Path(each).is_file()],
             on_total=lambda total: progress.update(bar, total=total),
             on_rows=lambda rows: progress.advance(bar, rows),
         )
@@ -164,7 +164,7 @@ def _read(
     settings: Settings,
     span_ms: tuple[int, int],
     *,
-    wanted: tuple[str, ...],
+    wanted: Sequence[str],
     on_total: Any,
     on_rows: Any,
 ) -> _Read:
@@ -175,10 +175,9 @@ def _read(
         names = names_of(await list_keys(session))
         texts = {}
         for reference in wanted:
-            if reference != ACTIVE and not Path(reference).is_file():
-                text = await policy_text(session, reference)
-                if text is not None:
-                    texts[reference] = text
+            text = await policy_text(session, reference)
+            if text is not None:
+                texts[reference] = text
         return _Read(history, await list_entries(session), names["tenant"], texts)
 
     return in_session(work, settings)
