@@ -33,6 +33,8 @@ OWN_DEVIATION: Final = 0.15
 SPAN_ANSWERS: Final = 24
 """Answers of a span, on average."""
 SPANS_MAX: Final = 240
+SPANS_FEW: Final = 10
+"""Of a short record, that has fewer answers to each."""
 SPANS_MIN: Final = 5
 NOISE_MIN: Final = 0.005
 _ROUNDS: Final = 3
@@ -224,7 +226,7 @@ def _rows(runs: Sequence[Ran], now: Shape, shape: Shape) -> list[list[float]]:
     """By span of time: what the profile says that each part took, over what all of it took."""
     met = occupancy(runs, now)
     order = sorted((run.end_s, index) for index, run in enumerate(runs) if run.steps)
-    spans = max(1, min(SPANS_MAX, len(order) // SPAN_ANSWERS))
+    spans = max(1, min(SPANS_MAX, max(len(order) // SPAN_ANSWERS, min(SPANS_FEW, len(order) // 4))))
     rows = []
     for number in range(spans):
         sums, took_s = [0.0] * PARTS, 0.0

@@ -37,15 +37,19 @@ CHARGE: Final = "charge_usd_nanos"
 _BASE: Final = (ROOT / "policies" / "default.yaml").read_text(encoding="utf-8")
 
 
-def policy_of(routes: str, natures: str = "") -> Policy:
-    """The shipped policy with other routes, or with other natures of tasks."""
-    text = _BASE.replace(
-        "  predictable: [speculative, plain]\n  creative: [plain, speculative]\n", routes
-    ).replace("  default: chat  ", f"{natures}  default: chat  ")
-    return parse_policy(text, source="policy", pools=("plain", "speculative"))
-
-
 BY_NATURE: Final = "  predictable: [speculative, plain]\n  creative: [plain, speculative]\n"
+
+
+def policy_text(routes: str, natures: str = "") -> str:
+    """The shipped policy with other routes, or with other natures of tasks."""
+    return _BASE.replace(BY_NATURE, routes).replace("  default: chat  ", f"{natures}  default: chat  ")
+
+
+def policy_of(routes: str, natures: str = "") -> Policy:
+    """The same, ready to decide."""
+    return parse_policy(policy_text(routes, natures), source="policy", pools=("plain", "speculative"))
+
+
 ALL_PLAIN: Final = "  predictable: [plain, speculative]\n  creative: [plain, speculative]\n"
 ALL_SPECULATIVE: Final = "  predictable: [speculative, plain]\n  creative: [speculative, plain]\n"
 QA_PLAIN: Final = "  natures: {qa: creative, summarization: creative}\n"
