@@ -227,7 +227,10 @@ class _Player:
             rule = self._scenario.policy.cache
             ttl_s = rule.ttl_s if request.asked.ttl_s is None else min(rule.ttl_s, request.asked.ttl_s)
             from_ms = request.at_ms + (served.total_ms or 0)
-            self._cache[slot] = _Kept(from_ms, from_ms + ttl_s * 1000)
+            before = self._cache.get(slot)
+            # A second answer takes the first one's place when it is there.
+            since_ms = from_ms if before is None or before.until_ms < from_ms else before.from_ms
+            self._cache[slot] = _Kept(since_ms, from_ms + ttl_s * 1000)
         return self._priced(request, served, target, targets=targets, drops=drops, is_imputed=is_imputed)
 
     # -------------------------------------------------------------------------------------------- deciding

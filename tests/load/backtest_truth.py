@@ -193,8 +193,9 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "",
         f"{figures['seeds']} worlds of {figures['seconds']:.0f} s; `{command_line()}`, commit {commit()}.",
         "An hour is recorded under one policy in a world with hidden differences, another policy is",
-        "backtested from the record, then runs in the same world. `covered`: how often the truth was in the stated 95 %",
-        "interval; `width`: of the interval, relative to the estimate (of a change: to what changes).",
+        "backtested from the record, then runs in the same world. `covered`: how often the truth was in",
+        "the stated 95 % interval; `width`: of the interval, relative to the estimate (of a change: to what",
+        "changes).",
         "",
     ]
     for title, rows in (("All pairs", figures["figures"]), *figures["by_pair"].items()):

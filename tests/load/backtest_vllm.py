@@ -1,4 +1,4 @@
-"""Does a backtest hold on real vLLM? One policy is recorded, another backtested, then run, on the bundled fleet.
+"""Does a backtest hold on real vLLM? One policy is recorded, another backtested, then run.
 
 Starts the two bundled pools and the gateway, sends requests as they come by chance (stories and records to be
 turned into JSON; one in five names its pool) for some minutes under policy A, all to the plain pool, and asks
@@ -84,7 +84,8 @@ def fleet(folder: Path, settings: dict[str, str]) -> Iterator[None]:
 
 def plan(*, seconds: float, per_s: float, seed: int) -> list[tuple[float, str, Prompt]]:
     """When which alias is asked what."""
-    draw, prompts, at_s, planned = random.Random(seed), Prompts(seed), 0.0, []
+    draw, prompts, at_s = random.Random(seed), Prompts(seed), 0.0
+    planned: list[tuple[float, str, Prompt]] = []
     while True:
         at_s += draw.expovariate(per_s)
         if at_s >= seconds:
@@ -102,7 +103,7 @@ async def drive(url: str, key: str, planned: list[tuple[float, str, Prompt]]) ->
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     headers = {"authorization": f"Bearer {key}"}
     async with (
-        httpx.AsyncClient(
+        httpx.AsyncClient(  # noqa: TID251 - a client of the gateway
             base_url=url, headers=headers, trust_env=False, timeout=300, limits=limits
         ) as client,
         asyncio.TaskGroup() as group,
