@@ -43,6 +43,8 @@ class Basis:
     answered: int = 0
     external: int = 0
     unsupported: int = 0
+    unknown_lengths: int = 0
+    """Answers that another model would write, of which nobody knows how long they are."""
     profiled: int = 0
     where: dict[tuple[str, str], int] = field(default_factory=dict)
     """The unsupported, by pool and task."""
@@ -84,8 +86,8 @@ def bases(
             continue
         answer, task = request.answer, request.task.type.value
         has_moved = answer is None or answer.pool != place.target
-        support = Support.RECORDED
-        if not place.is_external:
+        support = Support.RECORDED  # where the record has the request itself there
+        if has_moved and not place.is_external:
             support = beliefs.pools[place.target].support(task)
         if place.has_unknown_length:
             support = Support.NONE
@@ -98,6 +100,7 @@ def bases(
             basis.answered += 1
             basis.external += place.is_external
             basis.profiled += support is Support.PROFILED
+            basis.unknown_lengths += place.has_unknown_length
             if support is Support.NONE:
                 basis.unsupported += 1
                 cell = (place.target, task)
@@ -246,9 +249,8 @@ class Estimator:
         basis, counts = self.bases.get(group), self.counts[group]
         if basis is None:
             return Claim(lognormal(float(counts.charge_usd_nanos), 0.0))
-        refused = self.obstacle(group, COST)
-        if refused is not None and basis.unsupported > UNSUPPORTED_MAX * basis.answered:
-            return Claim(None, refused)
+        if basis.unknown_lengths > UNSUPPORTED_MAX * basis.answered:
+            return Claim(None, f"nobody knows how long {basis.unknown_lengths} answers of another model are")
         charged = float(counts.charge_usd_nanos)
         if charged <= 0:
             return Claim(lognormal(charged, 0.0))

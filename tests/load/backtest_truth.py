@@ -12,11 +12,12 @@ Writes tests/load/results/backtest_truth.{json,md}.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -162,15 +163,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Is the truth where a backtest says that it is?")
     parser.add_argument("--seeds", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     arguments = parser.parse_args()
     by_pair: dict[str, list[Seen]] = defaultdict(list)
     refusals: dict[str, int] = defaultdict(int)
-    for seed in range(arguments.seeds):
-        label, seen, refused = one_seed(seed, seconds=arguments.seconds)
-        by_pair[label] += seen
-        for name in refused:
-            refusals[name] += 1
-        print(f"{seed + 1} of {arguments.seeds}: {label}", flush=True)
+    with ProcessPoolExecutor(arguments.jobs) as processes:
+        work = functools.partial(one_seed, seconds=arguments.seconds)
+        for number, (label, seen, refused) in enumerate(processes.map(work, range(arguments.seeds)), start=1):
+            by_pair[label] += seen
+            for name in refused:
+                refusals[name] += 1
+            print(f"{number} of {arguments.seeds}: {label}", flush=True)
     rows = table_of([each for seen in by_pair.values() for each in seen])
     figures = {
         "gate": {"covered_min": COVERED_MIN, "width_max": WIDTH_MAX, "figure": "cost"},
@@ -179,7 +182,6 @@ def main() -> int:
         "figures": rows,
         "by_pair": {label: table_of(seen) for label, seen in by_pair.items()},
         "refused": dict(refusals),
-        "cpu_s": round(time.process_time(), 1),
     }
     write_result(NAME, figures)
     (RESULTS / f"{NAME}.md").write_text(as_markdown(figures), encoding="utf-8")

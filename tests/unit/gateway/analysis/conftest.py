@@ -13,7 +13,7 @@ from tests.load.backtest_world import Happened, World, make_world, run_world
 
 @pytest.fixture(scope="session")
 def world() -> World:
-    return make_world(5, seconds=700.0)
+    return make_world(5, seconds=500.0)
 
 
 @pytest.fixture(scope="session")
