@@ -26,6 +26,8 @@ PARTS = {
     "ledger": ["tests.load.bench_ledger"],
     "replicas": ["tests.load.replica_choice"],
     "simulator": ["tests.load.simulator_error"],
+    "backtest": ["tests.load.backtest_truth"],
+    "backtest-vllm": ["tests.load.backtest_vllm"],
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
     "killed": ["tests.load.killed_replicas", "--seconds", "70", "--every", "10"],
     "streams": ["tests.load.streams_soak", "--streams", "1000", "--seconds", "60"],

@@ -60,6 +60,7 @@ def fleet(folder: Path, settings: dict[str, str]) -> Iterator[None]:
         RuntimeError: they do not start.
     """
     log = folder / "fleet.log"
+    (folder / ".venv-vllm").symlink_to((ROOT / ".venv-vllm").resolve())  # the program looks where it runs
     with log.open("ab") as file:
         process = subprocess.Popen(
             [*PROGRAM, "pools", "up"],

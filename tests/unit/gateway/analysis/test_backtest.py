@@ -155,7 +155,7 @@ def test_too_few_requests_are_refused(happened: Happened, by_nature: Scenario) -
 
 
 def test_progress_counts_what_it_said_it_would(happened: Happened, world: World, by_nature: Scenario) -> None:
-    done = []
+    done: list[int] = []
     run_backtest(
         happened.history,
         candidate=scenario(world, ALL_PLAIN),
