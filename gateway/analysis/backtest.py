@@ -16,6 +16,7 @@ from typing import Final
 
 from backends.pool import PoolSpec
 from gateway.analysis import beliefs as believing
+from gateway.analysis.adaptive import Adaptive
 from gateway.analysis.beliefs import Beliefs, before_the_record, fit_front, take_record
 from gateway.analysis.claims import Drawn, Estimator, bases, charges_compared, compared
 from gateway.analysis.figures import (
@@ -249,6 +250,7 @@ class _Record:
             scenario,
             habits=habits,
             recorded_specs=recorded_specs,
+            adaptive=self._adaptive(scenario),
             on_requests=self.tell,
         )
         works = works_of(self.requests, replayed.placed, scenario.specs)
@@ -258,6 +260,12 @@ class _Record:
         else:
             run = self._run(self.beliefs.fleet(scenario.specs), works)
         return _Simulated(replayed, works, run, self._measure(replayed, run))
+
+    def _adaptive(self, scenario: Scenario) -> Adaptive | None:
+        if not scenario.is_adaptive:
+            return None
+        fleet = self.beliefs.fleet(scenario.specs)
+        return Adaptive(fleet, scenario.specs, self.luck, start_ms=self.requests[0].at_ms)
 
     def _measure(
         self, replayed: Replayed, run: FleetRun, is_in: Callable[[int], bool] | None = None

@@ -17,7 +17,7 @@ from typing import Final
 from backends.pool import PoolSpec
 from gateway.analysis.fleet import FleetRun, Work
 from gateway.analysis.history import RecordedRequest
-from gateway.analysis.replay import Placed
+from gateway.analysis.replay import Placed, work_of
 from gateway.analysis.speed import Ran, Shape, occupancy
 
 EVERYTHING: Final = ("all", "")
@@ -86,25 +86,11 @@ def works_of(
 ) -> list[Work]:
     """What a scenario asks of the pools, in the order of time."""
     start_ms = requests[0].at_ms if requests else 0
-    works = []
-    for index, (request, place) in enumerate(zip(requests, placed, strict=True)):
-        if place.target is None or place.is_hit or place.is_external or place.target not in pools:
-            continue
-        usage = place.usage
-        read = usage.input + usage.cached_input + usage.cache_write
-        works.append(
-            Work(
-                index,
-                (request.at_ms - start_ms) / 1000,
-                place.target,
-                request.task.type.value,
-                max(1, read),
-                min(usage.cached_input, max(0, read - 1)),
-                max(1, usage.output + usage.reasoning),
-                place.steps,
-            )
-        )
-    return works
+    return [
+        work_of(index, request, place, start_ms=start_ms)
+        for index, (request, place) in enumerate(zip(requests, placed, strict=True))
+        if place.target in pools and not place.is_hit and not place.is_external
+    ]
 
 
 @dataclass(slots=True)

@@ -122,10 +122,10 @@ class SimulatedFleet:
         refused = 0
         offered: list[list[tuple[Work, Simulated]]] = [[] for _ in fleet]
         for count, work in enumerate(works, start=1):
-            request = _request(work, pool, luck[work.index])
+            request = simulated_request(work, pool, luck[work.index])
             for replica in fleet:
                 replica.advance(work.at_s)
-            taken = least_loaded(fleet, request) if len(fleet) > 1 else 0
+            taken = chosen(fleet, request)
             try:
                 offered[taken].append((work, fleet[taken].offer(request)))
             except NeverFits:
@@ -161,7 +161,13 @@ def _ran(work: Work, sequence: Simulated) -> Ran:
     )
 
 
-def _request(work: Work, pool: SimulatedPool, luck: float) -> SimulatedRequest:
+def chosen(replicas: Sequence[Replica], request: SimulatedRequest) -> int:
+    """Which of a pool's replicas gets a request."""
+    return least_loaded(replicas, request) if len(replicas) > 1 else 0
+
+
+def simulated_request(work: Work, pool: SimulatedPool, luck: float) -> SimulatedRequest:
+    """What a request asks of a replica, with its luck."""
     steps = work.steps
     if steps is None and pool.draft_tokens:
         guessing = pool.guessing.get(work.task) or pool.guessing[""]

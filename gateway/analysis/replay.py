@@ -20,7 +20,8 @@ from typing import Final
 import msgspec
 
 from backends.pool import PoolSnapshot, PoolSpec, ReplicaSnapshot, ReplicaState
-from gateway.analysis.fleet import Tell, untold
+from gateway.analysis.adaptive import Adaptive
+from gateway.analysis.fleet import Tell, Work, untold
 from gateway.analysis.history import Reach, RecordedAttempt, RecordedRequest
 from gateway.course import Course, Courses, baseline_of
 from gateway.errors import CallerError, NoEligibleTarget
@@ -46,6 +47,11 @@ class Scenario:
     policy: Policy
     specs: Mapping[str, PoolSpec]
     prices: PriceBook
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Measurements may overturn the policy's order."""
+        return self.policy.economics.is_enabled
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -148,6 +154,22 @@ class Habits:
         return (here[1] / here[0]) / (there[1] / there[0])
 
 
+def work_of(index: int, request: RecordedRequest, place: Placed, *, start_ms: int) -> Work:
+    """What a request asks of the pool that it goes to."""
+    usage = place.usage
+    read = usage.input + usage.cached_input + usage.cache_write
+    return Work(
+        index,
+        (request.at_ms - start_ms) / 1000,
+        place.target or "",
+        request.task.type.value,
+        max(1, read),
+        min(usage.cached_input, max(0, read - 1)),
+        max(1, usage.output + usage.reasoning),
+        place.steps,
+    )
+
+
 def model_of(spec: PoolSpec) -> str:
     """What writes a pool's answers: the same name, the same text."""
     return spec.model.path or spec.model.served_name
@@ -159,6 +181,7 @@ def replay(
     *,
     habits: Habits,
     recorded_specs: Mapping[str, PoolSpec],
+    adaptive: Adaptive | None = None,
     on_requests: Tell = untold,
 ) -> Replayed:
     """Every request under a scenario, in the order of time.
@@ -168,12 +191,14 @@ def replay(
         scenario: what is asked about.
         habits: of the record.
         recorded_specs: the pools that the record speaks of.
+        adaptive: orders the targets of a policy that follows measurements; None: its order holds.
         on_requests: told how many more are done, now and then.
     """
     found = Replayed(scenario)
-    player = _Player(found, habits, recorded_specs)
+    player = _Player(found, habits, recorded_specs, adaptive if scenario.is_adaptive else None)
+    player.start_ms = requests[0].at_ms if requests else 0
     for number, request in enumerate(requests, start=1):
-        found.placed.append(player.place(request))
+        found.placed.append(player.place(number - 1, request))
         if number % _PROGRESS_EVERY == 0:
             on_requests(_PROGRESS_EVERY)
     on_requests(len(requests) % _PROGRESS_EVERY)
@@ -188,7 +213,15 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class _Player:
-    def __init__(self, found: Replayed, habits: Habits, recorded_specs: Mapping[str, PoolSpec]) -> None:
+    def __init__(
+        self,
+        found: Replayed,
+        habits: Habits,
+        recorded_specs: Mapping[str, PoolSpec],
+        adaptive: Adaptive | None,
+    ) -> None:
+        self.start_ms = 0
+        self._adaptive = adaptive
         self._found = found
         self._scenario = found.scenario
         self._habits = habits
@@ -201,7 +234,8 @@ class _Player:
         """Who answered a slot last in the record: what an answer from the cache would have used."""
         self._tasks: dict[Task, Task] = {}
 
-    def place(self, request: RecordedRequest) -> Placed:
+    def place(self, index: int, request: RecordedRequest) -> Placed:
+        """What becomes of the next one."""
         down = self._reach.after(request)
         slot = (request.tenant_id, request.asked.slot or "")
         answer = request.answer
@@ -222,6 +256,18 @@ class _Player:
         served, is_imputed = self._served(request, slot)
         if served is None:
             return Placed(None, refusal="no_answer", targets=targets, drops=drops)
+        forecasts = None
+        if self._adaptive is not None:
+            course, forecasts = self._adaptive.order(
+                course,
+                request.call(),
+                self._task(request.task),
+                at_ms=request.at_ms,
+                tenant_id=request.tenant_id,
+                latency_class=request.latency_class,
+                policy=self._scenario.policy,
+            )
+            targets = tuple(target.pool for target in course.decision.targets)
         target = self._answering(request, course)
         if may_keep and served.state is AttemptState.ANSWERED:
             rule = self._scenario.policy.cache
@@ -231,7 +277,11 @@ class _Player:
             # A second answer takes the first one's place when it is there.
             since_ms = from_ms if before is None or before.until_ms < from_ms else before.from_ms
             self._cache[slot] = _Kept(since_ms, from_ms + ttl_s * 1000)
-        return self._priced(request, served, target, targets=targets, drops=drops, is_imputed=is_imputed)
+        place = self._priced(request, served, target, targets=targets, drops=drops, is_imputed=is_imputed)
+        if self._adaptive is not None and not place.is_external:
+            work = work_of(index, request, place, start_ms=self.start_ms)
+            self._adaptive.took(work, request.tenant_id, forecasts)
+        return place
 
     # -------------------------------------------------------------------------------------------- deciding
     def _course(self, request: RecordedRequest, down: frozenset[str]) -> Course:

@@ -7,7 +7,7 @@ from tests.load.backtest_truth import as_markdown, one_seed, table_of
 
 def test_the_truth_is_in_most_intervals_and_they_are_not_wide() -> None:
     seen = []
-    for seed in (1, 2):
+    for seed in (1, 4):
         _, of_seed, refused = one_seed(seed, seconds=900.0, draws=4)
         assert refused == []
         seen += of_seed
