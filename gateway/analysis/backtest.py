@@ -159,7 +159,10 @@ def run_backtest(
         record.what_happened(),
         record.side(before, other),
         record.side(after, one),
-        {group: {name: compared(other, one, group, name) for name in MEASURES} for group in one.counts},
+        {
+            group: {name: compared(other, one, group=group, name=name) for name in MEASURES}
+            for group in one.counts
+        },
         {group: charges_compared(other, one, group) for group in one.counts},
         record.checks,
         _decided_alike(record.requests, before.replayed.placed),
@@ -319,7 +322,13 @@ class _Record:
         return Estimator(
             count(self.requests, placed),
             side.measured,
-            bases(self.requests, side.replayed, self.beliefs, habits, changes),
+            bases(
+                self.requests,
+                side.replayed,
+                beliefs=self.beliefs,
+                habits=habits,
+                load_changes=changes,
+            ),
             drawn,
             self.corrections,
         )

@@ -62,6 +62,7 @@ class Basis:
 def bases(
     requests: Sequence[RecordedRequest],
     replayed: Replayed,
+    *,
     beliefs: Beliefs,
     habits: Habits,
     load_changes: Mapping[str, float],
@@ -257,7 +258,7 @@ class Estimator:
         return Claim(lognormal(charged, math.hypot(basis.length_deviation, basis.cached_usd_nanos / charged)))
 
 
-def compared(other: Estimator, one: Estimator, group: Group, name: str) -> Claim:
+def compared(other: Estimator, one: Estimator, *, group: Group, name: str) -> Claim:
     """What changes by the change alone, on the same luck: one minus other."""
     for side in (one, other):
         refused = side.obstacle(group, name)

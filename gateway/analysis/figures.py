@@ -128,7 +128,13 @@ def measure(
     """
     shares_s: dict[int, float] = {}
     for name, pool_run in run.pools.items():
-        _share_out(pool_run.replicas, pool_run.indices, pool_run.busy_s, shapes[name], into=shares_s)
+        _share_out(
+            pool_run.replicas,
+            pool_run.indices,
+            busy_s=pool_run.busy_s,
+            shape=shapes[name],
+            into=shares_s,
+        )
     costs: dict[Group, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     ttfts: dict[Group, list[float]] = defaultdict(list)
     totals: dict[Group, list[float]] = defaultdict(list)
@@ -174,9 +180,9 @@ def _parts(amounts: Mapping[str, float]) -> dict[str, float]:
 def _share_out(
     replicas: Sequence[Sequence[Ran]],
     indices: Sequence[Sequence[int]],
+    *,
     busy_s: float,
     shape: Shape,
-    *,
     into: dict[int, float],
 ) -> None:
     met = [occupancy(runs, shape) for runs in replicas]

@@ -104,7 +104,9 @@ class SimulatedFleet:
         for work in works:
             by_pool.setdefault(work.pool, []).append(work)
         for name, of_pool in by_pool.items():
-            found.pools[name] = self._run_pool(name, of_pool, luck, found.times, seed=seed, tell=on_requests)
+            found.pools[name] = self._run_pool(
+                name, of_pool, luck, times=found.times, seed=seed, tell=on_requests
+            )
         return found
 
     def _run_pool(
@@ -112,8 +114,8 @@ class SimulatedFleet:
         name: str,
         works: Sequence[Work],
         luck: Sequence[float],
-        times: dict[int, Times],
         *,
+        times: dict[int, Times],
         seed: int,
         tell: Tell,
     ) -> PoolRun:

@@ -59,7 +59,7 @@ def _money(root: ET.Element, whole: Mapping[str, Any]) -> None:
         sides = [whole["baseline"], whole["candidate"]]
         rows.append(("charge", [recorded, *(side.get("charge_usd") for side in sides)]))
         rows.append(("engine cost", [None, *(side.get("cost_usd") for side in sides)]))
-    _panel(root, _PANELS[0], "USD", rows)
+    _panel(root, _PANELS[0], title="USD", rows=rows)
 
 
 def _times(root: ET.Element, classes: Sequence[Mapping[str, Any]]) -> None:
@@ -77,7 +77,7 @@ def _times(root: ET.Element, classes: Sequence[Mapping[str, Any]]) -> None:
                     ],
                 )
             )
-    _panel(root, _PANELS[1], "95th percentile, seconds", rows)
+    _panel(root, _PANELS[1], title="95th percentile, seconds", rows=rows)
 
 
 def _loads(root: ET.Element, pools: Sequence[Mapping[str, Any]]) -> None:
@@ -88,12 +88,13 @@ def _loads(root: ET.Element, pools: Sequence[Mapping[str, Any]]) -> None:
         )
         for each in pools
     ]
-    _panel(root, _PANELS[2], "Share of the time in which engines work", rows)
+    _panel(root, _PANELS[2], title="Share of the time in which engines work", rows=rows)
 
 
 def _panel(
     root: ET.Element,
     between: tuple[int, int],
+    *,
     title: str,
     rows: Sequence[tuple[str, Sequence[Mapping[str, Any] | None]]],
 ) -> None:

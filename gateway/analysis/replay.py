@@ -195,7 +195,12 @@ def replay(
         on_requests: told how many more are done, now and then.
     """
     found = Replayed(scenario)
-    player = _Player(found, habits, recorded_specs, adaptive if scenario.is_adaptive else None)
+    player = _Player(
+        found,
+        habits,
+        recorded_specs=recorded_specs,
+        adaptive=adaptive if scenario.is_adaptive else None,
+    )
     player.start_ms = requests[0].at_ms if requests else 0
     for number, request in enumerate(requests, start=1):
         found.placed.append(player.place(number - 1, request))
@@ -217,6 +222,7 @@ class _Player:
         self,
         found: Replayed,
         habits: Habits,
+        *,
         recorded_specs: Mapping[str, PoolSpec],
         adaptive: Adaptive | None,
     ) -> None:

@@ -98,27 +98,17 @@ def backtest(
     """
     form = None if report is None else _form_of(report)
     settings = load_settings()
-    end = instant(until, "to") or Clock().now()
-    start = instant(since, "from") or end - timedelta(days=_DAYS)
-    if start >= end:
-        raise InvalidRequest("--from must be before --to.")
+    span_ms = _span_ms(since, until)
     specs = load_pool_files(settings)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
     ) as progress:
-        bar = progress.add_task("reading", total=None)
-        read = _read(
-            settings,
-            (int(start.timestamp() * 1000), int(end.timestamp() * 1000)),
-            wanted=[each for each in (candidate, baseline) if each != ACTIVE and not Path(each).is_file()],
-            on_total=lambda total: progress.update(bar, total=total),
-            on_rows=lambda rows: progress.advance(bar, rows),
-        )
+        read = _read(settings, span_ms, wanted=(candidate, baseline), progress=progress)
         asked = _scenario(
-            "candidate", candidate, settings, read, specs=load_pool_files(settings, pools), prices=prices
+            "candidate", candidate, settings, read=read, specs=load_pool_files(settings, pools), prices=prices
         )
-        other = _scenario("baseline", baseline, settings, read, specs=specs)
+        other = _scenario("baseline", baseline, settings, read=read, specs=specs)
         work = progress.add_task("simulating", total=units(len(read.history.requests), draws=seeds))
         try:
             found = run_backtest(
@@ -134,12 +124,20 @@ def backtest(
     view = as_json(found, read.tenants)
     if report is not None and form is not None:
         write_whole(report, form(view))
-    if as_machine:
-        print_json(view)
-        return
-    _print(view)
-    if report is not None:
-        out.print(f"Written: {report}", highlight=False, markup=False)
+    print_json(view) if as_machine else _print(view, report)
+
+
+def _span_ms(since: str | None, until: str | None) -> tuple[int, int]:
+    """First instant, and first one that does not count; epoch ms.
+
+    Raises:
+        InvalidRequest: not ISO 8601, or the end comes first.
+    """
+    end = instant(until, "to") or Clock().now()
+    start = instant(since, "from") or end - timedelta(days=_DAYS)
+    if start >= end:
+        raise InvalidRequest("--from must be before --to.")
+    return int(start.timestamp() * 1000), int(end.timestamp() * 1000)
 
 
 def _form_of(path: Path) -> Any:
@@ -165,16 +163,20 @@ def _read(
     span_ms: tuple[int, int],
     *,
     wanted: Sequence[str],
-    on_total: Any,
-    on_rows: Any,
+    progress: Progress,
 ) -> _Read:
+    named = [each for each in wanted if each != ACTIVE and not Path(each).is_file()]
+    bar = progress.add_task("reading", total=None)
+
     async def work(session: AsyncSession) -> _Read:
         from_ms, to_ms = span_ms
-        on_total(await count_attempts(session, from_ms=from_ms, to_ms=to_ms))
-        history = await read_history(session, from_ms=from_ms, to_ms=to_ms, on_rows=on_rows)
+        progress.update(bar, total=await count_attempts(session, from_ms=from_ms, to_ms=to_ms))
+        history = await read_history(
+            session, from_ms=from_ms, to_ms=to_ms, on_rows=lambda rows: progress.advance(bar, rows)
+        )
         names = names_of(await list_keys(session))
         texts = {}
-        for reference in wanted:
+        for reference in named:
             text = await policy_text(session, reference)
             if text is not None:
                 texts[reference] = text
@@ -187,8 +189,8 @@ def _scenario(
     name: str,
     reference: str,
     settings: Settings,
-    read: _Read,
     *,
+    read: _Read,
     specs: Mapping[str, PoolSpec],
     prices: Path | None = None,
 ) -> Scenario:
@@ -249,7 +251,7 @@ def _prices_of(path: Path, *, known: Mapping[str, Card]) -> dict[str, Card]:
     return found
 
 
-def _print(view: Mapping[str, Any]) -> None:
+def _print(view: Mapping[str, Any], report: Path | None) -> None:
     out.print(headline(view), highlight=False, markup=False)
     for table in tables(view):
         shown = Table(
@@ -262,3 +264,5 @@ def _print(view: Mapping[str, Any]) -> None:
         out.print(shown)
     for note in notes(view):
         out.print(f"- {note}", highlight=False, markup=False)
+    if report is not None:
+        out.print(f"Written: {report}", highlight=False, markup=False)

@@ -138,7 +138,7 @@ def recorded(folder: Path, from_ms: int, to_ms: int) -> History:
     return asyncio.run(read())
 
 
-def under(folder: Path, name: str, routes: str, planned: list[tuple[float, str, Prompt]]) -> History:
+def under(folder: Path, name: str, *, routes: str, planned: list[tuple[float, str, Prompt]]) -> History:
     """Run the gateway under a policy, send everything, and read what was recorded."""
     policy = folder / f"{name}.yaml"
     policy.write_text(policy_text(routes), encoding="utf-8")
@@ -196,8 +196,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tollgate-") as name:
         folder = Path(name)
         with fleet(folder, {"TOLLGATE_POOLS": str(POOLS)}):
-            before = under(folder, "all-plain", ALL_PLAIN, planned)
-            after = under(folder, "by-nature", BY_NATURE, planned)
+            before = under(folder, "all-plain", routes=ALL_PLAIN, planned=planned)
+            after = under(folder, "by-nature", routes=BY_NATURE, planned=planned)
     policies = [
         parse_policy(policy_text(routes), source="policy", pools=specs) for routes in (ALL_PLAIN, BY_NATURE)
     ]
