@@ -33,6 +33,7 @@ from gateway.admin import (
     keys,
     learned,
     limits,
+    policy_explain,
     pools,
     prices,
     projects,
@@ -74,6 +75,7 @@ from gateway.ledger.budget_store import live_budgets
 from gateway.ledger.budgets import Holds
 from gateway.ledger.lessor import TOPIC as SLICES_TOPIC
 from gateway.ledger.lessor import Lessor
+from gateway.ledger.levels import LevelReader
 from gateway.ledger.partitions import ensure_partitions
 from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
@@ -91,13 +93,14 @@ from gateway.routing.policy import Policy, load_policy
 from gateway.routing.priors import Priors
 from gateway.routing.receipts import insert_receipts
 from gateway.routing.versions import remember_version
+from gateway.rule_metrics import watch_rules
 from gateway.schema import require_current
 from gateway.settings import HealthSettings, Settings
 from gateway.telemetry import Telemetry
 from gateway.upkeep import UpkeepBooks
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
-from gateway.upstream.hedging import Hedging
+from gateway.upstream.hedging import RATIO_OF_RULES, Hedging
 from gateway.upstream.outside import Endpoint, load_outside
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.waking import Waker
@@ -161,6 +164,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
         app.include_router(room.router)
+    app.include_router(policy_explain.router)
     app.include_router(console_router())
     add_docs(app)
     openapi.describe(app)
@@ -241,7 +245,7 @@ class _Parts:
                 poll_interval_s=settings.freshness.poll_interval_s,
                 clock=self._clock,
             )
-            reader = self._reader(engine)
+            reader, levels = self._reader(engine), LevelReader(session_factory(engine), self._clock)
             cache = await self._cache()
             services, shipper = await self._build(
                 engine,
@@ -251,13 +255,13 @@ class _Parts:
                 cache=cache,
                 lessor=lessor,
                 waker=waker,
-                reader=reader,
+                readers=(reader, levels),
             )
             self._watch_books(shipper, lessor, scheduler)
             books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
-            parts = (shipper, watcher, lessor, scheduler, reader)
+            parts = (shipper, watcher, lessor, scheduler, reader, levels)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -275,7 +279,7 @@ class _Parts:
         self,
         cache: AnswerCache,
         monitor: FleetMonitor,
-        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader],
+        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader],
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -325,7 +329,7 @@ class _Parts:
         cache: AnswerCache,
         lessor: Lessor,
         waker: Waker,
-        reader: Reader,
+        readers: tuple[Reader, LevelReader],
     ) -> tuple[Services, Shipper]:
         settings, clock = self._settings, self._clock
         await require_current(engine)
@@ -376,7 +380,11 @@ class _Parts:
         watcher.watch(BUDGETS_TOPIC, _reload_budgets(admission))
         watcher.watch(SLICES_TOPIC, lessor.recalled)
         await watcher.refresh()
+        reader, levels = readers
         await reader.refresh()
+        levels.serve(admission, is_wanted=lambda: pipeline.routing.policy.rules.watches_budgets)
+        await levels.refresh()
+        watch_rules(self._telemetry, pipeline)
         self._watch_gauges(services, lessor.holds)
         self._watch_cache(cache)
         return services, shipper
@@ -484,11 +492,14 @@ class _Parts:
         slots = sum(pool.spec.batching.max_num_seqs * pool.ready_count for pool in self._registry.snapshots())
         return max(asked.in_flight_min, int(slots * asked.per_slot / self._settings.workers))
 
-    def _hedging(self) -> Hedging | None:
+    def _hedging(self) -> Hedging:
         asked, count = self._settings.hedging, self._telemetry.count
-        if not asked.ratio:
-            return None
-        hedging = Hedging(ratio=asked.ratio, quantile=asked.quantile, delay_s_min=asked.delay_s_min)
+        hedging = Hedging(
+            ratio=asked.ratio or RATIO_OF_RULES,
+            quantile=asked.quantile,
+            delay_s_min=asked.delay_s_min,
+            is_usual=bool(asked.ratio),
+        )
         made = hedging.allowance
         count("tollgate_hedges", "Streams that were asked for a second time", lambda: made.made)
         count("tollgate_hedges_won", "Of these, answered by the second one", lambda: hedging.won)

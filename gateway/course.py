@@ -8,6 +8,7 @@ down is another course.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -20,13 +21,12 @@ from gateway.pricing.rates import DearestRates
 from gateway.routing.economics import REASONS, Outlook, Outlooks, Prediction, Why
 from gateway.routing.policy import Policy
 from gateway.routing.receipts import Candidate, Dropped, Forecast, ReceiptFacts
+from gateway.routing.rules import BYTES_PER_TOKEN
 
 TEMPLATE_TOKENS = 256
 """What a chat template may add to a request's own text."""
 COURSES_MAX = 10_000
 """Kept at once; what an operator's files can combine to is far below."""
-BYTES_PER_TOKEN: Final = 4
-"""For estimates; English text has about four bytes a token."""
 
 _encode = msgspec.json.Encoder().encode
 _PLACE = -(2**62) + 1
@@ -79,7 +79,8 @@ class Course:
         """
         self.decision = decision
         self.baseline = baseline
-        self.pools = tuple(target.pool for target in decision.targets if not target.is_external)
+        inside = itertools.takewhile(lambda target: not target.is_external, decision.targets)
+        self.pools = tuple(target.pool for target in inside)
         """Those of its targets that are pools: all before the first that is not."""
         self.why: Why | None = None
         """What put the first target first, where predictions were made."""
@@ -278,6 +279,7 @@ def _receipt_form(
     Where something was predicted (`why` is not None) one more stands behind each bound, for the forecast.
     """
     shown = None if why is None else Forecast(_PLACE, 0, 0, 0, 0, 0, 0, 0)
+    terms = decision.terms
     facts = ReceiptFacts(
         task=task.type,
         source=task.source,
@@ -289,6 +291,9 @@ def _receipt_form(
         policy=decision.policy_version,
         baseline=baseline,
         max_tokens=_PLACE,
+        rule=terms.rule,
+        branch=terms.branch or None,
+        budget_low=terms.budget_low,
         why=why,
         removed=[],
     )

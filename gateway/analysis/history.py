@@ -202,7 +202,7 @@ class RecordedRequest(msgspec.Struct):
             tags=self.tags,
             end_user=None,
             service_tier=self.service_tier,
-            affinity_key=None,
+            affinity_key=self.request_id,  # nobody kept which conversation it is of
             dropped=(),
             client_request_id=None,
             body_bytes=asked.body_bytes,

@@ -25,12 +25,13 @@ from gateway.analysis.fleet import Tell, Work, untold
 from gateway.analysis.history import Reach, RecordedAttempt, RecordedRequest
 from gateway.course import Course, Courses, baseline_of
 from gateway.errors import CallerError, NoEligibleTarget
-from gateway.inference import AttemptState, Task, TaskSource, TaskType, TokenUsage
-from gateway.pricing.book import PriceBook
+from gateway.inference import AttemptState, CacheRule, Task, TaskSource, TaskType, TokenUsage
+from gateway.pricing.book import PriceBook, Prices
 from gateway.pricing.rates import charge
-from gateway.routing.decide import decide
+from gateway.routing.decide import decide, match_of
 from gateway.routing.policy import Policy
 from gateway.routing.receipts import Shows
+from gateway.routing.rules import NOBODY, Situation, is_measured
 
 RATIO_ANSWERS_MIN: Final = 20
 """Answers behind a mean before it is used."""
@@ -47,11 +48,17 @@ class Scenario:
     policy: Policy
     specs: Mapping[str, PoolSpec]
     prices: PriceBook
+    tenants: Mapping[str, str] = field(default_factory=dict)
+    """What people call them, by id; rules ask for names."""
+    projects: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_adaptive(self) -> bool:
-        """Measurements may overturn the policy's order."""
-        return self.policy.economics.is_enabled
+        """Measurements may overturn the order of some calls' targets."""
+        return self.policy.economics.is_enabled or any(
+            rule.objective in {"cost", "latency"} or rule.ttft_p95_s or rule.tpot_p95_s
+            for rule in self.policy.rules.entries
+        )
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -253,7 +260,9 @@ class _Player:
             return Placed(None, refusal=error.code)
         except CallerError as error:
             return Placed(None, refusal=error.code)
-        may_read, may_keep = self._caching(request)
+        terms = course.decision.terms
+        rule = terms.cache or self._scenario.policy.cache
+        may_read, may_keep = self._caching(request, rule)
         kept = self._cache.get(slot) if may_read else None
         targets = tuple(target.pool for target in course.decision.targets)
         drops = tuple((drop.pool, drop.reason) for drop in course.decision.drops)
@@ -263,7 +272,8 @@ class _Player:
         if served is None:
             return Placed(None, refusal="no_answer", targets=targets, drops=drops)
         forecasts = None
-        if self._adaptive is not None:
+        usually = self._scenario.policy.economics.is_enabled
+        if self._adaptive is not None and is_measured(terms, usually=usually):
             course, forecasts = self._adaptive.order(
                 course,
                 request.call(),
@@ -276,7 +286,6 @@ class _Player:
             targets = tuple(target.pool for target in course.decision.targets)
         target = self._answering(request, course)
         if may_keep and served.state is AttemptState.ANSWERED:
-            rule = self._scenario.policy.cache
             ttl_s = rule.ttl_s if request.asked.ttl_s is None else min(rule.ttl_s, request.asked.ttl_s)
             from_ms = request.at_ms + (served.total_ms or 0)
             before = self._cache.get(slot)
@@ -295,6 +304,10 @@ class _Player:
         prices = self._scenario.prices.at(request.at_ms)
         task = self._task(request.task)
         may_leave, tier = request.has(Shows.MAY_LEAVE), request.latency_class
+        situation, match = NOBODY, None
+        if policy.rules.entries:
+            situation = self._situation(request, prices)
+            match = match_of(call, task, policy, latency_class=tier, situation=situation)
 
         def make() -> Course:
             decision = decide(
@@ -305,6 +318,7 @@ class _Player:
                 may_leave=may_leave,
                 unpriced=prices.refused,
                 latency_class=tier,
+                situation=situation,
             )
             return Course(decision, prices, task=task, baseline=baseline_of(policy, call.model_alias, prices))
 
@@ -318,9 +332,22 @@ class _Player:
             request.obstacle,
             call.endpoint,
             down,
+            None if match is None else (match.rule.index, match.branch, match.low),
         )
         found = self._courses.find(key, make, policy=policy, prices=prices)
         return found.fitting(call)
+
+    def _situation(self, request: RecordedRequest, prices: Prices) -> Situation:
+        """Who asks, and when, as rules want to be told; how full budgets were nobody wrote down."""
+        scenario, fixed = self._scenario, request.asked.fixed_tags
+        return Situation(
+            scenario.tenants.get(request.tenant_id, request.tenant_id),
+            scenario.projects.get(request.project_id, request.project_id),
+            tuple(sorted((name, request.tags[name]) for name in fixed if name in request.tags)),
+            request.key_id,
+            request.at_ms,
+            prices.by_target,
+        )
 
     def _task(self, recorded: Task) -> Task:
         """What this policy would take it for: it may ask for more confidence, or have another default."""
@@ -350,9 +377,9 @@ class _Player:
         return found
 
     # --------------------------------------------------------------------------------------------- answering
-    def _caching(self, request: RecordedRequest) -> tuple[bool, bool]:
+    def _caching(self, request: RecordedRequest, rule: CacheRule) -> tuple[bool, bool]:
         """May it be answered from the cache, and its answer be kept there?"""
-        rule, temperature = self._scenario.policy.cache, request.asked.temperature
+        temperature = request.asked.temperature
         if not rule.is_enabled or temperature is None or temperature > rule.temperature_max:
             return False, False
         if not request.has(Shows.CACHES):

@@ -24,6 +24,7 @@ ASSUMED: Final = (
     "What was refused before it was decided left no record; budgets, limits and hedging are not replayed.",
     "An attempt that failed at a pool fails there again, and nowhere else.",
     "How much of a prompt a prefix cache has is compared between pools, not simulated.",
+    "No budget runs low; a rule's canary that sticks to conversations is drawn for each request.",
     "A policy that follows measurements learns from the first request on, and explores nothing.",
 )
 

@@ -59,6 +59,7 @@ class _Read:
     history: History
     entries: list[Entry]
     tenants: dict[str, str]
+    projects: dict[str, str]
     texts: dict[str, str]
     """Of the policy versions that were asked for by name."""
 
@@ -180,7 +181,7 @@ def _read(
             text = await policy_text(session, reference)
             if text is not None:
                 texts[reference] = text
-        return _Read(history, await list_entries(session), names["tenant"], texts)
+        return _Read(history, await list_entries(session), names["tenant"], names["project"], texts)
 
     return in_session(work, settings)
 
@@ -202,7 +203,7 @@ def _scenario(
         cards = {**cards, **other}
         entries = [entry for entry in entries if entry.target not in other]
     book = PriceBook(cards, entries, allows_unpriced=policy.allow_unpriced)
-    return Scenario(name, policy, specs, book)
+    return Scenario(name, policy, specs, book, read.tenants, read.projects)
 
 
 def _policy(reference: str, settings: Settings, read: _Read, *, specs: Mapping[str, PoolSpec]) -> Policy:

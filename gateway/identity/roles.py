@@ -108,6 +108,8 @@ RULES: Mapping[tuple[str, str], Rule] = {
     # Supply.
     ("GET", "/admin/v1/pools"): _READ,
     ("GET", "/admin/v1/pools/learned"): _READ,
+    # Routing: it tells what is so and changes nothing.
+    ("POST", "/admin/v1/policies/explain"): _READ,
     # Money.
     ("GET", "/admin/v1/prices"): _READ,
     ("GET", "/admin/v1/prices/{target}"): _READ,

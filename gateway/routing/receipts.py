@@ -104,6 +104,12 @@ class ReceiptFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     baseline: tuple[str, str] | None
     """The policy's default target and the version of its price."""
     max_tokens: int
+    rule: str | None = None
+    """The policy's rule that decided; None: none is the call's."""
+    branch: str | None = None
+    """`canary` or `budget_low`; None: the rule's main part."""
+    budget_low: str | None = None
+    """What was done because a budget ran low."""
     why: str | None = None
     """What put the first candidate first, where something was predicted."""
     removed: list[str]

@@ -244,3 +244,48 @@ def test_external_targets_take_what_may_leave(world: World, by_nature: Scenario)
 
 def test_an_empty_placed_says_nothing() -> None:
     assert Placed(None).charge_usd_nanos == 0
+
+
+RULES = """\
+rules:
+  - {name: desk, when: {tenant: Desk}, use: [plain]}
+  - {name: tagged, when: {tag: {batch: nightly}}, use: [plain]}
+  - {name: long, when: {input_tokens: {min: 500}}, use: [plain]}
+  - {name: tools, when: {tools: true}, use: [plain]}
+  - {name: night, when: {time: {from_hour: 20, to_hour: 6}}, use: [plain]}
+  - name: kept
+    when: {task: extraction}
+    cache: {temperature_max: 0.5, ttl_s: 60}
+"""
+NOON_MS = 12 * 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("values", "shape", "target"),
+    [
+        ({}, {}, "speculative"),
+        ({"tenant_id": "ten_desk"}, {}, "plain"),
+        ({"tags": {"batch": "nightly"}}, {"fixed_tags": ("batch",)}, "plain"),
+        ({"tags": {"batch": "nightly"}}, {}, "speculative"),  # the caller's own tag
+        ({}, {"body_bytes": 4000}, "plain"),
+        ({}, {"shows": USUAL | int(Shows.TOOLS)}, "plain"),
+        ({"at_ms": NOON_MS + 10 * 3_600_000}, {}, "plain"),
+    ],
+)
+def test_rules_look_at_what_was_recorded(
+    world: World, by_nature: Scenario, values: dict[str, object], shape: dict[str, object], target: str
+) -> None:
+    policy = parse_policy(policy_text(BY_NATURE) + RULES, source="policy", pools=world.specs)
+    scenario = Scenario("rules", policy, world.specs, by_nature.prices, {"ten_desk": "Desk"})
+    usual = Asked(USUAL, 400, 1, 1, 100, None, "default", None, None)
+    request = one(**{"at_ms": NOON_MS, "asked": msgspec.structs.replace(usual, **shape), **values})
+    assert again([request], scenario).placed[0].target == target
+
+
+def test_a_rules_own_cache_holds_for_its_calls(world: World, by_nature: Scenario) -> None:
+    policy = parse_policy(policy_text(BY_NATURE) + RULES, source="policy", pools=world.specs)
+    scenario = Scenario("rules", policy, world.specs, by_nature.prices)
+    times = (0, 30_000, 90_000)
+    requests = [cached(NOON_MS + at_ms, temperature=0.4) for at_ms in times]
+    assert [each.is_hit for each in again(requests, scenario).placed] == [False, True, False]
+    assert not any(each.is_hit for each in again(requests, by_nature).placed)
