@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from gateway.asked import asked_text
 from gateway.clock import Clock
 from gateway.errors import UpstreamError, UpstreamRejected
 from gateway.identity.auth import Caller
@@ -186,7 +187,8 @@ def start_of(
 def _receipt(plan: Plan) -> msgspec.Raw:
     forecasts = plan.forecasts
     texts = None if forecasts is None else forecasts.texts(len(plan.bounds))
-    return plan.course.receipt(plan.call, plan.bounds, texts)
+    asked = asked_text(plan.call, plan.caller, plan.slot)
+    return plan.course.receipt(plan.call, plan.bounds, texts, asked=asked)
 
 
 def _modelled(plan: Plan, target: Target) -> tuple[float | None, float | None]:
