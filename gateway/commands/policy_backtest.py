@@ -31,6 +31,7 @@ from gateway.analysis.view import as_json
 from gateway.clock import Clock
 from gateway.commands.terminal import Json, in_session, load_pool_files, out, print_json
 from gateway.errors import ConfigurationError, InvalidRequest
+from gateway.policy_life import active_policy
 from gateway.pricing.book import Entry, PriceBook
 from gateway.pricing.catalog import Card, Source, cards_of, priced, rates_from_card
 from gateway.pricing.store import list_entries
@@ -59,6 +60,8 @@ class _Read:
     entries: list[Entry]
     tenants: dict[str, str]
     projects: dict[str, str]
+    active: Policy
+    """The one in force."""
     texts: dict[str, str]
     """Of the policy versions that were asked for by name."""
 
@@ -104,11 +107,11 @@ def backtest(
     with Progress(
         *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
     ) as progress:
-        read = _read(settings, span_ms, wanted=(candidate, baseline), progress=progress)
+        read = _read(settings, span_ms, wanted=(candidate, baseline), specs=specs, progress=progress)
         asked = _scenario(
-            "candidate", candidate, settings, read=read, specs=load_pool_files(settings, pools), prices=prices
+            "candidate", candidate, read=read, specs=load_pool_files(settings, pools), prices=prices
         )
-        other = _scenario("baseline", baseline, settings, read=read, specs=specs)
+        other = _scenario("baseline", baseline, read=read, specs=specs)
         work = progress.add_task("simulating", total=units(len(read.history.requests), draws=seeds))
         try:
             found = run_backtest(
@@ -163,6 +166,7 @@ def _read(
     span_ms: tuple[int, int],
     *,
     wanted: Sequence[str],
+    specs: Mapping[str, PoolSpec],
     progress: Progress,
 ) -> _Read:
     named = [each for each in wanted if each != ACTIVE and not Path(each).is_file()]
@@ -180,7 +184,8 @@ def _read(
             text = await policy_text(session, reference)
             if text is not None:
                 texts[reference] = text
-        return _Read(history, await list_entries(session), names["tenant"], names["project"], texts)
+        active = await active_policy(session, settings, specs)
+        return _Read(history, await list_entries(session), names["tenant"], names["project"], active, texts)
 
     return in_session(work, settings)
 
@@ -188,13 +193,12 @@ def _read(
 def _scenario(
     name: str,
     reference: str,
-    settings: Settings,
     *,
     read: _Read,
     specs: Mapping[str, PoolSpec],
     prices: Path | None = None,
 ) -> Scenario:
-    policy = _policy(reference, settings, read, specs=specs)
+    policy = _policy(reference, read, specs=specs)
     cards = cards_of(specs, {each: target.rates for each, target in policy.external.items()})
     entries = read.entries
     if prices is not None:
@@ -205,7 +209,7 @@ def _scenario(
     return Scenario(name, policy, specs, book, read.tenants, read.projects)
 
 
-def _policy(reference: str, settings: Settings, read: _Read, *, specs: Mapping[str, PoolSpec]) -> Policy:
+def _policy(reference: str, read: _Read, *, specs: Mapping[str, PoolSpec]) -> Policy:
     """The policy of a file, of a version, or in force.
 
     Raises:
@@ -213,7 +217,7 @@ def _policy(reference: str, settings: Settings, read: _Read, *, specs: Mapping[s
         ConfigurationError: it is wrong, or does not fit the pools.
     """
     if reference == ACTIVE:
-        return load_policy(settings.policy, pools=specs)
+        return read.active
     if reference in read.texts:
         return parse_policy(read.texts[reference], source=reference, pools=specs)
     path = Path(reference)
