@@ -204,7 +204,9 @@ async def publish(
         Conflict: another version is in force than expected.
         InvalidRequest: the message is no message.
     """
-    fitting = fit_new(_bounded(proposal), source=proposal.source, supply=supply)
+    # A gateway that starts takes any file that it can follow; whoever publishes is told what makes no sense.
+    fits = fit if origin is Origin.SEED else fit_new
+    fitting = fits(_bounded(proposal), source=proposal.source, supply=supply)
     await lock_activations(session)
     before = await read_active(session)
     refuse_other(before, expected)
