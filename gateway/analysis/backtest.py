@@ -126,6 +126,7 @@ def run_backtest(
     seed: int = 0,
     draws: int = DRAWS,
     tell: Tell = untold,
+    trusts_simulator: bool = False,
 ) -> Backtest:
     """Compare two policies on a record.
 
@@ -136,6 +137,8 @@ def run_backtest(
         seed: of everything that is drawn.
         draws: worlds that are drawn for the intervals, at least 2.
         tell: told how many requests more are done with one of the steps; see `units`.
+        trusts_simulator: leave its error against real engines out of the intervals: only for worlds that are
+            simulated themselves.
 
     Raises:
         InvalidRequest: the record is too small to say anything.
@@ -148,6 +151,7 @@ def run_backtest(
             " least. Name a longer span with --from and --to."
         )
     record = _Record(history, {**baseline.specs, **candidate.specs}, seed=seed, tell=tell)
+    record.trusts_simulator = trusts_simulator
     habits = Habits(record.requests)
     before = record.simulate(baseline, habits, recorded_specs=baseline.specs)
     after = record.simulate(candidate, habits, recorded_specs=baseline.specs)
@@ -188,6 +192,7 @@ class _Record:
     def __init__(self, history: History, specs: Mapping[str, PoolSpec], *, seed: int, tell: Tell) -> None:
         self.history, self.requests = history, history.requests
         self.specs, self.seed, self.tell = specs, seed, tell
+        self.trusts_simulator = False
         self.luck = luck_of(len(self.requests), seed)
         self.beliefs: Beliefs = before_the_record(specs)
         self.ran = take_record(self.beliefs, self.requests)
@@ -331,6 +336,7 @@ class _Record:
             ),
             drawn,
             self.corrections,
+            self.trusts_simulator,
         )
 
     def side(self, side: _Simulated, estimator: Estimator) -> Side:

@@ -51,6 +51,8 @@ class PoolBelief:
     request_s: float
     has_profile: bool
     """Measured with its own bench."""
+    delay_s: float = 0.0
+    """That first tokens are later than the engine explains."""
     answers: int = 0
     """In the record, with engine times."""
     accepted: dict[str, Belief] = field(default_factory=dict)
@@ -105,7 +107,8 @@ class Beliefs:
         for name in specs:
             generator = None if seed is None else random.Random(f"{seed}:{name}")  # noqa: S311 - a simulation
             made[name] = self.pools[name].world(generator)
-        return SimulatedFleet(made, {name: spec.replicas for name, spec in specs.items()})
+        delays_s = {name: self.pools[name].delay_s for name in specs}
+        return SimulatedFleet(made, {name: spec.replicas for name, spec in specs.items()}, delays_s)
 
 
 def before_the_record(specs: Mapping[str, PoolSpec]) -> Beliefs:
@@ -254,4 +257,7 @@ def fit_front(beliefs: Beliefs, requests: Sequence[RecordedRequest], run: FleetR
     for name, differences in late.items():
         if len(differences) >= ANSWERS_MIN:
             belief = beliefs.pools[name]
-            belief.request_s = max(0.0, belief.request_s + statistics.median(differences))
+            late_s = statistics.median(differences)
+            # Sooner: what stands in front takes less. Later: by something that others need not wait for.
+            belief.delay_s = max(0.0, late_s)
+            belief.request_s = max(0.0, belief.request_s + min(0.0, late_s))

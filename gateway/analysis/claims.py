@@ -33,6 +33,8 @@ from gateway.money import TOKENS_PER_RATE
 PROMPTS_PART: Final = 0.5
 """Share of the variance of answers' lengths, within a tenant and task, that is their prompts'; the rest is
 chance, and is drawn again when an answer is."""
+DRAWN_TWICE: Final = 2
+"""The record is one draw of an answer's length, what is asked about is another."""
 _STRATUM_MIN: Final = 10
 
 
@@ -55,6 +57,8 @@ class Basis:
     """Of the logarithm of its output tokens, by chance alone."""
     moved_length_deviation: float = 0.0
     """The same, of those that moved only."""
+    sampled: int = 0
+    """Answers that would be others, were they drawn again."""
     cached_usd_nanos: float = 0.0
     """Standard deviation of its charge by how much of the prompts the other pools' prefix caches have."""
 
@@ -101,6 +105,7 @@ def bases(
             basis.answered += 1
             basis.external += place.is_external
             basis.profiled += support is Support.PROFILED
+            basis.sampled += not _is_certain(request)
             basis.unknown_lengths += place.has_unknown_length
             if support is Support.NONE:
                 basis.unsupported += 1
@@ -166,7 +171,7 @@ def _length_variances(requests: Sequence[RecordedRequest]) -> dict[tuple[str, st
         one[1] += answer.output_tokens
         one[2] += answer.output_tokens**2
     return {
-        key: (1 - PROMPTS_PART) * max(0.0, square / count - (total / count) ** 2)
+        key: DRAWN_TWICE * (1 - PROMPTS_PART) * max(0.0, square / count - (total / count) ** 2)
         for key, (count, total, square) in sums.items()
         if count >= _STRATUM_MIN
     }
@@ -194,6 +199,8 @@ class Estimator:
     bases: Mapping[Group, Basis]
     drawn: Drawn
     corrections: Mapping[str, Correction]
+    trusts_simulator: bool = False
+    """Its error against real engines is left out: for worlds that are simulated themselves."""
 
     def shares(self, group: Group, name: str) -> Mapping[str, float]:
         """Which part of a group's measure each pool has."""
@@ -207,14 +214,32 @@ class Estimator:
 
     def extrapolated(self, group: Group, name: str) -> float:
         """What the simulator may be off by, for want of a record."""
-        return SIMULATOR[name] * self.bases[group].strangeness
+        return self.simulator_error(name) * self.bases[group].strangeness
+
+    def simulator_error(self, name: str) -> float:
+        """Of a measure where the record has nothing like it."""
+        return 0.0 if self.trusts_simulator else SIMULATOR[name]
 
     def deviation(self, group: Group, name: str) -> float:
         """Of the logarithm of the estimate."""
         center, drawn = self.drawn.logs(group, name)
-        _, corrected = mixed(self.corrections, self.shares(group, name), name)
-        length = self.bases[group].length_deviation if name == COST else 0.0
-        return math.hypot(deviation_of_logs(center, drawn), corrected, self.extrapolated(group, name), length)
+        log, corrected = mixed(self.corrections, self.shares(group, name), name)
+        return math.hypot(
+            deviation_of_logs(center, drawn),
+            corrected,
+            # What the simulator could not explain may not hold where the load is another one.
+            log * self.bases[group].strangeness,
+            self.extrapolated(group, name),
+            self.redrawn(group, name),
+        )
+
+    def redrawn(self, group: Group, name: str) -> float:
+        """What a measure may be off by, because sampled answers have other lengths when drawn again."""
+        basis = self.bases[group]
+        if name == COST:
+            return basis.length_deviation
+        sampling = self.measured.samplings.get(group, {}).get(name, 0.0)
+        return sampling * math.sqrt(DRAWN_TWICE * (1 - PROMPTS_PART) * basis.sampled / basis.answered)
 
     def obstacle(self, group: Group, name: str) -> str | None:
         """Why nothing is claimed; None: it is."""
@@ -279,11 +304,15 @@ def compared(other: Estimator, one: Estimator, *, group: Group, name: str) -> Cl
         )
     )
     basis = one.bases[group]
-    extrapolated = SIMULATOR[name] * math.sqrt(
+    extrapolated = one.simulator_error(name) * math.sqrt(
         max(0.0, basis.strangeness**2 - other.bases[group].strangeness ** 2)
     )
-    length = basis.moved_length_deviation if name == COST else 0.0
-    of_ratio = math.hypot(deviation(ratios), corrected, extrapolated, length)
+    redrawn = one.redrawn(group, name) * basis.strangeness
+    if name == COST:
+        redrawn = basis.moved_length_deviation
+    log, _ = mixed(one.corrections, shares, name)
+    transported = log * math.sqrt(max(0.0, basis.strangeness**2 - other.bases[group].strangeness ** 2))
+    of_ratio = math.hypot(deviation(ratios), corrected, extrapolated, redrawn, transported)
     common = other.deviation(group, name)
     return Claim(difference(after, before, math.hypot(after * of_ratio, (after - before) * common)))
 

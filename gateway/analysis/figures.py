@@ -105,6 +105,9 @@ class Measured:
     """By group: which part of its requests each pool answered."""
     cost_shares: dict[Group, dict[str, float]]
     """By group: which part of its cost each pool has."""
+    samplings: dict[Group, dict[str, float]]
+    """By group: how far each time would be off by chance, had other requests of the same kind come: standard
+    deviation of its logarithm."""
 
 
 def measure(
@@ -169,6 +172,7 @@ def measure(
         {name: pool_run.busy_s for name, pool_run in run.pools.items()},
         {group: _parts(found) for group, found in pools.items()},
         {group: _parts(found) for group, found in costs.items()},
+        {group: _samplings(ttfts[group], totals[group]) for group in ttfts},
     )
 
 
@@ -198,6 +202,17 @@ def _times(ttfts: list[float], totals: list[float]) -> dict[str, float]:
     totals.sort()
     of = {"ttft": ttfts, "total": totals}
     return {name: at_quantile(of[name.split("_")[0]], share) for name, share in _QUANTILES.items()}
+
+
+def _samplings(ttfts: Sequence[float], totals: Sequence[float]) -> dict[str, float]:
+    """Of ordered times: half the distance of the order statistics that are one deviation off (binomial)."""
+    of, found = {"ttft": ttfts, "total": totals}, {}
+    for name, share in _QUANTILES.items():
+        ordered = of[name.split("_")[0]]
+        off = math.sqrt(share * (1 - share) / len(ordered)) if ordered else 0.0
+        low, high = at_quantile(ordered, max(0.0, share - off)), at_quantile(ordered, min(1.0, share + off))
+        found[name] = math.log(high / low) / 2 if low > 0 else 0.0
+    return found
 
 
 def at_quantile(ordered: Sequence[float], share: float) -> float:

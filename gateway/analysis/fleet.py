@@ -82,6 +82,8 @@ class SimulatedFleet:
 
     pools: Mapping[str, SimulatedPool]
     replicas: Mapping[str, int]
+    delays_s: Mapping[str, float] = field(default_factory=dict)
+    """Between a request and its pool, nobody else's; by pool."""
 
     def run(
         self,
@@ -137,11 +139,11 @@ class SimulatedFleet:
         for replica in fleet:
             replica.advance()
         tell(len(works) % _PROGRESS_EVERY)
+        delay_s = self.delays_s.get(name, 0.0)
         for pairs in offered:
             for work, sequence in pairs:
-                times[work.index] = Times(
-                    sequence.first_token_s - sequence.sent_s, sequence.end_s - sequence.sent_s
-                )
+                since_s = sequence.sent_s - delay_s
+                times[work.index] = Times(sequence.first_token_s - since_s, sequence.end_s - since_s)
         return PoolRun(
             [[_ran(work, sequence) for work, sequence in pairs] for pairs in offered],
             [[work.index for work, _ in pairs] for pairs in offered],

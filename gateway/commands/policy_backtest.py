@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -66,6 +68,44 @@ class _Read:
     """Of the policy versions that were asked for by name."""
 
 
+_Baseline = Annotated[str, typer.Option(help="what it is compared with: 'active', a file or a version")]
+_Prices = Annotated[
+    Path | None, typer.Option(help="YAML with `rates:` by target; default: the price book as it was")
+]
+_Pools = Annotated[
+    Path | None, typer.Option(help="a folder of pool files for the candidate; default: those in use")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """With what, and what else is otherwise."""
+
+    baseline: _Baseline = ACTIVE
+    prices: _Prices = None
+    pools: _Pools = None
+
+
+def _with_compared(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Compared`; it gets them as its one argument `compared`."""
+    own = inspect.signature(command, eval_str=True)
+    options = inspect.signature(Compared, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        compared = Compared(**{name: given.pop(name) for name in options})
+        command(compared=compared, **given)
+
+    kept = [parameter for name, parameter in own.parameters.items() if name != "compared"]
+    added = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in options.values()]
+    signature = own.replace(parameters=[*kept, *added])
+    vars(run).pop("__wrapped__")
+    vars(run)["__signature__"] = signature
+    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return run
+
+
+@_with_compared
 def backtest(
     candidate: Annotated[str, typer.Argument(help="a policy file, or the version of one that was in force")],
     since: Annotated[
@@ -75,15 +115,7 @@ def backtest(
         str | None, typer.Option("--to", help="first instant that does not count; default: now")
     ] = None,
     *,
-    baseline: Annotated[
-        str, typer.Option(help="what it is compared with: 'active', a file or a version")
-    ] = ACTIVE,
-    prices: Annotated[
-        Path | None, typer.Option(help="YAML with `rates:` by target; default: the price book as it was")
-    ] = None,
-    pools: Annotated[
-        Path | None, typer.Option(help="a folder of pool files for the candidate; default: those in use")
-    ] = None,
+    compared: Compared,
     seed: Annotated[int, typer.Option(help="of everything that is drawn", min=0)] = 0,
     seeds: Annotated[
         int, typer.Option(help="worlds that are drawn for the intervals", min=2, max=_SEEDS_MAX)
@@ -107,11 +139,11 @@ def backtest(
     with Progress(
         *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
     ) as progress:
-        read = _read(settings, span_ms, wanted=(candidate, baseline), specs=specs, progress=progress)
-        asked = _scenario(
-            "candidate", candidate, read=read, specs=load_pool_files(settings, pools), prices=prices
-        )
-        other = _scenario("baseline", baseline, read=read, specs=specs)
+        wanted = (candidate, compared.baseline)
+        read = _read(settings, span_ms, wanted=wanted, specs=specs, progress=progress)
+        fleet = load_pool_files(settings, compared.pools)
+        asked = _scenario("candidate", candidate, read=read, specs=fleet, prices=compared.prices)
+        other = _scenario("baseline", compared.baseline, read=read, specs=specs)
         work = progress.add_task("simulating", total=units(len(read.history.requests), draws=seeds))
         try:
             found = run_backtest(

@@ -2,8 +2,8 @@
 
 Starts the two bundled pools and the gateway, sends requests as they come by chance (stories and records to be
 turned into JSON; one in five names its pool) for some minutes under policy A, all to the plain pool, and asks
-`tollgate policy backtest` what policy B, by the tasks' nature, would have done. Then the same requests are
-sent at the same moments under B, to the same engines, and what the ledger says of them is the truth.
+what policy B, by the tasks' nature, would have done. Then the same requests are sent at the same moments
+under B, to engines that have just started as well, and what the ledger says of them is the truth.
 
     python -m tests.load.backtest_vllm [--seconds 150] [--per-s 2.0]
 
@@ -60,7 +60,9 @@ def fleet(folder: Path, settings: dict[str, str]) -> Iterator[None]:
         RuntimeError: they do not start.
     """
     log = folder / "fleet.log"
-    (folder / ".venv-vllm").symlink_to((ROOT / ".venv-vllm").resolve())  # the program looks where it runs
+    engine = folder / ".venv-vllm"
+    if not engine.exists():  # the program looks where it runs
+        engine.symlink_to((ROOT / ".venv-vllm").resolve())
     with log.open("ab") as file:
         process = subprocess.Popen(
             [*PROGRAM, "pools", "up"],
@@ -195,8 +197,11 @@ def main() -> int:
     prices = PriceBook(cards_of(specs))
     with tempfile.TemporaryDirectory(prefix="tollgate-") as name:
         folder = Path(name)
+        # Each on engines that have just started: a prompt that was there before is in their prefix cache.
         with fleet(folder, {"TOLLGATE_POOLS": str(POOLS)}):
             before = under(folder, "all-plain", routes=ALL_PLAIN, planned=planned)
+        (folder / "fleet.log").unlink()
+        with fleet(folder, {"TOLLGATE_POOLS": str(POOLS)}):
             after = under(folder, "by-nature", routes=BY_NATURE, planned=planned)
     policies = [
         parse_policy(policy_text(routes), source="policy", pools=specs) for routes in (ALL_PLAIN, BY_NATURE)

@@ -16,5 +16,6 @@ def test_the_truth_is_in_most_intervals_and_they_are_not_wide() -> None:
     assert rows["cost"]["covered"] == 1.0
     assert rows["cost"]["width_median"] < 0.3
     assert rows["cost"]["error_median"] < 0.05
-    text = as_markdown({"seeds": 2, "seconds": 900.0, "figures": rows, "by_pair": {}, "refused": {"x": 1}})
+    figures = {"figures": rows, "by_the_record_alone": rows, "by_pair": {}, "refused": {"x": 1}}
+    text = as_markdown({"seeds": 2, "seconds": 900.0, **figures})
     assert "| cost | 2 | 100% |" in text
