@@ -36,6 +36,8 @@ from gateway.admin import (
     pools,
     prices,
     projects,
+    savings,
+    supply,
     tenants,
     usage,
 )
@@ -66,8 +68,10 @@ from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
+from gateway.jobs.replica_time import ReplicaTimeKeeper
 from gateway.jobs.scheduled_exports import exports_scheduler
 from gateway.jobs.scheduler import Scheduler, jobs_of
+from gateway.jobs.supply import supply_jobs
 from gateway.learned_metrics import watch_learned
 from gateway.ledger.admission import Budgets
 from gateway.ledger.buckets import BudgetBook
@@ -164,6 +168,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
         app.include_router(room.router)
     app.include_router(exports_router())
+    for room in (supply, savings):
+        app.include_router(room.router)
     app.include_router(console_router())
     add_docs(app)
     openapi.describe(app)
@@ -260,7 +266,9 @@ class _Parts:
             books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
-            parts = (shipper, watcher, lessor, scheduler, reader, self._exports(engine, spool.owner_id))
+            keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
+            exports = self._exports(engine, spool.owner_id)
+            parts = (shipper, watcher, lessor, scheduler, reader, exports, keeper)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -278,7 +286,7 @@ class _Parts:
         self,
         cache: AnswerCache,
         monitor: FleetMonitor,
-        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, Scheduler],
+        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, Scheduler, ReplicaTimeKeeper],
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -436,6 +444,7 @@ class _Parts:
         settings, clock, sessions = self._settings, self._clock, session_factory(engine)
         auditor = Auditor(sessions, clock, grace_s=settings.budgets.slice_grace_s)
         jobs = jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets)
+        jobs += supply_jobs(self._registry, sessions, clock=clock, settings=settings.supply)
         return Scheduler(sessions, clock, jobs, holder=holder, first_after_s=settings.audit.interval_s)
 
     def _exports(self, engine: AsyncEngine, holder: str) -> Scheduler:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.admin.spend import Asked, as_json, change_ratio, make_report, period, shares, unit_costs
 from gateway.clock import Clock
 from gateway.commands.terminal import Json, in_session, out, print_json, print_table
+from gateway.errors import InvalidRequest
 from gateway.ledger.cuts import PERIODS
 from gateway.ledger.reports import NOTHING, SpendFigures, SpendReport
 from gateway.money import usd_text
@@ -35,8 +36,13 @@ Since = Annotated[str | None, typer.Option("--from", help="first instant, UTC; d
 Until = Annotated[str | None, typer.Option("--to", help="first instant that does not count")]
 
 
-@reports.command(epilog="Example: `tollgate report --by tenant,pool,task --from 2026-11-01 --compare`")
+@reports.callback(
+    invoke_without_command=True,
+    epilog="Example: `tollgate report --by tenant,pool,task --from 2026-11-01 --compare`"
+    " (or `tollgate report supply`)",
+)
 def report(
+    context: typer.Context,
     by: Annotated[
         str,
         typer.Option(
@@ -61,6 +67,10 @@ def report(
     as_machine: Json = False,
 ) -> None:
     """What was spent, and on what; status 1 if the rows do not come to what the ledger has."""
+    if context.invoked_subcommand is not None:
+        if as_machine or since or until:
+            raise InvalidRequest(f"Write the options after `{context.invoked_subcommand}`.")
+        return
     start, end = period(since, until, Clock().now())
     asked = Asked(
         group_by=[name.strip() for name in by.split(",")] if by.strip() else [],

@@ -22,6 +22,7 @@ from backends.pool import NAME_CHARS_MAX, RateCard
 from backends.yaml_source import KeyPath, YamlSourceError, explain, load_yaml_with_lines
 from gateway.errors import ConfigurationError, ModelNotFound
 from gateway.inference import CREATIVE_TASKS, CacheRule, Nature, TaskType
+from gateway.routing.baselines import BaselinesSection, declares_nothing
 from gateway.routing.economics import LatencyTarget, Rule
 
 SHOWN_MODELS = 20
@@ -215,6 +216,11 @@ class PolicyFile(_Strict):
         exclude_if=_says_no_economics,
         description="what measurements may change in the routes",
     )
+    baselines: BaselinesSection = Field(
+        default_factory=BaselinesSection,
+        exclude_if=declares_nothing,
+        description="what savings are measured against",
+    )
     allow_unpriced: bool = Field(
         default=False,
         exclude_if=_is_unused,
@@ -280,6 +286,8 @@ class Policy:
     adapters: Mapping[str, str]
     """LoRA adapters by alias."""
     economics: Rule
+    baselines: BaselinesSection
+    """What savings are measured against."""
     classifier_confidence_min: float | None
     """From which confidence the trained classifier is believed; None: it is not asked."""
 
@@ -352,6 +360,13 @@ def parse_policy(text: str, *, source: str, pools: Collection[str]) -> Policy:
                     f"{source}:{line}: routes.{nature}: there is no pool {pool!r}; known pools: {known}"
                 )
     _check_external(file, lines, source=source, pools=pools)
+    home = file.baselines.home_pool
+    if home is not None and home not in pools:
+        line = lines.get(("baselines", "home_pool"), 1)
+        known = ", ".join(sorted(pools)) or "none"
+        raise ConfigurationError(
+            f"{source}:{line}: baselines.home_pool: there is no pool {home!r}; known pools: {known}"
+        )
     return _compile(file, text)
 
 
@@ -399,6 +414,7 @@ def _compile(file: PolicyFile, text: str) -> Policy:
         allow_unpriced=file.allow_unpriced,
         adapters={alias: entry.adapter for alias, entry in file.models.items() if entry.adapter},
         economics=_compile_economics(file.economics),
+        baselines=file.baselines,
         classifier_confidence_min=file.tasks.classifier.confidence_min
         if file.tasks.classifier.enabled
         else None,

@@ -1,7 +1,7 @@
 """reports: hours know how many requests the cache answered; exports by the calendar.
 
 Revision: 0011
-Follows: 0008
+Follows: 0010
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0011"
-down_revision = "0008"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
