@@ -42,6 +42,7 @@ from gateway.admin import (
     usage,
 )
 from gateway.admin.exports import exports_router
+from gateway.admin.finance import FINANCE
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -168,8 +169,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
         app.include_router(room.router)
     app.include_router(exports_router())
-    for room in (supply, savings):
-        app.include_router(room.router)
+    for router in (supply.router, savings.router, *FINANCE):
+        app.include_router(router)
     app.include_router(console_router())
     add_docs(app)
     openapi.describe(app)

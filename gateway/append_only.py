@@ -11,17 +11,21 @@ from __future__ import annotations
 from sqlalchemy import Connection, inspect, text
 
 APPEND_ONLY = (
+    "adjustments",
     "attempts",
     "audit_entries",
     "budget_alerts",
     "budget_postings",
+    "closed_periods",
     "export_files",
     "journal_entries",
     "journal_transactions",
+    "late_hours",
     "policy_versions",
     "price_entries",
     "price_versions",
     "receipts",
+    "reconciliations",
     "replica_phases",
     "supply_hours",
     "supply_lines",
