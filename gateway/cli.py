@@ -33,7 +33,8 @@ app = lazy_group(
         ),
         "period": Entry("gateway.commands.adjustments:periods", "Months that are closed for ever."),
         "reconcile": Entry(
-            "gateway.commands.reconcile:reconciling", "Does a provider's bill say what the ledger says?"
+            "gateway.commands.reconcile:reconciling.reconcile",
+            "Does a provider's bill say what the ledger says?",
         ),
         "tenants": Entry("gateway.commands.tenants:tenants", "Who pays."),
         "projects": Entry("gateway.commands.tenants:projects", "Where spend is allocated."),

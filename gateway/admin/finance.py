@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from gateway.admin import adjustments, periods
+from gateway.admin import adjustments, periods, reconciliations
 
-FINANCE = (periods.router, adjustments.router)
+FINANCE = (periods.router, adjustments.router, reconciliations.router)
