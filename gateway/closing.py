@@ -254,7 +254,8 @@ async def verify_period(session: AsyncSession, month: Month, signer: Signer) -> 
         return [*checks, Check("the report says what the ledger says", holds=False, why="it is unreadable")]
     again = await ledger_section(session, start_ms=month.start_ms, end_ms=month.end_ms, by_attempts=True)
     now = msgspec.json.decode(_encode(again))
-    differing = [name for name in stored if stored[name] != now.get(name)]
+    # Totals follow from the others: what differs in those says more.
+    differing = sorted((name for name in stored if stored[name] != now.get(name)), key="totals".__eq__)
     why = "" if not differing else f"{', '.join(differing)}: {_first_difference(stored, now, differing[0])}"
     return [*checks, Check("the report says what the ledger says", holds=not differing, why=why)]
 

@@ -58,8 +58,19 @@ _HOUR_COLUMNS = {
     "task": SpendHour.task,
 }
 DIMENSIONS = (*_COLUMNS, *PERIODS, "tag:<name>")
-_LATE_COLUMNS = {name: getattr(LateHour, column.key) for name, column in _HOUR_COLUMNS.items()}
-_LATE = select(LateHour.journal_id, LateHour.hour_start_ms, LateHour.billed_in_ms).distinct().subquery("late")
+_LATE_COLUMNS = {
+    "tenant": LateHour.tenant_id,
+    "project": LateHour.project_id,
+    "key": LateHour.key_id,
+    "model": LateHour.model_alias,
+    "pool": LateHour.pool,
+    "task": LateHour.task,
+}
+_LATE = (
+    select(col(LateHour.journal_id), col(LateHour.hour_start_ms), col(LateHour.billed_in_ms))
+    .distinct()
+    .subquery("late")
+)
 """Attempts of these bookings and hours came after their month was closed."""
 Table = type[SpendHour] | type[LateHour] | type[Attempt]
 

@@ -71,7 +71,7 @@ async def parts_of(session: AsyncSession, cut: Cut) -> list[tuple[int, Cut]]:
     """What a report has to add up: the cut itself, and with their signs what late usage moves."""
     hour, billed = col(LateHour.hour_start_ms), col(LateHour.billed_in_ms)
     found = await session.execute(
-        select(LateHour.journal_id)
+        select(col(LateHour.journal_id))
         .where(
             or_(
                 (hour > cut.start_ms - MS_PER_HOUR) & (hour < cut.end_ms),

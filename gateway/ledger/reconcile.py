@@ -127,7 +127,8 @@ def compare(
         by_currency[line.pool, line.day] += line.currency_usd_nanos
     made = Comparison(tolerance_usd_nanos=tolerance_usd_nanos)
     for pool in sorted({*billed, *ledger}):
-        hours, of_pool = ledger.get(pool, {}), billed.get(pool, {})
+        hours = ledger.get(pool, {})
+        of_pool: Mapping[int, Amount] = billed.get(pool, {})
         zone_h = _zone(of_pool, hours, days)
         if zone_h:
             made.zones_h[pool] = zone_h

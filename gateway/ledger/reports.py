@@ -307,7 +307,7 @@ def _query(cut: Cut) -> Any:
 
 def sums(cut: Cut) -> list[Any]:
     """The columns of SpendFigures, in its order; tokens are those that tenants are charged for."""
-    table = cut.table
+    table: Any = cut.table
     is_tenant = col(table.payer) == Payer.TENANT.value
     if table is not Attempt:
         requests, failed = col(table.requests), col(table.failed_attempts)
