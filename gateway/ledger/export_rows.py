@@ -272,15 +272,25 @@ async def _folded(
         )
         figures = SpendFigures(*(int(value or 0) for value in row[width:]))
         if group != open_group and open_group is not None:
-            yield open_group, open_figures + late.pop(open_group, NOTHING)
+            if (kept := _kept(open_group, open_figures, late)) is not None:
+                yield open_group, kept
             open_figures = NOTHING
         open_group, open_figures = group, open_figures + figures
-    if open_group is not None:
-        open_figures += late.pop(open_group, NOTHING)
-        if open_figures != NOTHING or keys:
-            yield open_group, open_figures
+    has_last = open_group is not None and (open_figures != NOTHING or keys)
+    if has_last and (kept := _kept(open_group, open_figures, late)) is not None:
+        yield open_group, kept
     for group, figures in late.items():  # groups that nothing but late usage has
         yield group, figures
+
+
+def _kept(
+    group: tuple[str | None, ...], figures: SpendFigures, late: dict[tuple[str | None, ...], SpendFigures]
+) -> SpendFigures | None:
+    """What a group has with what late usage moves; None: all of it counts elsewhere."""
+    moved = late.pop(group, None)
+    if moved is None:
+        return figures
+    return None if figures + moved == NOTHING else figures + moved
 
 
 async def _late(session: AsyncSession, cut: Cut) -> dict[tuple[str | None, ...], SpendFigures]:
