@@ -276,9 +276,10 @@ async def _folded(
                 yield open_group, kept
             open_figures = NOTHING
         open_group, open_figures = group, open_figures + figures
-    has_last = open_group is not None and (open_figures != NOTHING or keys)
-    if has_last and (kept := _kept(open_group, open_figures, late)) is not None:
-        yield open_group, kept
+    if open_group is not None:
+        kept = _kept(open_group, open_figures, late)
+        if kept is not None and (kept != NOTHING or keys):
+            yield open_group, kept
     for group, figures in late.items():  # groups that nothing but late usage has
         yield group, figures
 

@@ -335,7 +335,7 @@ async def _charges(
     report: SupplyReport,
     names: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """Put beside it what tenants were charged in the same hours; late usage in the period in which it counts."""
+    """Put beside it what tenants were charged in the same hours; late usage where it counts."""
     late = col(LateHour.hour_start_ms), col(LateHour.billed_in_ms)
     sources: tuple[tuple[Any, Any, int], ...] = (
         (SpendHour, col(SpendHour.hour_start_ms), 1),

@@ -67,7 +67,7 @@ INSERT INTO attempts (
   hold_usd_nanos, state, payer, usage_source, input_tokens, cached_input_tokens, cache_write_tokens,
   output_tokens, reasoning_tokens, charge_usd_nanos, status_code, ttft_ms, total_ms, journal_id, ended_at_ms
 )
-WITH RECURSIVE counted(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM counted WHERE n < {last}),
+WITH RECURSIVE counted(n) AS (SELECT CAST({first} AS bigint) UNION ALL SELECT n + 1 FROM counted WHERE n < {last}),
 drawn AS (
   SELECT n, n * 7919 % 160 AS k, {start_ms} + n * 1000003 % {span_ms} AS at,
     CASE n % 97 WHEN 0 THEN 'failed' ELSE 'answered' END AS state,
@@ -238,11 +238,11 @@ class Year:
 
     async def report_year(self) -> None:
         """By what finance asks for."""
-        bounds = {"start": datetime(YEAR, 1, 1, tzinfo=UTC), "end": datetime(YEAR + 1, 1, 1, tzinfo=UTC)}
+        start, end = datetime(YEAR, 1, 1, tzinfo=UTC), datetime(YEAR + 1, 1, 1, tzinfo=UTC)
         for by in (("tenant", "month"), ("pool", "model", "month"), ("key", "day"), ("price", "month")):
             with self.timed(f"report by {', '.join(by)}"):
                 async with self.sessions() as session:
-                    report = await spend_report(session, group_by=by, **bounds)
+                    report = await spend_report(session, group_by=by, start=start, end=end)
             assert report.is_footed, by
 
     async def export_year(self) -> int:

@@ -40,8 +40,8 @@ async def book_now(sessions: Any, *rows: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Terminal:
-    made = Terminal(tmp_path)
+def terminal(home: Path) -> Terminal:
+    made = Terminal(home)
 
     async def fill() -> None:
         engine = create_engine(made.environment["TOLLGATE_DATABASE_URL"])
@@ -138,3 +138,14 @@ async def test_finance_closes_corrects_and_reconciles_over_the_api(gateway: Gate
     assert (await desk.post(f"/adjustments/{rejected['id']}/reject"))["state"] == "rejected"
     assert len(await desk.get("/adjustments")) == 2
     assert await desk.get("/adjustments", open="true") == []
+    entries = (await desk.get("/audit", limit=200))["data"]
+    kinds = ("period", "adjustment", "reconciliation")
+    found = [(each["action"], each["actor"]["name"]) for each in entries if each["object"]["kind"] in kinds]
+    assert found[::-1] == [
+        ("period.close", "bootstrap"),
+        ("adjustment.propose", "bootstrap"),
+        ("adjustment.approve", "second"),
+        ("reconciliation.make", "bootstrap"),
+        ("adjustment.propose", "bootstrap"),
+        ("adjustment.reject", "bootstrap"),
+    ]

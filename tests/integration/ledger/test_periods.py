@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from backends.replica_time import Phase, PhaseChange, Run
 from gateway.audit import Act
 from gateway.clock import Clock
 from gateway.closing import BooksAreWrong, Closing, Wish, close_period, report_of, verify_period
@@ -23,12 +24,16 @@ from gateway.ledger.invariants import take_snapshot
 from gateway.ledger.periods import list_periods, month_named
 from gateway.ledger.posting import book
 from gateway.ledger.reports import SpendReport, spend_report
+from gateway.ledger.supply import MS_PER_HOUR
+from gateway.ledger.supply_count import counted
+from gateway.ledger.supply_store import book_hour, record_runs
+from gateway.ledger.supply_terms import terms_of
 from gateway.money import usd_text
 from gateway.routing.receipts import insert_receipts
 from gateway.seals import Signer
 from tests.integration.ledger.accounts import check_books
 from tests.integration.ledger.site import Site
-from tests.support.factories import make_act
+from tests.support.factories import make_act, make_pool_spec
 from tests.support.spend_rows import attempt_row, ended_of
 
 CLOCK = Clock()
@@ -286,3 +291,33 @@ def test_an_adjustment_that_makes_no_sense_says_why(changes: dict[str, Any], sai
 
 def test_months_are_utc() -> None:
     assert month_named("2026-10").end_ms == int(datetime(2026, 11, 1, tzinfo=UTC).timestamp()) * 1000
+
+
+async def test_pool_hours_are_frozen_before_their_month_is_closed(year: Year) -> None:
+    terms = terms_of({"plain": make_pool_spec()})
+    month = month_named("2026-01")
+    hour_ms = month.end_ms - MS_PER_HOUR
+    changes = (
+        PhaseChange(1, "plain", "plain-0", Phase.STARTING, hour_ms),
+        PhaseChange(2, "plain", "plain-0", Phase.SERVING, hour_ms + 60_000),
+    )
+    async with year.site.sessions() as session:
+        await record_runs(session, [Run("a" * 20, month.end_ms, True, changes)], source="driver")
+        await session.commit()
+    await year.book(year.row("2026-01"))
+    with pytest.raises(Conflict, match="not frozen yet: 1 of plain"):
+        await year.close("2026-01", terms=terms)
+    async with year.site.sessions() as session:
+        bill = await counted(session, terms["plain"], hour_ms)
+        for booked_in_ms in (hour_ms, month.end_ms):  # the second one corrects it, in February
+            await book_hour(
+                session, terms["plain"], bill, booked_in_ms=booked_in_ms, booked_before_ms=1, now_ms=1
+            )
+        await session.commit()
+    closed = (await year.close("2026-01", terms=terms)).period
+    assert closed.supply_usd_nanos == bill.bill_usd_nanos > 0
+    supply = msgspec.json.decode(report_of(closed))["ledger"]["supply"]
+    assert sum(int(line[-1].replace(".", "")) for line in supply["lines"]) == bill.bill_usd_nanos
+    following = msgspec.json.decode(report_of((await year.close("2026-02")).period))["ledger"]["supply"]
+    assert [row[1:3] for row in following["bills"]] == [["2026-02-01", "2026-01-31"]]
+    assert await year.is_right("2026-01") == {}
