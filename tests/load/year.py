@@ -67,7 +67,9 @@ INSERT INTO attempts (
   hold_usd_nanos, state, payer, usage_source, input_tokens, cached_input_tokens, cache_write_tokens,
   output_tokens, reasoning_tokens, charge_usd_nanos, status_code, ttft_ms, total_ms, journal_id, ended_at_ms
 )
-WITH RECURSIVE counted(n) AS (SELECT CAST({first} AS bigint) UNION ALL SELECT n + 1 FROM counted WHERE n < {last}),
+WITH RECURSIVE counted(n) AS (
+  SELECT CAST({first} AS bigint) UNION ALL SELECT n + 1 FROM counted WHERE n < {last}
+),
 drawn AS (
   SELECT n, n * 7919 % 160 AS k, {start_ms} + n * 1000003 % {span_ms} AS at,
     CASE n % 97 WHEN 0 THEN 'failed' ELSE 'answered' END AS state,
