@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,9 +30,12 @@ from gateway.admin import (
     admin_keys,
     audit,
     budgets,
+    exports,
     keys,
     learned,
     limits,
+    policies,
+    policy_explain,
     pools,
     prices,
     projects,
@@ -41,13 +44,11 @@ from gateway.admin import (
     tenants,
     usage,
 )
-from gateway.admin.exports import exports_router
 from gateway.admin.finance import FINANCE
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
 from gateway.api.edge import Edge
-from gateway.cache.key import answer_scope
 from gateway.cache.lookup import AnswerCache
 from gateway.cache.pipelined import redis_storage
 from gateway.cache.storage import CacheStorage, MemoryStorage
@@ -81,31 +82,28 @@ from gateway.ledger.budget_store import live_budgets
 from gateway.ledger.budgets import Holds
 from gateway.ledger.lessor import TOPIC as SLICES_TOPIC
 from gateway.ledger.lessor import Lessor
+from gateway.ledger.levels import LevelReader
 from gateway.ledger.partitions import ensure_partitions
 from gateway.ledger.settlement import Settlement
 from gateway.ledger.shipper import Shipper
 from gateway.ledger.spool import Spool
 from gateway.lessons import Lessons
 from gateway.pipeline import Pipeline
-from gateway.plan import Routing
+from gateway.policy_in_force import PolicyInForce
 from gateway.pricing import tables as price_tables
-from gateway.pricing.book import PriceBook
-from gateway.pricing.catalog import cards_of
-from gateway.pricing.store import list_entries, remember_versions
 from gateway.protocols.openai import ParseLimits
 from gateway.redis_client import close_redis, redis_client, require_redis
-from gateway.routing.policy import Policy, load_policy
+from gateway.routing import tables as policy_tables
 from gateway.routing.priors import Priors
 from gateway.routing.receipts import insert_receipts
-from gateway.routing.versions import remember_version
+from gateway.rule_metrics import watch_rules
 from gateway.schema import require_current
 from gateway.settings import HealthSettings, Settings
 from gateway.telemetry import Telemetry
 from gateway.upkeep import UpkeepBooks
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.dispatch import Dispatcher
-from gateway.upstream.hedging import Hedging
-from gateway.upstream.outside import Endpoint, load_outside
+from gateway.upstream.hedging import RATIO_OF_RULES, Hedging
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.waking import Waker
 
@@ -166,10 +164,11 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned, prices, audit):
+    for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    app.include_router(exports_router())
-    for router in (supply.router, savings.router, *FINANCE):
+    for room in (policies, prices, audit, supply, savings):
+        app.include_router(room.router)
+    for router in (policy_explain.router, *FINANCE):
         app.include_router(router)
     app.include_router(console_router())
     add_docs(app)
@@ -193,6 +192,14 @@ class Application(FastAPI):
         await self.edge(scope, receive, send)
 
 
+class _Part(Protocol):
+    """What runs beside the requests and talks to the database."""
+
+    async def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 class _Parts:
     """Everything that lives as long as the program serves."""
 
@@ -203,12 +210,9 @@ class _Parts:
             specs = load_pools(settings.pools)
         except PoolFileError as error:
             raise ConfigurationError(str(error)) from None
-        self._policy = load_policy(settings.policy, pools=specs)
-        cards = cards_of(specs, {name: target.rates for name, target in self._policy.external.items()})
-        self._prices = PriceBook(cards, allows_unpriced=self._policy.allow_unpriced)
-        self._endpoints = _endpoints(self._policy, settings)
         self._registry = PoolRegistry(specs, breaker_rule=_breaker_rule(settings.health))
         self._economist = _economist(self._registry, clock)
+        self._policies = PolicyInForce(settings, pools=specs, economist=self._economist, clock=clock)
         self._root_key = load_root_key(settings)
         self._admin_key = load_admin_key(settings)
         self._keys = KeyRing(self._root_key, clock, stale_max_s=settings.freshness.auth_stale_max_s)
@@ -222,7 +226,6 @@ class _Parts:
     async def running(self) -> AsyncIterator[Services]:
         """The services, from the first key loaded to the last record shipped."""
         settings = self._settings
-        outside = await load_outside(self._endpoints, connect_timeout_s=settings.timeouts.connect_s)
         engine = create_engine(settings.effective_database_url)
         client = UpstreamClient(connect_timeout_s=settings.timeouts.connect_s)
         spool = Spool(
@@ -240,7 +243,7 @@ class _Parts:
             attempts_max=settings.limits.attempts_max,
             retries=RetryBudget(ratio=settings.retries.ratio, floor_per_s=settings.retries.floor_per_s),
             hedging=self._hedging(),
-            outside=outside,
+            outside=self._policies.outside,
             waker=waker,
         )
         self._watch_engines(dispatcher)
@@ -251,7 +254,7 @@ class _Parts:
                 poll_interval_s=settings.freshness.poll_interval_s,
                 clock=self._clock,
             )
-            reader = self._reader(engine)
+            reader, levels = self._reader(engine), LevelReader(session_factory(engine), self._clock)
             cache = await self._cache()
             services, shipper = await self._build(
                 engine,
@@ -261,15 +264,15 @@ class _Parts:
                 cache=cache,
                 lessor=lessor,
                 waker=waker,
-                reader=reader,
+                readers=(reader, levels),
             )
             self._watch_books(shipper, lessor, scheduler)
             books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
             keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
-            exports = self._exports(engine, spool.owner_id)
-            parts = (shipper, watcher, lessor, scheduler, reader, exports, keeper)
+            jobs = (scheduler, self._exports(engine, spool.owner_id))
+            parts = (shipper, watcher, lessor, *jobs, reader, levels, self._policies, keeper)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -277,17 +280,13 @@ class _Parts:
             await client.close()
             if self._redis is not None:
                 await close_redis(self._redis)
-            if outside is not None:
-                await outside.close()
+            await self._policies.outside.close()
             spool.close()
             await engine.dispose()
 
     @contextlib.asynccontextmanager
     async def _working(
-        self,
-        cache: AnswerCache,
-        monitor: FleetMonitor,
-        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, Scheduler, ReplicaTimeKeeper],
+        self, cache: AnswerCache, monitor: FleetMonitor, parts: Sequence[_Part]
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -337,7 +336,7 @@ class _Parts:
         cache: AnswerCache,
         lessor: Lessor,
         waker: Waker,
-        reader: Reader,
+        readers: tuple[Reader, LevelReader],
     ) -> tuple[Services, Shipper]:
         settings, clock = self._settings, self._clock
         await require_current(engine)
@@ -353,10 +352,11 @@ class _Parts:
             books=lessor.books,
         )
         await shipper.recover()
-        await self._remember(sessions)
+        await self._policies.start(sessions)
+        await self._ensure_partitions(sessions)
         admission = Budgets(lessor.holds, lessor, clock)
         pipeline = Pipeline(
-            routing=self._routing(),
+            routing=self._policies.routing,
             dispatcher=dispatcher,
             budgets=admission,
             settlement=Settlement(spool, clock),
@@ -374,6 +374,7 @@ class _Parts:
             logins=Logins(self._root_key, self._admins, clock),
             registry=self._registry,
             pipeline=pipeline,
+            policies=self._policies,
             spool=spool,
             telemetry=self._telemetry,
             waker=waker,
@@ -383,35 +384,32 @@ class _Parts:
             admin_key=self._admin_key,
             root_key=self._root_key,
         )
-        watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
-        watcher.watch(price_tables.TOPIC, self._reload_prices(pipeline))
-        watcher.watch(BUDGETS_TOPIC, _reload_budgets(admission))
-        watcher.watch(SLICES_TOPIC, lessor.recalled)
+        self._follow_changes(watcher, pipeline, admission=admission, lessor=lessor)
         await watcher.refresh()
+        reader, levels = readers
         await reader.refresh()
+        levels.serve(admission, is_wanted=lambda: pipeline.routing.policy.rules.watches_budgets)
+        await levels.refresh()
+        watch_rules(self._telemetry, pipeline)
         self._watch_gauges(services, lessor.holds)
         self._watch_cache(cache)
         return services, shipper
 
-    async def _remember(self, sessions: SessionFactory) -> None:
-        """Write down what comes into force now, before anything refers to it."""
+    def _follow_changes(
+        self, watcher: ChangeWatcher, pipeline: Pipeline, *, admission: Budgets, lessor: Lessor
+    ) -> None:
+        """Take over what others change, as soon as it is told."""
+        watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
+        self._policies.follow(functools.partial(setattr, pipeline, "routing"))
+        watcher.watch(price_tables.TOPIC, self._policies.reload_prices)
+        watcher.watch(policy_tables.TOPIC, self._policies.reload)
+        watcher.watch(BUDGETS_TOPIC, _reload_budgets(admission))
+        watcher.watch(SLICES_TOPIC, lessor.recalled)
+
+    async def _ensure_partitions(self, sessions: SessionFactory) -> None:
         async with sessions() as session:
-            now_ms = self._clock.epoch_ms()
-            await remember_version(session, self._policy, now_ms=now_ms)
-            await remember_versions(session, self._prices.at(now_ms).by_target, now_ms=now_ms)
             await ensure_partitions(session)
             await session.commit()
-
-    def _routing(self) -> Routing:
-        policy, specs = self._policy, self._registry.specs
-        scopes = {
-            alias: answer_scope(
-                policy.version,
-                (f"{name} {specs[name].model.path} {specs[name].model.served_name}" for name in pools),
-            )
-            for alias, pools in policy.models.items()
-        }
-        return Routing(policy=policy, prices=self._prices, answer_scopes=scopes, economist=self._economist)
 
     async def _cache(self) -> AnswerCache:
         settings = self._settings.cache
@@ -458,6 +456,7 @@ class _Parts:
         return FleetMonitor(self._registry, fleet_file=fleet_file, rule=rule, on_upkeep=books.book)
 
     def _watch_gauges(self, services: Services, holds: Holds) -> None:
+        self._policies.watch(self._telemetry)
         watch = self._telemetry.watch
         watch("tollgate_spool_unshipped", "Ended attempts not yet in the database", _count(services.spool))
         watch("tollgate_attempts_open", "Attempts under way", lambda: services.spool.open_count)
@@ -501,11 +500,14 @@ class _Parts:
         slots = sum(pool.spec.batching.max_num_seqs * pool.ready_count for pool in self._registry.snapshots())
         return max(asked.in_flight_min, int(slots * asked.per_slot / self._settings.workers))
 
-    def _hedging(self) -> Hedging | None:
+    def _hedging(self) -> Hedging:
         asked, count = self._settings.hedging, self._telemetry.count
-        if not asked.ratio:
-            return None
-        hedging = Hedging(ratio=asked.ratio, quantile=asked.quantile, delay_s_min=asked.delay_s_min)
+        hedging = Hedging(
+            ratio=asked.ratio or RATIO_OF_RULES,
+            quantile=asked.quantile,
+            delay_s_min=asked.delay_s_min,
+            is_usual=bool(asked.ratio),
+        )
         made = hedging.allowance
         count("tollgate_hedges", "Streams that were asked for a second time", lambda: made.made)
         count("tollgate_hedges_won", "Of these, answered by the second one", lambda: hedging.won)
@@ -595,32 +597,9 @@ class _Parts:
         self._keys.replace(await list_keys(session), await list_limits(session))
         self._admins.replace(await list_admin_keys(session))
 
-    def _reload_prices(self, pipeline: Pipeline) -> Reload:
-        async def reload(session: AsyncSession) -> None:
-            book = self._prices.with_entries(await list_entries(session))
-            pipeline.routing = replace(pipeline.routing, prices=book)
-
-        return reload
-
     def _confirm_keys(self) -> None:
         self._keys.confirm()
         self._admins.confirm()
-
-
-def _endpoints(policy: Policy, settings: Settings) -> dict[str, Endpoint]:
-    """Where the policy's external targets are, with their keys.
-
-    Raises:
-        ConfigurationError: a key is not configured.
-    """
-    keys = {name: key.get_secret_value() for name, key in settings.external_keys.items()}
-    missing = policy.missing_keys(keys)
-    if missing:
-        raise ConfigurationError("\n".join(f"{settings.policy}: {sentence}" for sentence in missing))
-    return {
-        name: Endpoint(target.api_base, None if target.key_name is None else keys[target.key_name])
-        for name, target in policy.external.items()
-    }
 
 
 def _economist(registry: PoolRegistry, clock: Clock) -> Economist:

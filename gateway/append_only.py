@@ -13,6 +13,7 @@ from sqlalchemy import Connection, inspect, text
 APPEND_ONLY = (
     "adjustments",
     "attempts",
+    "audit_chain",
     "audit_entries",
     "budget_alerts",
     "budget_postings",
@@ -21,6 +22,8 @@ APPEND_ONLY = (
     "journal_entries",
     "journal_transactions",
     "late_hours",
+    "policy_activations",
+    "policy_checks",
     "policy_versions",
     "price_entries",
     "price_versions",

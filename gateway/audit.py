@@ -1,8 +1,8 @@
 """Who changed what? One function writes a change and its entry, in one flush of one transaction.
 
 Whatever is `Audited` cannot reach the database in any other way: the session refuses to flush it, and refuses
-bulk statements on it. Entries are never changed or deleted; they hold no secret, because a table names what
-an entry may show of it. Running gateways are told with every change.
+bulk statements on it. Entries are never changed or deleted, and chained by hashes (`audit_chain.py`); they
+hold no secret, because a table names what an entry may show of it. Running gateways are told of each change.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction
 from sqlmodel import Field, SQLModel, col, select
 
+from gateway.audit_chain import AuditLink, chain_at_commit
 from gateway.db import EpochMs, metadata, note_change
 from gateway.errors import AuthenticationFailed, Conflict
 from gateway.inference import new_id
@@ -39,6 +40,16 @@ class Audited(SQLModel):
     audit_topic: ClassVar[str]
     """Raised with every change, so that running gateways take it over."""
 
+    @property
+    def audit_name(self) -> str:
+        """What people call it in the audit."""
+        return str(getattr(self, "name"))  # noqa: B009 - every audited table has one, the class knows none
+
+    @property
+    def audit_before(self) -> dict[str, Any] | None:
+        """What held before a new row of it took its place; None: nothing."""
+        return None
+
 
 def _text(length: int, comment: str, *, optional: bool = False) -> Any:
     return Field(default=None, sa_column=Column(String(length), nullable=optional, comment=comment))
@@ -56,9 +67,10 @@ class AuditEntry(SQLModel, table=True):
 
     id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, aud_…"))
     at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when, epoch ms"))
-    source: str = _text(16, "how it was done: api, cli or console")
+    source: str = _text(16, "how it was done: api, cli, console or start")
     request_id: str | None = _text(64, "the request that did it, as in x-request-id", optional=True)
-    actor_kind: str = _text(16, "bootstrap, admin_key or cli")
+    client: str | None = _text(64, "address of whoever connected; empty: nobody did", optional=True)
+    actor_kind: str = _text(16, "bootstrap, admin_key, cli or gateway")
     actor_id: str = _text(160, "public id of the administrator key, or cli:<user of the machine>")
     actor_name: str = _text(128, "what people called the actor then")
     actor_role: str = _text(16, "the actor's role then")
@@ -84,6 +96,8 @@ class ActorKind(StrEnum):
     BOOTSTRAP = "bootstrap"
     ADMIN_KEY = "admin_key"
     CLI = "cli"
+    GATEWAY = "gateway"
+    """The program itself, as it starts."""
 
 
 class Source(StrEnum):
@@ -92,6 +106,7 @@ class Source(StrEnum):
     API = "api"
     CLI = "cli"
     CONSOLE = "console"
+    START = "start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +127,8 @@ class Act:
     source: Source
     at_ms: int
     request_id: str | None = None
+    client: str | None = None
+    """Address of whoever connected: the last proxy's, if there is one."""
 
 
 async def write(
@@ -122,6 +139,7 @@ async def write(
     row: Audited,
     changes: Mapping[str, Any] | None = None,
     successor: Audited | None = None,
+    along: Iterable[Audited] = (),
     conflict: str = "Somebody else changed this at the same moment. Look again and repeat.",
 ) -> bool:
     """Write a new row or a change to one, and say so; whether there was anything to change.
@@ -133,6 +151,7 @@ async def write(
         row: a new one, or one that this session has read.
         changes: new values by field; what is equal already is no change.
         successor: a new row that takes the place of `row`.
+        along: new rows of other tables that the same change needs; the entry is about `row`.
         conflict: what to say when the database knows another row like it.
 
     Raises:
@@ -146,7 +165,7 @@ async def write(
         setattr(row, field, value)
     after = _view(row)
     if is_new:
-        shown: tuple[dict[str, Any] | None, dict[str, Any]] = (None, after)
+        shown: tuple[dict[str, Any] | None, dict[str, Any]] = (row.audit_before, after)
     else:
         changed = [field for field in after if after[field] != before[field]]
         if not changed and successor is None:
@@ -154,11 +173,36 @@ async def write(
         shown = ({field: before[field] for field in changed}, {field: after[field] for field in changed})
     if successor is not None:
         shown[1]["rotated_to"] = _id_of(successor)
-    entry = AuditEntry(
+    entry = _entry(act, action, row, before=shown[0], after=shown[1])
+    rows = [row] if successor is None else [row, successor]
+    others = list(along)
+    session.info[_PERMITTED] = {id(each) for each in (*others, *rows, entry)}
+    try:
+        if others:  # there are no relationships by which the session would know who refers to whom
+            order = {table.name: place for place, table in enumerate(metadata.sorted_tables)}
+            for each in sorted([*others, row], key=lambda one: order[str(one.__tablename__)]):
+                session.add(each)
+                await session.flush()
+        session.add_all([*rows, entry])
+        await session.flush()
+    except IntegrityError:
+        raise Conflict(conflict) from None
+    finally:
+        del session.info[_PERMITTED]
+    chain_at_commit(session.sync_session, entry.model_dump())
+    await note_change(session, row.audit_topic)
+    return True
+
+
+def _entry(
+    act: Act, action: str, row: Audited, *, before: dict[str, Any] | None, after: dict[str, Any]
+) -> AuditEntry:
+    return AuditEntry(
         id=new_id("aud_", act.at_ms),
         at_ms=act.at_ms,
         source=act.source,
         request_id=act.request_id,
+        client=act.client,
         actor_kind=act.actor.kind,
         actor_id=act.actor.id,
         actor_name=act.actor.name,
@@ -166,21 +210,10 @@ async def write(
         action=action,
         object_kind=row.audit_kind,
         object_id=_id_of(row),
-        object_name=_name_of(row),
-        before=shown[0],
-        after=shown[1],
+        object_name=row.audit_name,
+        before=before,
+        after=after,
     )
-    rows = [row] if successor is None else [row, successor]
-    session.info[_PERMITTED] = {id(each) for each in (*rows, entry)}
-    try:
-        session.add_all([*rows, entry])
-        await session.flush()
-    except IntegrityError:
-        raise Conflict(conflict) from None
-    finally:
-        del session.info[_PERMITTED]
-    await note_change(session, row.audit_topic)
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +295,6 @@ def _id_of(row: Audited) -> str:
     return str(getattr(row, "id"))  # noqa: B009 - every audited table has an id, the class knows none
 
 
-def _name_of(row: Audited) -> str:
-    return str(getattr(row, "name"))  # noqa: B009 - as above
-
-
 # --------------------------------------------------------------------------------------- nothing else writes
 def _refuse_silent_changes(session: Session, context: UOWTransaction, instances: object) -> None:
     del context, instances
@@ -275,7 +304,11 @@ def _refuse_silent_changes(session: Session, context: UOWTransaction, instances:
         *(row for row in session.dirty if session.is_modified(row)),
         *session.deleted,
     ]
-    _refuse(row for row in touched if id(row) not in permitted and isinstance(row, Audited | AuditEntry))
+    _refuse(
+        row
+        for row in touched
+        if id(row) not in permitted and isinstance(row, Audited | AuditEntry | AuditLink)
+    )
     # Even `write` only ever adds entries.
     _refuse(row for row in touched if isinstance(row, AuditEntry) and row not in session.new)
 
@@ -294,7 +327,7 @@ def _refuse_bulk_changes(state: ORMExecuteState) -> None:
 
 def _protected_tables() -> set[str]:
     """Every audited table that is loaded, and the entries themselves."""
-    tables: list[type[SQLModel]] = [*Audited.__subclasses__(), AuditEntry]
+    tables: list[type[SQLModel]] = [*Audited.__subclasses__(), AuditEntry, AuditLink]
     return {str(table.__tablename__) for table in tables}
 
 

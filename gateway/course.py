@@ -8,6 +8,7 @@ down is another course.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -20,13 +21,12 @@ from gateway.pricing.rates import DearestRates
 from gateway.routing.economics import REASONS, Outlook, Outlooks, Prediction, Why
 from gateway.routing.policy import Policy
 from gateway.routing.receipts import Candidate, Dropped, Forecast, ReceiptFacts
+from gateway.routing.rules import BYTES_PER_TOKEN
 
 TEMPLATE_TOKENS = 256
 """What a chat template may add to a request's own text."""
 COURSES_MAX = 10_000
 """Kept at once; what an operator's files can combine to is far below."""
-BYTES_PER_TOKEN: Final = 4
-"""For estimates; English text has about four bytes a token."""
 
 _encode = msgspec.json.Encoder().encode
 _PLACE = -(2**62) + 1
@@ -79,7 +79,8 @@ class Course:
         """
         self.decision = decision
         self.baseline = baseline
-        self.pools = tuple(target.pool for target in decision.targets if not target.is_external)
+        inside = itertools.takewhile(lambda target: not target.is_external, decision.targets)
+        self.pools = tuple(target.pool for target in inside)
         """Those of its targets that are pools: all before the first that is not."""
         self.why: Why | None = None
         """What put the first target first, where predictions were made."""
@@ -129,7 +130,12 @@ class Course:
         return most_of(self.bounds(call, input_tokens=input_tokens))
 
     def receipt(
-        self, call: Call, bounds: Sequence[int | None], forecasts: Sequence[bytes] | None = None
+        self,
+        call: Call,
+        bounds: Sequence[int | None],
+        forecasts: Sequence[bytes] | None = None,
+        *,
+        asked: bytes = b"null",
     ) -> msgspec.Raw:
         """How the request was decided, for its receipt: nothing that its sender wrote.
 
@@ -137,14 +143,15 @@ class Course:
             call: what was asked.
             bounds: of each target.
             forecasts: of each target, see `forecast_text`; None: none were made.
+            asked: what a replay needs of the call (`asked.asked_text`).
         """
         numbers = [b"null" if bound is None else b"%d" % bound for bound in bounds]
         most = call.max_tokens or self.decision.max_tokens_default
         removed = _encode(call.dropped)[1:-1] if call.dropped else b""
         if forecasts is None:
-            return msgspec.Raw(self._receipt % (*numbers, b"%d" % most, removed))
+            return msgspec.Raw(self._receipt % (*numbers, b"%d" % most, removed, asked))
         interleaved = [each for pair in zip(numbers, forecasts, strict=True) for each in pair]
-        return msgspec.Raw(self._form() % (*interleaved, b"%d" % most, removed))
+        return msgspec.Raw(self._form() % (*interleaved, b"%d" % most, removed, asked))
 
     def _form(self) -> bytes:
         if self._foretold is None:
@@ -267,11 +274,12 @@ NO_FORECAST: Final = b"null"
 def _receipt_form(
     decision: RouteDecision, task: Task, baseline: tuple[str, str] | None, *, why: Why | None
 ) -> bytes:
-    """The receipt with a `%b` for each bound, the output's limit, and what was removed.
+    """The receipt with a `%b` for each bound, the output's limit, what was removed, and what was asked.
 
     Where something was predicted (`why` is not None) one more stands behind each bound, for the forecast.
     """
     shown = None if why is None else Forecast(_PLACE, 0, 0, 0, 0, 0, 0, 0)
+    terms = decision.terms
     facts = ReceiptFacts(
         task=task.type,
         source=task.source,
@@ -283,9 +291,12 @@ def _receipt_form(
         policy=decision.policy_version,
         baseline=baseline,
         max_tokens=_PLACE,
+        rule=terms.rule,
+        branch=terms.branch or None,
+        budget_low=terms.budget_low,
         why=why,
         removed=[],
     )
     form = _encode(facts).replace(b"%", b"%%")
     form = form.replace(b"[%d,0,0,0,0,0,0,0]" % _PLACE, b"%b").replace(b"%d" % _PLACE, b"%b")
-    return form.removesuffix(b"[]}") + b"[%b]}"
+    return form.removesuffix(b"[]}") + b'[%b],"asked":%b}'

@@ -28,6 +28,7 @@ from gateway.inference import new_id
 from gateway.ledger.spool import Spool
 from gateway.paging import ROWS_DEFAULT, ROWS_MAX, PageRequest
 from gateway.pipeline import Pipeline
+from gateway.policy_in_force import PolicyInForce
 from gateway.protocols.openai import ParseLimits
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -46,6 +47,7 @@ class Services:
     logins: Logins
     registry: PoolRegistry
     pipeline: Pipeline
+    policies: PolicyInForce
     spool: Spool
     telemetry: Telemetry
     waker: Waker
@@ -94,6 +96,8 @@ SessionDep = Annotated[AsyncSession, Depends(_session)]
 COOKIE = "tollgate_session"
 """Holds a login to the console."""
 REQUEST_ID = "x-request-id"
+CLIENT_CHARS = 64
+"""Kept of a client's address: IPv6 with a zone, at most."""
 
 
 async def guard(request: Request, response: Response) -> None:
@@ -168,6 +172,7 @@ def _act(request: Request, services: ServicesDep) -> Act:
         source=request.state.source,
         at_ms=services.clock.epoch_ms(),
         request_id=request.state.request_id,
+        client=None if request.client is None else request.client.host[:CLIENT_CHARS],
     )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backends.pool import PoolSpec
 from backends.registry import PoolRegistry
 from gateway.clock import Clock
-from gateway.course import BYTES_PER_TOKEN, NO_FORECAST, Course, forecast_text
+from gateway.course import NO_FORECAST, Course, forecast_text
 from gateway.db import SessionFactory
 from gateway.inference import Call, Task, TaskSource, TaskType
 from gateway.routing.economics import (
@@ -44,6 +44,7 @@ from gateway.routing.learning import EVERY_TASK, EVERY_TENANT, Belief, Evidence,
 from gateway.routing.learning_store import LearnedKey, LearnedRow, read_learned
 from gateway.routing.policy import Policy
 from gateway.routing.priors import OUTPUT_TOKENS, Priors
+from gateway.routing.rules import BYTES_PER_TOKEN
 
 OUTLOOKS_MAX: Final = 4_096
 TENANT_WEIGHT_MIN: Final = 20.0
@@ -123,7 +124,15 @@ class Economist:
 
     # ------------------------------------------------------------------------------------ a call
     def order(
-        self, course: Course, call: Call, task: Task, *, tenant_id: str, latency_class: str, policy: Policy
+        self,
+        course: Course,
+        call: Call,
+        task: Task,
+        *,
+        tenant_id: str,
+        latency_class: str,
+        policy: Policy,
+        is_question: bool = False,
     ) -> tuple[Course, Forecasts | None]:
         """The course in the order that follows from predictions, and those.
 
@@ -134,6 +143,7 @@ class Economist:
             tenant_id: whose call it is.
             latency_class: priority, default or flex.
             policy: the one in force.
+            is_question: nobody is served: nothing is counted, and nothing explored.
         """
         pools = course.pools
         if not pools:
@@ -146,7 +156,9 @@ class Economist:
         found = course.beliefs.get(whose)
         if found is None:
             key = (pools, task.type, whose, latency_class)
-            found = course.beliefs[whose] = self._find(key, policy)
+            # A draft's must not take the place of the policy in force.
+            believed = self._work_out(key, policy) if is_question else self._find(key, policy)
+            found = course.beliefs[whose] = _asked_of(course, believed)
         tokens = found.output_tokens
         if call.max_tokens is not None and call.max_tokens < tokens:
             tokens = float(call.max_tokens)
@@ -159,19 +171,22 @@ class Economist:
             for outlook, load in zip(outlooks, loads, strict=True)
         ]
         rule, first, why = policy.economics, 0, Why.POLICY
+        terms = course.decision.terms
+        objective, has_targets = terms.objective, terms.ttft_p95_s is not None or terms.tpot_p95_s is not None
         if len(pools) > 1:
             first, why = choose(
                 outlooks,
                 predictions,
                 rule,
                 targets=found.targets,
-                is_urgent=latency_class == URGENT,
-                is_patient=latency_class == PATIENT,
+                is_urgent=objective == "latency" or (latency_class == URGENT and objective != "cost"),
+                is_patient=latency_class == PATIENT and objective != "latency" and not has_targets,
             )
-            if rule.exploration and self._explores(rule, task, latency_class):
+            if rule.exploration and not is_question and self._explores(rule, task, latency_class):
                 others = [index for index in range(len(pools)) if index != first]
                 first, why = others[int(self._draw() * len(others))], Why.EXPLORATION
-        self.turned[why._value_] += 1  # a member's own hash takes longer than all of this line
+        if not is_question:
+            self.turned[why._value_] += 1  # a member's own hash takes longer than all of this line
         if first:
             outlooks = (outlooks[first], *outlooks[:first], *outlooks[first + 1 :])
             predictions.insert(0, predictions.pop(first))
@@ -193,14 +208,16 @@ class Economist:
     def _make(self, key: _Key, policy: Policy) -> Outlooks:
         if len(self._known) >= OUTLOOKS_MAX:
             self._known.clear()
+        found = self._known[key] = self._work_out(key, policy)
+        return found
+
+    def _work_out(self, key: _Key, policy: Policy) -> Outlooks:
         pools, task, tenant_id, latency_class = key
         made = tuple(self.outlook(pool, task, tenant_id) for pool in pools)
         plain = [each for each in made if not each.is_speculative]
         gated = tuple(msgspec.structs.replace(each, gate=_gate_in_force(each, plain)) for each in made)
         targets = tuple(self._target(pool, latency_class, policy.economics) for pool in pools)
-        found = Outlooks(gated, targets, made[0].output_tokens)
-        self._known[key] = found
-        return found
+        return Outlooks(gated, targets, made[0].output_tokens)
 
     def outlook(self, pool: str, task: TaskType, tenant_id: str = EVERY_TENANT) -> Outlook:
         """What is believed of a pool for a task."""
@@ -323,6 +340,15 @@ class Economist:
     def rows(self) -> Mapping[LearnedKey, LearnedRow]:
         """What was learned, as of the instants at which it was folded."""
         return self._rows
+
+
+def _asked_of(course: Course, found: Outlooks) -> Outlooks:
+    """With what the call's rule asks of each candidate, where it asks for something."""
+    terms = course.decision.terms
+    if terms.ttft_p95_s is None and terms.tpot_p95_s is None:
+        return found
+    asked = LatencyTarget(terms.ttft_p95_s, terms.tpot_p95_s)
+    return msgspec.structs.replace(found, targets=(asked,) * len(found.pools))
 
 
 def _gate_in_force(outlook: Outlook, plain: list[Outlook]) -> float:

@@ -205,6 +205,27 @@ class Drop(msgspec.Struct, frozen=True):
     reason: str
 
 
+class RouteTerms(msgspec.Struct, frozen=True):
+    """What the rule of a call says beside the targets; None: as for every call."""
+
+    rule: str | None = None
+    """Its name; None: no rule is the call's."""
+    branch: str = ""
+    """`canary`, `budget_low`; empty: the rule's main part."""
+    objective: str | None = None
+    """`cost` or `latency`: measurements decide by it; `order`: they decide nothing."""
+    ttft_p95_s: float | None = None
+    tpot_p95_s: float | None = None
+    cache: CacheRule | None = None
+    attempts_max: int | None = None
+    hedging: bool | None = None
+    budget_low: str | None = None
+    """What is done because a budget runs low: `cheaper` or `alert`."""
+
+
+NO_TERMS = RouteTerms()
+
+
 class RouteDecision(msgspec.Struct, frozen=True):
     """Where a call goes, in which order, and why."""
 
@@ -215,6 +236,7 @@ class RouteDecision(msgspec.Struct, frozen=True):
     policy_version: str
     max_tokens_default: int
     """Put into a request that states no limit."""
+    terms: RouteTerms = NO_TERMS
 
 
 class AttemptTiming(msgspec.Struct, frozen=True):

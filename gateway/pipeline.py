@@ -20,16 +20,19 @@ from gateway.errors import BudgetExceeded
 from gateway.identity.auth import Caller, admit, latency_class
 from gateway.identity.limits import UNLIMITED, Permit
 from gateway.identity.shedding import Seat, Shedder
-from gateway.inference import AttemptState, Call, Task, UsageSource
+from gateway.inference import NO_TERMS, AttemptState, Call, Task, UsageSource
 from gateway.ledger.admission import Budgets
 from gateway.ledger.budgets import Reservation
+from gateway.ledger.levels import Fullest
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Plan, Routing, ServedFacts
 from gateway.pricing.book import Prices
+from gateway.routing.budget_watch import BudgetWatch
 from gateway.routing.classify import TaskFinder
-from gateway.routing.decide import decide
+from gateway.routing.decide import decide, match_of
 from gateway.routing.policy import Policy
+from gateway.routing.rules import NOBODY, BudgetLevel, Situation, is_measured
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
 from gateway.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
@@ -61,6 +64,8 @@ class Pipeline:
         self._clock = clock
         self._courses = Courses()
         self._tasks = TaskFinder()
+        self.watch = BudgetWatch()
+        """Which rules found a budget low."""
 
     def stop(self) -> None:
         """The program ends: what it cuts from now on is its own account."""
@@ -173,8 +178,9 @@ class Pipeline:
         prices = routing.prices.at(self._clock.epoch_ms())
         task = self._tasks.find(call, policy, key_id=caller.key_id)
         course = self._course(call, caller, task, policy=policy, prices=prices).fitting(call)
-        forecasts = None
-        if policy.economics.is_enabled:
+        terms, forecasts = course.decision.terms, None
+        usually = policy.economics.is_enabled
+        if usually if terms is NO_TERMS else is_measured(terms, usually=usually):
             tier = latency_class(caller, call)
             course, forecasts = routing.economist.order(
                 course, call, task, tenant_id=caller.tenant_id, latency_class=tier, policy=policy
@@ -182,13 +188,20 @@ class Pipeline:
         slot = None
         if caller.caches_answers:
             scope = routing.answer_scopes[call.model_alias]
-            slot = slot_for(call, policy.cache, secret=caller.cache_secret, scope=scope)
+            rule = terms.cache or policy.cache
+            slot = slot_for(call, rule, secret=caller.cache_secret, scope=scope)
         bounds = course.bounds(call)
         return Plan(call, caller, request_id, task, course, prices, bounds, slot, permit, forecasts)
 
     def _course(self, call: Call, caller: Caller, task: Task, *, policy: Policy, prices: Prices) -> Course:
         may_leave, unpriced = not caller.is_internal_only, self._unusable(prices, caller, policy)
         tier = latency_class(caller, call)
+        situation, match = NOBODY, None
+        if policy.rules.entries:
+            situation = self._situation(caller, policy, prices)
+            match = match_of(call, task, policy, latency_class=tier, situation=situation)
+            if match is not None and match.low is not None and situation.budget is not None:
+                self.watch.saw(match, situation.budget)
 
         def make() -> Course:
             decision = decide(
@@ -199,11 +212,13 @@ class Pipeline:
                 may_leave=may_leave,
                 unpriced=unpriced,
                 latency_class=tier,
+                situation=situation,
             )
             baseline = baseline_of(policy, call.model_alias, prices)
             return Course(decision, prices, task=task, baseline=baseline)
 
-        if may_leave and call.model_alias in policy.overflow:
+        has_outside = call.model_alias in policy.overflow or (match is not None and match.rule.has_external)
+        if may_leave and has_outside:
             return make()  # what may leave depends on every field of the call
         # All that a decision depends on beside the policy and the prices.
         key = (
@@ -215,8 +230,29 @@ class Pipeline:
             may_leave,
             unpriced,
             self._registry.ready_pools(),
+            None if match is None else (match.rule.index, match.branch, match.low),
         )
         return self._courses.find(key, make, policy=policy, prices=prices)
+
+    def _situation(self, caller: Caller, policy: Policy, prices: Prices) -> Situation:
+        """Who asks, and when, as rules want to be told."""
+        level = None
+        if policy.rules.watches_budgets:
+            fullest = self.fullest(caller)
+            level = None if fullest is None else BudgetLevel(*fullest)
+        return Situation(
+            caller.tenant_name,
+            caller.project_name,
+            caller.fixed_tags,
+            caller.key_lineage[-1] if caller.key_lineage else caller.key_id,
+            self._clock.epoch_ms(),
+            prices.by_target,
+            level,
+        )
+
+    def fullest(self, caller: Caller) -> Fullest | None:
+        """The budget over a caller of which the greatest share is used, as far as this process knows."""
+        return self._budgets.fullest(account_of(caller))
 
     def _unusable(self, prices: Prices, caller: Caller, policy: Policy) -> frozenset[str]:
         """Targets that must not be used for want of a price: nobody can hold a limit against none."""

@@ -8,10 +8,12 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from backends.files import PoolFileError, load_pools
 from gateway.app import create_app
-from gateway.db import create_engine
+from gateway.db import create_engine, session_factory
 from gateway.dependencies import Runtime
 from gateway.errors import ConfigurationError
+from gateway.policy_life import require_usable, supply_of
 from gateway.schema import require_current
 from gateway.server import Server, make_server
 from gateway.settings import Settings
@@ -64,11 +66,18 @@ async def require_database(settings: Settings) -> None:
     """Look at the database first: what fails inside an app's lifespan is told as a server's traceback.
 
     Raises:
-        ConfigurationError: it cannot be reached, or its tables are not the newest.
+        ConfigurationError: it cannot be reached, its tables are not the newest, or the policy in force cannot
+            be used here.
     """
     engine = create_engine(settings.effective_database_url)
     try:
         await require_current(engine)
+        try:
+            pools = load_pools(settings.pools)
+        except PoolFileError as error:
+            raise ConfigurationError(str(error)) from None
+        async with session_factory(engine)() as session:
+            await require_usable(session, settings, supply_of(settings, pools))
     finally:
         await engine.dispose()
 

@@ -26,6 +26,12 @@ class BurnDownView(BaseModel):
     at_window_end_usd: str | None = Field(description="booked by then, at this pace")
 
 
+class BurnDownsView(BaseModel):
+    """Every budget in force, the first to run out first."""
+
+    budgets: list[BurnDownView]
+
+
 async def burn_downs(session: AsyncSession, *, now_ms: int) -> list[BurnDownView]:
     """Every budget in force, with its owner's name; the first to run out first."""
     found = await burn_down(session, now_ms=now_ms)

@@ -46,6 +46,12 @@ class ScheduleView(BaseModel):
     files: list[ExportFileView] = Field(description="the last ones, the newest period first")
 
 
+class SchedulesView(BaseModel):
+    """Schedules, the oldest first."""
+
+    schedules: list[ScheduleView]
+
+
 async def schedule_views(session: AsyncSession, rows: Sequence[ExportSchedule]) -> list[ScheduleView]:
     """Schedules with what they have written."""
     files = await files_of(session, [row.id for row in rows])

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.admin.views import instant, optional_moment
+from gateway.admin.views import instant
 from gateway.clock import instant_text
 from gateway.ledger.cuts import month_of, parse_filters
 from gateway.ledger.invariants import take_snapshot
@@ -68,7 +68,7 @@ async def make_report(session: AsyncSession, asked: Asked) -> SpendReport:
     report = await spend_report(
         session, group_by=asked.group_by, start=asked.start, end=asked.end, names=names, shape=shape
     )
-    cut = cut_of(asked.group_by, asked.start, asked.end, shape.filters)
+    cut = cut_of(asked.group_by, asked.start, asked.end, filters=shape.filters)
     return replace(report, facts=await read_facts(session, cut))
 
 
@@ -162,7 +162,7 @@ def _facts(report: SpendReport) -> dict[str, Any]:
         "price_versions_are": "used" if facts.are_prices_used else "known",
         "ledger_high_water": None
         if facts.high_water is None
-        else {"journal_id": facts.high_water, "at": optional_moment(facts.high_water_at_ms)},
+        else {"journal_id": facts.high_water, "at": instant_text(facts.high_water_at_ms or 0)},
         "unallocated_usd": usd_text(facts.unallocated_usd_nanos),
     }
 

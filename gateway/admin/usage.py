@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 
-from gateway.admin.burn_views import BurnDownView, burn_downs
+from gateway.admin.burn_views import BurnDownsView, burn_downs
 from gateway.admin.spend import Asked, as_json, make_report, period
 from gateway.dependencies import ServicesDep, SessionDep
 from gateway.ledger.invariants import take_snapshot
@@ -33,19 +34,23 @@ Filters = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a report is asked for in a query."""
+
+    group_by: GroupBy = "tenant"
+    since: Since = None
+    until: Until = None
+    filters: Filters = None
+    order: Annotated[str, Query(description=f"one of {', '.join(ORDERS)}")] = "charge"
+    top: Annotated[int | None, Query(description="rows to show; the others are added up")] = None
+    compare: Annotated[Literal["previous"] | None, Query(description="with the period before")] = None
+    end_users: Annotated[bool, Query(description="count distinct end users; reads every attempt")] = False
+
+
 @router.get("/reports/spend", summary="Spend by any combination of dimensions")
 async def spend(
-    services: ServicesDep,
-    session: SessionDep,
-    *,
-    group_by: GroupBy = "tenant",
-    since: Since = None,
-    until: Until = None,
-    filters: Filters = None,
-    order: Annotated[str, Query(description=f"one of {', '.join(ORDERS)}")] = "charge",
-    top: Annotated[int | None, Query(description="rows to show; the others are added up")] = None,
-    compare: Annotated[Literal["previous"] | None, Query(description="with the period before")] = None,
-    end_users: Annotated[bool, Query(description="count distinct end users; reads every attempt")] = False,
+    services: ServicesDep, session: SessionDep, wanted: Annotated[Wanted, Depends()]
 ) -> dict[str, Any]:
     """The report as JSON, money as decimal strings in USD; it foots to the ledger to the nano-dollar.
 
@@ -53,18 +58,18 @@ async def spend(
         InvalidRequest: an unknown dimension, filter or order, or an unreadable instant.
         NotFound: a filter names a tenant, project or key that does not exist.
     """
-    start, end = period(since, until, services.clock.now())
+    start, end = period(wanted.since, wanted.until, services.clock.now())
     report = await make_report(
         session,
         Asked(
-            group_by=dimensions_of(group_by),
+            group_by=dimensions_of(wanted.group_by),
             start=start,
             end=end,
-            filters=filters or (),
-            order=order,
-            top=top,
-            is_compared=compare is not None,
-            counts_end_users=end_users,
+            filters=wanted.filters or (),
+            order=wanted.order,
+            top=wanted.top,
+            is_compared=wanted.compare is not None,
+            counts_end_users=wanted.end_users,
         ),
     )
     return as_json(report, generated_at_ms=services.clock.epoch_ms())
@@ -76,7 +81,7 @@ def dimensions_of(text: str) -> list[str]:
 
 
 @router.get("/reports/budgets", summary="How fast budgets burn down, and when they run out")
-async def budgets(services: ServicesDep, session: SessionDep) -> list[BurnDownView]:
+async def budgets(services: ServicesDep, session: SessionDep) -> BurnDownsView:
     """Every budget in force, at its pace of late; the first to run out first."""
     await take_snapshot(session)
-    return await burn_downs(session, now_ms=services.clock.epoch_ms())
+    return BurnDownsView(budgets=await burn_downs(session, now_ms=services.clock.epoch_ms()))

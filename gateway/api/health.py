@@ -32,7 +32,7 @@ async def readyz(request: Request) -> dict[str, object]:
     # A pool that sleeps can serve: without requests, which would not come here any more, it would never wake.
     if not any(pool.is_within_reach for pool in pools):
         raise Overloaded("Not ready: no replica of any pool is up.")
-    return {"status": "ready", "replicas_ready": ready}
+    return {"status": "ready", "replicas_ready": ready, "policy": services.policies.shown()}
 
 
 @router.get("/metrics", summary="Prometheus metrics; from loopback, or with an administrator key")

@@ -115,6 +115,9 @@ def _decision(facts: ReceiptFacts) -> dict[str, Any]:
     return {
         "reason": facts.reason,
         "decided_by": facts.why,
+        "rule": facts.rule,
+        "branch": facts.branch,
+        "budget_low": facts.budget_low,
         "policy": facts.policy,
         "candidates": [
             {

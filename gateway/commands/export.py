@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.admin.spend import period
 from gateway.clock import Clock
 from gateway.commands.export_schedules import schedules
-from gateway.commands.report import Since, Until, Where
+from gateway.commands.options import with_options
+from gateway.commands.report import Selection
 from gateway.commands.terminal import Json, in_session, print_json
 from gateway.errors import InvalidRequest
 from gateway.jobs.export_work import PIECE_BYTES, run_export, write_file
@@ -29,7 +30,6 @@ exports.add_typer(schedules, name="schedule")
 
 STDOUT = "-"
 Format = Annotated[str, typer.Option("--format", help=f"one of {', '.join(FORMATS)}")]
-By = Annotated[str, typer.Option(help="comma list of dimensions, as of `tollgate report`")]
 Rows = Annotated[str, typer.Option(help="groups, or attempts: every attempt by itself")]
 Raw = Annotated[
     bool, typer.Option("--raw", help="leave text as it is that a spreadsheet would take for a formula")
@@ -42,16 +42,14 @@ _err = Console(stderr=True)
     epilog="Example: `tollgate export --format xlsx --by tenant,model,day --from 2026-10-01 --to 2026-11-01"
     " -o october.xlsx`",
 )
+@with_options(selection=Selection)
 def export(
     context: typer.Context,
     file_format: Format = "csv",
-    by: By = "tenant",
     rows: Rows = "groups",
-    since: Since = None,
-    until: Until = None,
-    where: Where = None,
     output: Annotated[str, typer.Option("--output", "-o", help="a file, or - for standard output")] = STDOUT,
     *,
+    selection: Selection,
     raw: Raw = False,
     as_machine: Json = False,
 ) -> None:
@@ -60,14 +58,14 @@ def export(
         return
     if as_machine and output == STDOUT:
         raise InvalidRequest("--json says what was written: give the file with -o.")
-    start, end = period(since, until, Clock().now())
+    start, end = period(selection.since, selection.until, Clock().now())
     wanted = Export(
         format=file_format,
         start_ms=epoch_ms(start),
         end_ms=epoch_ms(end),
         rows="attempts" if rows == "attempts" else "groups",
-        group_by=tuple(name.strip() for name in by.split(",")) if by.strip() else (),
-        filters=tuple(where or ()),
+        group_by=tuple(selection.dimensions),
+        filters=tuple(selection.where or ()),
         is_formula_safe=not raw,
     )
     if rows not in {"attempts", "groups"}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.admin.export_views import ScheduleView, schedule_view, schedule_views
 from gateway.admin.views import epoch_ms_of, instant
 from gateway.clock import Clock
-from gateway.commands.report import Where
+from gateway.commands.options import with_options
+from gateway.commands.report import By, Where
 from gateway.commands.terminal import (
     Json,
     act_of_the_user,
@@ -22,6 +24,7 @@ from gateway.commands.terminal import (
     print_table,
 )
 from gateway.db import create_engine, session_factory
+from gateway.errors import InvalidRequest
 from gateway.jobs.export_targets import check_target
 from gateway.jobs.scheduled_exports import exports_scheduler
 from gateway.ledger.export_schedules import (
@@ -39,28 +42,55 @@ from gateway.settings import load_settings
 schedules = typer.Typer(help="Exports that are written by the calendar.", no_args_is_help=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is in the files."""
+
+    file_format: Annotated[str, typer.Option("--format", help=f"one of {', '.join(FORMATS)}")] = "csv"
+    by: By = "tenant"
+    rows: Annotated[str, typer.Option(help="groups, or attempts")] = "groups"
+    where: Where = None
+    raw: Annotated[bool, typer.Option("--raw", help="leave text that looks like a formula")] = False
+
+    @property
+    def export(self) -> Export:
+        """Of any period.
+
+        Raises:
+            InvalidRequest: there are no such rows.
+        """
+        if self.rows not in {"attempts", "groups"}:
+            raise InvalidRequest(f"--rows is groups or attempts, not {self.rows[:40]!r}.")
+        return Export(
+            format=self.file_format,
+            start_ms=0,
+            end_ms=1,
+            rows="attempts" if self.rows == "attempts" else "groups",
+            group_by=tuple(each.strip() for each in self.by.split(",")) if self.by.strip() else (),
+            filters=tuple(self.where or ()),
+            is_formula_safe=not self.raw,
+        )
+
+
 @schedules.command(
     "add",
     epilog="Example: `tollgate export schedule add finance --every month --format xlsx --by tenant,model"
     " --to /srv/exports`",
 )
+@with_options(content=Content)
 def add(
     name: Annotated[str, typer.Argument(help="what people call it; begins the names of its files")],
     every: Annotated[str, typer.Option(help="day, week or month, in UTC")],
     to: Annotated[str, typer.Option(help="a folder, or s3://bucket/prefix")],
-    file_format: Annotated[str, typer.Option("--format", help=f"one of {', '.join(FORMATS)}")] = "csv",
-    by: Annotated[str, typer.Option(help="comma list of dimensions, as of `tollgate report`")] = "tenant",
-    rows: Annotated[str, typer.Option(help="groups, or attempts")] = "groups",
-    where: Where = None,
+    *,
+    content: Content,
     since: Annotated[
         str | None, typer.Option("--from", help="begin with the period around this instant; default: now")
     ] = None,
-    *,
     delay_s: Annotated[int, typer.Option("--delay", help="seconds after a period's end")] = DELAY_S,
     endpoint_url: Annotated[
         str | None, typer.Option("--endpoint-url", help="of S3-compatible storage that is not AWS's")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="leave text that looks like a formula")] = False,
     as_machine: Json = False,
 ) -> None:
     """Write a file after every day, week or month; credentials are boto3's (AWS_ACCESS_KEY_ID and so on)."""
@@ -69,15 +99,7 @@ def add(
     new = NewSchedule(
         name=name,
         every=every,
-        wanted=Export(
-            format=file_format,
-            start_ms=0,
-            end_ms=1,
-            rows="attempts" if rows == "attempts" else "groups",
-            group_by=tuple(each.strip() for each in by.split(",")) if by.strip() else (),
-            filters=tuple(where or ()),
-            is_formula_safe=not raw,
-        ),
+        wanted=content.export,
         target=to,
         endpoint_url=endpoint_url,
         delay_s=delay_s,

@@ -36,7 +36,7 @@ from gateway.commands.terminal import (
 from gateway.errors import InvalidRequest
 from gateway.identity import key_store, store
 from gateway.identity.key_store import KeyState, Permissions
-from gateway.routing.policy import load_policy
+from gateway.policy_life import active_policy
 from gateway.settings import load_settings
 
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -220,9 +220,10 @@ def seconds_of(text: str) -> int:
 def _permissions(models: list[str] | None, classes: list[str] | None) -> Permissions:
     if not models:
         return Permissions(models=models, classes=classes)
-    # Only then: whoever issues a plain key needs no policy file.
+    # Only then: whoever issues a plain key needs no policy.
     settings = load_settings()
-    policy = load_policy(settings.policy, pools=load_pool_files(settings))
+    pools = load_pool_files(settings)
+    policy = in_session(lambda session: active_policy(session, settings, pools), settings)
     return Permissions(models=models, classes=classes, known_models=policy.models)
 
 

@@ -36,12 +36,12 @@ from gateway.commands.terminal import (
     print_table,
 )
 from gateway.errors import InvalidRequest, NotFound
+from gateway.policy_life import active_policy
 from gateway.pricing.book import PriceBook
 from gateway.pricing.catalog import Source, cards_of, rates_from_amounts
 from gateway.pricing.litellm_map import PriceMap, Wanted, load_map, model_of, rates_of
 from gateway.pricing.rates import Rates
 from gateway.pricing.store import PriceChange, list_entries, page_entries
-from gateway.routing.policy import load_policy
 from gateway.settings import load_settings
 
 prices = typer.Typer(help="What each target costs.", no_args_is_help=True)
@@ -233,7 +233,7 @@ def prices_diff(
 def _files() -> _Files:
     settings = load_settings()
     pools = load_pool_files(settings)
-    policy = load_policy(settings.policy, pools=pools)
+    policy = in_session(lambda session: active_policy(session, settings, pools), settings)
     cards = cards_of(pools, {name: target.rates for name, target in policy.external.items()})
     wanted = {
         name: Wanted(name, spec.model.max_model_len, None, spec.model.served_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.admin.spend import Asked, as_json, change_ratio, make_report, period, shares, unit_costs
 from gateway.clock import Clock
+from gateway.commands.options import with_options
 from gateway.commands.terminal import Json, in_session, out, print_json, print_table
 from gateway.errors import InvalidRequest
 from gateway.ledger.cuts import PERIODS
@@ -36,51 +38,71 @@ Since = Annotated[str | None, typer.Option("--from", help="first instant, UTC; d
 Until = Annotated[str | None, typer.Option("--to", help="first instant that does not count")]
 
 
+By = Annotated[
+    str,
+    typer.Option(
+        help="comma list: tenant, project, key, end_user, model, pool, task, policy, price, tag:NAME,"
+        " day, week, month; empty: the total"
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is looked at."""
+
+    by: By = "tenant"
+    since: Since = None
+    until: Until = None
+    where: Where = None
+
+    @property
+    def dimensions(self) -> list[str]:
+        """The names of the comma list."""
+        return [name.strip() for name in self.by.split(",")] if self.by.strip() else []
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How it is shown."""
+
+    order: Annotated[
+        str, typer.Option(help="charge, platform, requests, input_tokens, output_tokens, cache_hits, group")
+    ] = "charge"
+    top: Annotated[int | None, typer.Option(help="rows to show; the others are added up")] = None
+    compare: Annotated[bool, typer.Option("--compare", help="with the month, or the time, before")] = False
+    units: Annotated[bool, typer.Option("--units", help="unit costs and cached shares")] = False
+    end_users: Annotated[bool, typer.Option("--end-users", help="count them too; reads every attempt")] = (
+        False
+    )
+    chart: Annotated[bool, typer.Option("--chart", help="bars instead of columns")] = False
+
+
 @reports.callback(
     invoke_without_command=True,
     epilog="Example: `tollgate report --by tenant,pool,task --from 2026-11-01 --compare`"
     " (or `tollgate report supply`)",
 )
-def report(
-    context: typer.Context,
-    by: Annotated[
-        str,
-        typer.Option(
-            help="comma list: tenant, project, key, end_user, model, pool, task, policy, price, tag:NAME,"
-            " day, week, month; empty: the total"
-        ),
-    ] = "tenant",
-    since: Since = None,
-    until: Until = None,
-    where: Where = None,
-    order: Annotated[
-        str, typer.Option(help="charge, platform, requests, input_tokens, output_tokens, cache_hits, group")
-    ] = "charge",
-    top: Annotated[int | None, typer.Option(help="rows to show; the others are added up")] = None,
-    *,
-    compare: Annotated[bool, typer.Option("--compare", help="with the month, or the time, before")] = False,
-    units: Annotated[bool, typer.Option("--units", help="unit costs and cached shares")] = False,
-    end_users: Annotated[
-        bool, typer.Option("--end-users", help="count them too; reads every attempt")
-    ] = False,
-    chart: Annotated[bool, typer.Option("--chart", help="bars instead of columns")] = False,
-    as_machine: Json = False,
-) -> None:
-    """What was spent, and on what; status 1 if the rows do not come to what the ledger has."""
+@with_options(selection=Selection, look=Look)
+def report(context: typer.Context, *, selection: Selection, look: Look, as_machine: Json = False) -> None:
+    """What was spent, and on what.
+
+    Status 1 if the rows do not come to what the ledger has.
+    """
     if context.invoked_subcommand is not None:
-        if as_machine or since or until:
+        if as_machine or selection.since or selection.until:
             raise InvalidRequest(f"Write the options after `{context.invoked_subcommand}`.")
         return
-    start, end = period(since, until, Clock().now())
+    start, end = period(selection.since, selection.until, Clock().now())
     asked = Asked(
-        group_by=[name.strip() for name in by.split(",")] if by.strip() else [],
+        group_by=selection.dimensions,
         start=start,
         end=end,
-        filters=where or (),
-        order=order,
-        top=top,
-        is_compared=compare,
-        counts_end_users=end_users,
+        filters=selection.where or (),
+        order=look.order,
+        top=look.top,
+        is_compared=look.compare,
+        counts_end_users=look.end_users,
     )
 
     async def work(session: AsyncSession) -> SpendReport:
@@ -91,7 +113,7 @@ def report(
         print_json(as_json(made, generated_at_ms=Clock().epoch_ms()))
     else:
         _say_what_it_is(made)
-        _print_chart(made) if chart else _print_report(made, units=units or end_users)
+        _print_chart(made) if look.chart else _print_report(made, units=look.units or look.end_users)
         _say_where_it_is_from(made)
     if not made.is_footed:
         raise typer.Exit(1)

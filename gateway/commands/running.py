@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.commands.database import bring_up_to_date
 from gateway.commands.terminal import act_of_the_user, in_session, out
 from gateway.demo import ensure_demo_key
 from gateway.logs import set_up_logging
+from gateway.policy_life import difference_from_file, is_the_files
 from gateway.progress import FleetProgress
+from gateway.routing.versions import read_active
 from gateway.settings import Settings, load_settings
 from gateway.stopping import run_until_stopped
 from gateway.up import serve_until_stopped, up_until_stopped
@@ -27,6 +30,7 @@ def up() -> None:
     log_file = settings.state_dir / "logs" / "gateway.log"
     set_up_logging(log_file)
     key = _prepare_embedded(settings)
+    _say_what_is_in_force(settings)
     out.print("Starting the fleet (every replica answers real requests before it counts as ready):")
     with FleetProgress(out) as progress:
 
@@ -59,6 +63,23 @@ def _prepare_embedded(settings: Settings) -> str | None:
         return await ensure_demo_key(session, settings.state_dir, act_of_the_user())
 
     return in_session(demo_key, settings)
+
+
+def _say_what_is_in_force(settings: Settings) -> None:
+    """Whoever edits the policy's file and starts again must see that requests follow another one.
+
+    The gateway logs the same, into a file.
+    """
+
+    async def look(session: AsyncSession) -> str | None:
+        active = await read_active(session)
+        if active is None or is_the_files(active, settings):
+            return None
+        return difference_from_file(active, settings)
+
+    difference = in_session(look, settings)
+    if difference is not None:
+        out.print(f"[yellow]Note[/] {escape(difference)}\n", highlight=False, soft_wrap=True)
 
 
 def _welcome(url: str, settings: Settings, key: str | None, log_file: Path) -> None:

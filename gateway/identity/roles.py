@@ -54,6 +54,7 @@ _TENANT = Rule(Credential.TENANT_KEY)
 _READ = Rule(Credential.ADMIN_KEY, frozenset(Role))
 _ADMIN = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN}))
 _MONEY = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN, Role.FINANCE}))
+_ROUTING = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN, Role.OPERATOR}))
 _PAGE = Rule(Credential.LOGIN, frozenset(Role))
 
 RULES: Mapping[tuple[str, str], Rule] = {
@@ -108,16 +109,25 @@ RULES: Mapping[tuple[str, str], Rule] = {
     # Supply.
     ("GET", "/admin/v1/pools"): _READ,
     ("GET", "/admin/v1/pools/learned"): _READ,
+    # Routing.
+    ("GET", "/admin/v1/policies"): _READ,
+    ("POST", "/admin/v1/policies"): _ROUTING,
+    ("GET", "/admin/v1/policies/active"): _READ,
+    ("GET", "/admin/v1/policies/history"): _READ,
+    ("GET", "/admin/v1/policies/diff"): _READ,
+    ("POST", "/admin/v1/policies/publish"): _ROUTING,
+    ("POST", "/admin/v1/policies/rollback"): _ROUTING,
+    ("GET", "/admin/v1/policies/{version}"): _READ,
+    ("POST", "/admin/v1/policies/{version}/check"): _ROUTING,
+    ("POST", "/admin/v1/policies/{version}/activate"): _ROUTING,
+    # It tells what is so and changes nothing.
+    ("POST", "/admin/v1/policies/explain"): _READ,
     # Money.
     ("GET", "/admin/v1/prices"): _READ,
     ("GET", "/admin/v1/prices/{target}"): _READ,
     ("POST", "/admin/v1/prices/{target}"): _MONEY,
     ("POST", "/admin/v1/prices/{target}/reset"): _MONEY,
     ("GET", "/admin/v1/reports/spend"): _READ,
-    ("GET", "/admin/v1/reports/budgets"): _READ,
-    ("GET", "/admin/v1/exports"): _READ,
-    ("GET", "/admin/v1/exports/schedules"): _READ,
-    ("GET", "/admin/v1/reports/supply"): _READ,
     ("GET", "/admin/v1/periods"): _READ,
     ("POST", "/admin/v1/periods"): _MONEY,
     ("GET", "/admin/v1/periods/{period}"): _READ,
@@ -131,7 +141,11 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/admin/v1/reconciliations"): _READ,
     ("POST", "/admin/v1/reconciliations"): _MONEY,
     ("GET", "/admin/v1/reconciliations/{reconciliation}"): _READ,
+    ("GET", "/admin/v1/reports/supply"): _READ,
     ("GET", "/admin/v1/reports/savings"): _READ,
+    ("GET", "/admin/v1/reports/budgets"): _READ,
+    ("GET", "/admin/v1/exports"): _READ,
+    ("GET", "/admin/v1/exports/schedules"): _READ,
     # Console.
     ("GET", "/console/login"): _OPEN,
     ("POST", "/console/login"): _OPEN,

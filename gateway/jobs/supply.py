@@ -29,7 +29,9 @@ from gateway.ledger.supply_store import (
     first_instants,
     frontiers,
     hours_of_late,
+    last_seen,
     spans_of,
+    terms_of_gone,
 )
 from gateway.ledger.supply_terms import terms_of
 from gateway.settings import SupplySettings
@@ -73,14 +75,18 @@ class SupplyBooks:
             now_ms = await database_ms(session, self._clock)
             known = await frontiers(session)
             firsts = await first_instants(session, self._terms)
+            seen = await last_seen(session)
+            gone = await terms_of_gone(session, [pool for pool in seen if pool not in self._terms])
         due_ms = (now_ms - self._grace_ms) // MS_PER_HOUR * MS_PER_HOUR
-        for pool, terms in self._terms.items():
-            if pool not in firsts:
+        for pool, terms in {**self._terms, **gone}.items():
+            if pool not in firsts and pool not in gone:
                 continue
-            hour_ms, since_ms = firsts[pool] // MS_PER_HOUR * MS_PER_HOUR, 0
+            # A pool whose file is gone is paid for as long as its replicas were seen.
+            until_ms = min(due_ms, seen[pool]) if pool in gone else due_ms
+            hour_ms, since_ms = firsts.get(pool, 0) // MS_PER_HOUR * MS_PER_HOUR, 0
             if pool in known:
                 hour_ms, since_ms = known[pool][0] + MS_PER_HOUR, known[pool][1]
-            while hour_ms < due_ms and not stopping.is_set():
+            while hour_ms < until_ms and not stopping.is_set():
                 since_ms = await self._freeze(turn, terms, hour_ms, booked_from_ms=since_ms)
                 hour_ms += MS_PER_HOUR
 

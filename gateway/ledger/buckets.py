@@ -101,6 +101,8 @@ class Binding:
     """Those that refuse, in the same order."""
     hard_buckets: tuple[Bucket, ...]
     """The same without the budgets."""
+    budgets: tuple[tuple[Bucket, BudgetRecord], ...] = ()
+    """Those of all that are counted."""
 
 
 _NOTHING = Binding(from_ms=0, until_ms=2**62, counted=(), hard=(), hard_buckets=())
@@ -144,4 +146,5 @@ class BudgetBook:
             counted=tuple(bucket for bucket, _ in pairs),
             hard=tuple(pair for pair in pairs if pair[1].is_hard),
             hard_buckets=tuple(bucket for bucket, record in pairs if record.is_hard),
+            budgets=tuple(pairs),
         )

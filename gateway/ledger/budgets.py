@@ -84,6 +84,8 @@ class Holds:
         self._counted: dict[Bucket, int] = {}
         """Settled here without a lot and not booked yet: what soft budgets only count. Booking draws it from
         a slice all the same, if the budget has become a hard one by then."""
+        self.booked_here: dict[Bucket, int] | None = None
+        """Booked by this process since somebody last looked at the database; None: nobody looks."""
 
     def lot(self, bucket: Bucket) -> Lot:
         """The process's lot of a bucket; a new one has nothing."""
@@ -102,6 +104,12 @@ class Holds:
             self._counted[bucket] = left
         else:
             self._counted.pop(bucket, None)
+
+    def unseen(self, bucket: Bucket) -> int:
+        """What was settled here in a bucket and was not in the database when somebody last looked."""
+        lot, booked = self.lots.get(bucket), self.booked_here
+        waiting = self._counted.get(bucket, 0) if lot is None else lot.spent_usd_nanos
+        return waiting if booked is None else waiting + booked.get(bucket, 0)
 
     def try_reserve(
         self, bound: UsdNanos, hard: Sequence[Bucket], *, counted: Sequence[Bucket], now_s: float
@@ -129,6 +137,8 @@ class Holds:
         """
         for bucket, amount in charges.items():
             self.count(bucket, -amount)
+            if self.booked_here is not None:
+                self.booked_here[bucket] = self.booked_here.get(bucket, 0) + amount
         for bucket, amount in left.items():
             if (lot := self.lots.get(bucket)) is not None:
                 lot.granted_usd_nanos = amount

@@ -125,7 +125,7 @@ async def write_rows(session: AsyncSession, wanted: Export, stage: Stage, *, sin
     # The command line and the API have put ids into the filters.
     filters = parse_filters(wanted.filters)
     group_by = wanted.group_by if wanted.rows == "groups" else ()
-    cut = cut_of(group_by, moment_of(wanted.start_ms), moment_of(wanted.end_ms), filters)
+    cut = cut_of(group_by, moment_of(wanted.start_ms), moment_of(wanted.end_ms), filters=filters)
     by_attempts = wanted.rows == "attempts"
     # Attempts are listed by when they were made; sums are those of the periods in which they count.
     control = await (used_total if by_attempts else control_total)(session, cut)

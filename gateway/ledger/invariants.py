@@ -13,6 +13,7 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.append_only import APPEND_ONLY, unprotected
+from gateway.ledger.audit_checks import AUDIT
 from gateway.ledger.budget_checks import BUDGETS
 from gateway.ledger.charge_checks import CHARGES
 from gateway.ledger.findings import EXAMPLES_MAX, Example, Extent, Finding, Invariant, Seen, look_at
@@ -92,4 +93,13 @@ WHERE c.relkind IN ('r', 'p') AND c.relnamespace = to_regnamespace(current_schem
 """
 
 PROTECTION = (Invariant("I-2", "what is only ever added to cannot be changed or deleted", (_protected,)),)
-INVARIANTS: tuple[Invariant, ...] = (*JOURNAL, *PROTECTION, *ATTEMPTS, *CHARGES, *BUDGETS, *SUPPLY, *PERIODS)
+INVARIANTS: tuple[Invariant, ...] = (
+    *JOURNAL,
+    *PROTECTION,
+    *ATTEMPTS,
+    *CHARGES,
+    *BUDGETS,
+    *AUDIT,
+    *SUPPLY,
+    *PERIODS,
+)

@@ -198,7 +198,7 @@ async def spend_report(
         InvalidRequest: an unknown dimension or order, an end that is not after the start, or a comparison
             that makes no sense.
     """
-    cut = cut_of(group_by, start, end, shape.filters)
+    cut = cut_of(group_by, start, end, filters=shape.filters)
     _check_shape(shape)
     raw = await _folded(session, cut)
     labels = _Labels(cut.dimensions, names or {})
@@ -211,7 +211,7 @@ async def spend_report(
     _show_untagged(cut.dimensions, raw)
     labels.learn(raw)
     users, users_total = await _end_users(session, cut, labels) if shape.counts_end_users else (None, None)
-    shown, rest = _ordered(cut.dimensions, raw, shape, labels)
+    shown, rest = _ordered(cut.dimensions, raw, shape, labels=labels)
     return SpendReport(
         group_by=cut.dimensions,
         start=start,
@@ -237,7 +237,9 @@ async def _corrections(session: AsyncSession, cut: Cut) -> dict[str, SpendFigure
     return {month: SpendFigures(*values) for month, values in found.items()}
 
 
-def cut_of(group_by: Sequence[str], start: datetime, end: datetime, filters: tuple[Filter, ...] = ()) -> Cut:
+def cut_of(
+    group_by: Sequence[str], start: datetime, end: datetime, *, filters: tuple[Filter, ...] = ()
+) -> Cut:
     """What is asked for, checked.
 
     Raises:
@@ -420,7 +422,7 @@ def _show_untagged(dimensions: Group, raw: dict[_Raw, SpendFigures]) -> None:
 
 
 def _ordered(
-    dimensions: Group, raw: dict[_Raw, SpendFigures], shape: Shape, labels: _Labels
+    dimensions: Group, raw: dict[_Raw, SpendFigures], shape: Shape, *, labels: _Labels
 ) -> tuple[list[_Raw], list[_Raw]]:
     """The groups to show, in their order, and those to add up."""
     measure = _MEASURES[shape.order]

@@ -108,7 +108,7 @@ async def read_statement(session: AsyncSession, subject: Subject, names: Names) 
                 " book is wrong. No statement is made."
             )
         reports[dimension] = made
-    cut = cut_of((), subject.start, subject.end, only)
+    cut = cut_of((), subject.start, subject.end, filters=only)
     earlier = previous_range(subject.start, subject.end)
     before = await control_total(session, replace(cut, start_ms=epoch_ms(earlier[0]), end_ms=cut.start_ms))
     return _statement(

@@ -82,6 +82,18 @@ async def attempts_of(
     return list(found.scalars())
 
 
+async def attempts_of_request(
+    session: AsyncSession, request_id: str, *, between_ms: tuple[int, int]
+) -> list[Attempt]:
+    """The same for operators, whoever made the request."""
+    found = await session.execute(
+        select(Attempt)
+        .where(col(Attempt.request_id) == request_id, col(Attempt.started_at_ms).between(*between_ms))
+        .order_by(col(Attempt.attempt_number))
+    )
+    return list(found.scalars())
+
+
 async def insert_attempts(session: AsyncSession, batch: Sequence[Ended], *, journal_id: str) -> None:
     """Book attempts that are not booked yet, on SQLite: nobody else writes meanwhile.
 

@@ -8,8 +8,8 @@ knows of is exact: those booked before an instant that it names, and the next pa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import case, func, insert, select, update
@@ -146,6 +146,16 @@ async def first_instants(session: AsyncSession, terms: Mapping[str, Terms]) -> d
         if attempt_ms is not None:
             firsts |= dict.fromkeys(declared, int(attempt_ms))
     return firsts
+
+
+async def last_seen(session: AsyncSession) -> dict[str, int]:
+    """By pool: until when a replica of it was seen, epoch ms."""
+    found = await session.execute(
+        select(col(ReplicaPhase.pool), func.max(ReplicaRun.seen_until_ms))
+        .join(ReplicaRun, col(ReplicaRun.run_id) == col(ReplicaPhase.run_id))
+        .group_by(col(ReplicaPhase.pool))
+    )
+    return {pool: int(seen_ms) for pool, seen_ms in found}
 
 
 # ----------------------------------------------------------------------------------------------- attempts
@@ -318,6 +328,23 @@ def _terms_of(bill: SupplyHour) -> Terms:
         gpus_per_replica=bill.gpus_per_replica,
         weights=TokenWeights.parse(bill.weights),
     )
+
+
+async def terms_of_gone(session: AsyncSession, pools: Collection[str]) -> dict[str, Terms]:
+    """Terms of pools that have no file any more: those of their last bill, with nothing reserved."""
+    gone: dict[str, Terms] = {}
+    is_bill = col(SupplyHour.corrects_hour_ms) == col(SupplyHour.hour_start_ms)
+    for pool in pools:
+        found = await session.execute(
+            select(SupplyHour)
+            .where(col(SupplyHour.pool) == pool, is_bill)
+            .order_by(col(SupplyHour.hour_start_ms).desc())
+            .limit(1)
+        )
+        bill = found.scalar_one_or_none()
+        if bill is not None:
+            gone[pool] = replace(_terms_of(bill), replicas=())
+    return gone
 
 
 async def book_hour(

@@ -54,6 +54,24 @@ def affinity_key(call: Call, tenant: str) -> int | None:
     return key_of(tenant.encode() + b"\0" + opening)
 
 
+def conversation_key(call: Call, tenant: str) -> bytes:
+    """What is the same in every turn of a conversation, however short; of other requests, of the request.
+
+    Args:
+        call: the request.
+        tenant: whose conversation it is.
+    """
+    named = call.affinity_key
+    if named:
+        return b"named\0%s\0%s" % (tenant.encode(), named.encode())
+    is_chat = call.endpoint is Endpoint.CHAT_COMPLETIONS
+    raw = call.fields.get("messages" if is_chat else "prompt")
+    if raw is None:
+        return tenant.encode()
+    view = memoryview(raw)
+    return b"%s\0%s" % (tenant.encode(), _opening(view) if is_chat else bytes(view[:OPENING_BYTES]))
+
+
 def _opening(messages: memoryview) -> bytes:
     """How a conversation opens: the same bytes in each of its turns."""
     found = _USER.search(messages, 0, SEARCHED_BYTES)

@@ -2,19 +2,26 @@
 
 A decode step costs its time, divided by the requests that share it and by the tokens that it yields. The time
 is the pool's step-time model corrected by what was measured, the tokens are the acceptance that was learned
-for the task. Times are predicted at each pool's own load. Money is compared at the load that the candidates
-have on average: hours are paid whether they are used or not, and a pool must not look dear for being empty,
-or all would follow the crowd.
+for the task. Times are predicted at each pool's own load.
+
+Hours are paid whether they are used or not, so what a call costs beyond them is the time that it takes from
+everybody: its own until its end, and what the requests beside it wait longer, at the price of the engine
+(its burden). A price per token at a pool's load would call the empty pool dear, and all would follow the
+crowd; the burden calls the crowded one dear. The receipt's cost is at the load that the candidates have on
+average.
 
 The policy's order holds unless
 
-- the speculating pool has more requests than speculation pays for (the gate),
+- the speculating pool has more requests than speculation pays for (the gate), and another one's burden is
+  less,
 - the latency class would be missed there and is met elsewhere,
-- the call is of the highest class and another pool is faster by the margin, or
-- another pool is cheaper by the margin,
+- the call is of the highest class and another pool is faster by the margin,
+- another pool's burden is less by the margin because it has less to do, or
+- it is less by the margin by what was measured,
 
-the last two only where both pools were measured and chance does not explain the difference. Pure; floats, for
-these are predictions: no amount that is ever booked comes from here. Seconds, tokens, nano-USD.
+the last only where both pools were measured and chance does not explain the difference: how full a pool is,
+is a fact, and how good it is for a task has to be shown. Pure; floats, for these are predictions: no amount
+that is ever booked comes from here. Seconds, tokens, nano-USD.
 """
 
 from __future__ import annotations
@@ -46,6 +53,8 @@ KNOWN_WEIGHT_MIN: Final = 6.0
 FIGURE_MAX: Final = 2**53 - 1
 """No predicted figure is shown above this: every reader of JSON takes it."""
 GATE_NEVER: Final = math.inf
+OVERLAP: Final = 0.5
+"""Of an answer's steps, those that another request shares with it: of two of like length one ends first."""
 
 
 class Why(StrEnum):
@@ -56,6 +65,7 @@ class Why(StrEnum):
     LATENCY = "latency"
     SPEED = "speed"
     COST = "cost"
+    LOAD = "load"
     EXPLORATION = "exploration"
 
 
@@ -64,6 +74,7 @@ REASONS: Final = {
     Why.LATENCY: "would miss the latency target",
     Why.SPEED: "is slower at the 95th percentile by measurement",
     Why.COST: "is dearer by measurement",
+    Why.LOAD: "has more to do",
     Why.EXPLORATION: "waits, for this request measures another pool",
 }
 """What is said of the pool that the policy would have taken."""
@@ -152,6 +163,10 @@ class Prediction(msgspec.Struct, frozen=True):
     modelled_ttft_s: float
     """Before correction, for comparison with what is measured."""
     modelled_step_s: float
+    burden_s: float
+    """What the call takes of everybody's time: its own, and what those beside it wait longer."""
+    even_burden_s: float
+    """The same, had all candidates the load that they have on average."""
 
 
 _ALWAYS_ONE: Final = Belief(0.0, 0.0, math.inf)
@@ -241,6 +256,10 @@ def predict(
     shared = share if share < seats else float(seats)
     step_cost_s = (outlook.fixed_s + outlook.sequence_s * shared) / (shared * tokens_per_step)
     correction = outlook.step_factor
+    decoded = output_tokens / tokens_per_step
+    longer_s = fresh_s + OVERLAP * decoded * outlook.sequence_s
+    even_step_s = outlook.fixed_s + outlook.sequence_s * shared
+    even_first_s = outlook.request_s + steps * even_step_s + fresh_s
     return Prediction(
         queue_s,
         ttft_s,
@@ -252,6 +271,8 @@ def predict(
         fresh_s,
         queue_s + outlook.request_s + (first_s - outlook.request_s) / correction,
         step_s / correction,
+        ttft_s + output_tokens * tpot_s + (own - 1.0) * longer_s,
+        even_first_s * outlook.ttft_factor + decoded * even_step_s + (shared - 1.0) * longer_s,
     )
 
 
@@ -272,52 +293,72 @@ def choose(
         rule: the policy's.
         targets: of each for the call's latency class.
         is_urgent: the highest class: it is routed for its 95th percentile before its cost.
-        is_patient: the lowest class: for its cost alone.
+        is_patient: the lowest class: for its cost alone, whatever it waits.
     """
-    first, why = _within_gate(outlooks, predictions), Why.POLICY
-    if first:
-        why = Why.GATE
     count = range(len(outlooks))
+    burdens = [_burden(outlooks[i], predictions[i].burden_s) for i in count]
     met = count if is_patient else [i for i in count if _meets(outlooks[i], predictions[i], targets[i])]
-    if first not in met:
-        if met:
-            return met[0], Why.LATENCY
-        quickest = min(count, key=lambda i: predictions[i].ttft_s * outlooks[i].ttft_tail)
-        late_s = predictions[first].ttft_s * outlooks[first].ttft_tail
-        sooner_s = predictions[quickest].ttft_s * outlooks[quickest].ttft_tail
-        return (quickest, Why.LATENCY) if sooner_s < late_s * (1 - rule.switch_margin) else (first, why)
-    if is_urgent:
-        quicker = _better(
-            outlooks, [_total_p95_s(outlooks[i], predictions[i]) for i in count], first, rule=rule
-        )
-        if quicker is not None and quicker in met and _may_take(outlooks, predictions, quicker):
+    if met and 0 not in met:
+        return min(met, key=burdens.__getitem__), Why.LATENCY
+    if not met and (soonest := _soonest(outlooks, predictions, targets[0], rule=rule)):
+        return soonest, Why.LATENCY
+    if is_urgent and met:
+        quicker = _better(outlooks, [_total_p95_s(outlooks[i], predictions[i]) for i in count], 0, rule=rule)
+        if quicker is not None and quicker in met:
             return quicker, Why.SPEED
-    cheaper = _better(outlooks, [each.cost_usd_nanos for each in predictions], first, rule=rule)
-    if cheaper is None or cheaper not in met or not _may_take(outlooks, predictions, cheaper):
-        return first, why
-    if is_urgent and _total_p95_s(outlooks[cheaper], predictions[cheaper]) > _total_p95_s(
-        outlooks[first], predictions[first]
-    ):
-        return first, why
-    return cheaper, Why.COST
+    is_beyond = predictions[0].share > outlooks[0].gate
+    best, most, why = 0, 0.0 if is_beyond else -math.log1p(-rule.switch_margin), Why.POLICY
+    for other in met or count:
+        if not other or (is_urgent and _is_slower(outlooks, predictions, other)):
+            continue
+        lead, is_shown = _lead(outlooks, predictions, other, is_patient=is_patient)
+        if lead > most and predictions[other].share <= outlooks[other].gate:
+            best, most, why = other, lead, Why.COST if is_shown else Why.LOAD
+    return best, Why.GATE if best and is_beyond else why
 
 
-def _within_gate(outlooks: Sequence[Outlook], predictions: Sequence[Prediction]) -> int:
-    """The first that is not loaded beyond where speculation pays and has room; 0 if there is none."""
-    if predictions[0].share <= outlooks[0].gate:
+def _soonest(
+    outlooks: Sequence[Outlook], predictions: Sequence[Prediction], target: LatencyTarget, *, rule: Rule
+) -> int:
+    """Where nobody keeps a target for the first token: who is nearest to it, if by the margin; else 0."""
+    first_s = [each.ttft_s * outlook.ttft_tail for each, outlook in zip(predictions, outlooks, strict=True)]
+    if target.ttft_s is None or first_s[0] <= target.ttft_s:
         return 0
-    for index in range(1, len(outlooks)):
-        if _may_take(outlooks, predictions, index):
-            return index
-    return 0
+    soonest = min(range(len(first_s)), key=first_s.__getitem__)
+    return soonest if first_s[soonest] < first_s[0] * (1 - rule.switch_margin) else 0
 
 
-def _may_take(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], index: int | None) -> bool:
-    if index is None:
-        return False
-    return predictions[index].share <= outlooks[index].gate and (
-        predictions[index].queue_s <= predictions[0].queue_s
+def _is_slower(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], other: int) -> bool:
+    first_s, its_s = (_total_p95_s(outlooks[i], predictions[i]) for i in (0, other))
+    return its_s > first_s
+
+
+def _burden(outlook: Outlook, seconds: float) -> float:
+    return outlook.usd_nanos_per_s * seconds
+
+
+def _lead(
+    outlooks: Sequence[Outlook], predictions: Sequence[Prediction], other: int, *, is_patient: bool
+) -> tuple[float, bool]:
+    """Logarithm of what the first takes over what another one takes; and whether measurements are in it.
+
+    How full a pool is, is a fact, and a crowd is avoided without further evidence, but not by those who have
+    time. That one pool would be better than another, were both as full, is in it only where chance does not
+    explain it.
+    """
+    base, its = outlooks[0], outlooks[other]
+    even = math.log(
+        _burden(base, predictions[0].even_burden_s) / _burden(its, predictions[other].even_burden_s)
     )
+    is_shown = (
+        base.is_known
+        and its.is_known
+        and abs(even) > CONFIDENCE_Z * math.hypot(base.deviation, its.deviation)
+    )
+    if is_patient:
+        return (even if is_shown else 0.0), is_shown
+    lead = math.log(_burden(base, predictions[0].burden_s) / _burden(its, predictions[other].burden_s))
+    return (lead, even > 0) if is_shown else (lead - even, False)
 
 
 def _meets(outlook: Outlook, prediction: Prediction, target: LatencyTarget) -> bool:

@@ -11,25 +11,27 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from backends.pool import NAME_CHARS_MAX, RateCard
-from backends.yaml_source import KeyPath, YamlSourceError, explain, load_yaml_with_lines
+from backends.yaml_source import KeyPath, YamlSourceError, dotted, explain, load_yaml_with_lines, nearest
 from gateway.errors import ConfigurationError, ModelNotFound
 from gateway.inference import CREATIVE_TASKS, CacheRule, Nature, TaskType
 from gateway.routing.baselines import BaselinesSection, declares_nothing
 from gateway.routing.economics import LatencyTarget, Rule
+from gateway.routing.rule_compile import compile_rules
+from gateway.routing.rule_file import MODEL_CHARS, RULES_MAX, RuleEntry, mentioned
+from gateway.routing.rule_file import Strict as _Strict
+from gateway.routing.rules import NO_RULES, RuleBook
 
 SHOWN_MODELS = 20
 CONFIDENCE_MIN = 0.25
 """Below it the classifier's answer is "unknown"; how it was found stands in classifier/CARD.md."""
-MODEL_CHARS = 128
-"""What the ledger keeps of an alias."""
 PROVIDERS = {"openai": "https://api.openai.com/v1"}
 """Providers whose own address is used where an external target names none."""
 KEY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
@@ -48,10 +50,6 @@ def _is_plain_url(url: str) -> bool:
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and is_plain and parts.port != 0
     except ValueError:  # a port that is none
         return False
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelEntry(_Strict):
@@ -207,6 +205,12 @@ class PolicyFile(_Strict):
     ] = Field(default_factory=dict, exclude_if=_is_unused, description="targets outside the company")
     tasks: TaskSection = Field(default_factory=TaskSection)
     routes: RouteSection
+    rules: tuple[RuleEntry, ...] = Field(
+        default=(),
+        max_length=RULES_MAX,
+        exclude_if=_is_unused,
+        description="what is done otherwise with some calls: the first rule that matches a call decides",
+    )
     max_tokens_default: int = Field(gt=0, description="put into requests that state no limit on their output")
     cache: CacheSection = Field(
         default_factory=CacheSection, exclude_if=_says_nothing_new, description="what may be answered twice"
@@ -290,6 +294,7 @@ class Policy:
     """What savings are measured against."""
     classifier_confidence_min: float | None
     """From which confidence the trained classifier is believed; None: it is not asked."""
+    rules: RuleBook = field(default=NO_RULES, compare=False)
 
     def missing_keys(self, configured: Collection[str]) -> list[str]:
         """A sentence for each key that a target needs and that is not configured.
@@ -343,6 +348,14 @@ def parse_policy(text: str, *, source: str, pools: Collection[str]) -> Policy:
     Raises:
         ConfigurationError: one sentence per mistake.
     """
+    file, _ = read_policy(text, source=source, pools=pools)
+    return compile_policy(file, text, pools)
+
+
+def read_policy(
+    text: str, *, source: str, pools: Collection[str]
+) -> tuple[PolicyFile, Mapping[KeyPath, int]]:
+    """What a YAML text says, and on which line each of its keys stands; the same errors."""
     try:
         value, lines = load_yaml_with_lines(text)
     except YamlSourceError as error:
@@ -351,23 +364,57 @@ def parse_policy(text: str, *, source: str, pools: Collection[str]) -> Policy:
         file = PolicyFile.model_validate(value)
     except ValidationError as error:
         raise ConfigurationError("\n".join(explain(error, lines, PolicyFile, source=source))) from None
+    _check_targets(file, lines, source=source, pools=pools)
+    return file, lines
+
+
+def _check_targets(
+    file: PolicyFile, lines: Mapping[KeyPath, int], *, source: str, pools: Collection[str]
+) -> None:
+    """Every name is the name of something.
+
+    Raises:
+        ConfigurationError: one is not, or a rule's name is there twice.
+    """
     for nature in Nature:
         for index, pool in enumerate(getattr(file.routes, nature)):
             if pool not in pools:
                 line = lines.get(("routes", nature.value, index), lines.get(("routes",), 1))
-                known = ", ".join(sorted(pools)) or "none"
                 raise ConfigurationError(
-                    f"{source}:{line}: routes.{nature}: there is no pool {pool!r}; known pools: {known}"
+                    f"{source}:{line}: routes.{nature}: there is no pool {pool!r};{_hint(pool, pools)} "
+                    f"known pools: {', '.join(sorted(pools)) or 'none'}"
                 )
     _check_external(file, lines, source=source, pools=pools)
+    seen: dict[str, int] = {}
+    known = [*pools, *file.external]
+    for index, rule in enumerate(file.rules):
+        line = lines.get(("rules", index, "name"), lines.get(("rules", index), 1))
+        if rule.name in seen:
+            raise ConfigurationError(
+                f"{source}:{line}: rules[{index}].name: {rule.name!r} is the name of the rule on line "
+                f"{seen[rule.name]} too; receipts name rules, so give it another one"
+            )
+        seen[rule.name] = line
+        for below, name in mentioned(rule):
+            if name not in known:
+                path: KeyPath = ("rules", index, *below)
+                # A single name may stand where a list may.
+                line = lines.get(path, lines.get(path[:-1], line))
+                raise ConfigurationError(
+                    f"{source}:{line}: {dotted(path[:-1])}: there is no pool and no external target {name!r};"
+                    f"{_hint(name, known)} known: {', '.join(sorted(known))}"
+                )
     home = file.baselines.home_pool
     if home is not None and home not in pools:
-        line = lines.get(("baselines", "home_pool"), 1)
-        known = ", ".join(sorted(pools)) or "none"
         raise ConfigurationError(
-            f"{source}:{line}: baselines.home_pool: there is no pool {home!r}; known pools: {known}"
+            f"{source}:{lines.get(('baselines', 'home_pool'), 1)}: baselines.home_pool: there is no pool "
+            f"{home!r};{_hint(home, pools)} known pools: {', '.join(sorted(pools)) or 'none'}"
         )
-    return _compile(file, text)
+
+
+def _hint(word: str, known: Collection[str]) -> str:
+    meant = nearest(word, list(known))
+    return f" did you mean {meant!r}?" if meant else ""
 
 
 def _check_external(
@@ -385,14 +432,19 @@ def _check_external(
                 line = lines.get(("models", alias, "overflow", index), lines.get(("models", alias), 1))
                 known = ", ".join(sorted(file.external)) or "none"
                 raise ConfigurationError(
-                    f"{source}:{line}: models.{alias}.overflow: there is no external target {name!r}; "
-                    f"known external targets: {known}"
+                    f"{source}:{line}: models.{alias}.overflow: there is no external target {name!r};"
+                    f"{_hint(name, file.external)} known external targets: {known}"
                 )
 
 
-def _compile(file: PolicyFile, text: str) -> Policy:
+def compile_policy(file: PolicyFile, text: str, pools: Collection[str]) -> Policy:
+    """What decisions use of what `read_policy` read."""
     usual = {task: Nature.CREATIVE if task in CREATIVE_TASKS else Nature.PREDICTABLE for task in TaskType}
     used = {name for entry in file.models.values() for name in entry.overflow}
+    used |= {name for rule in file.rules for _, name in mentioned(rule) if name in file.external}
+    cache = CacheRule(
+        is_enabled=file.cache.enabled, temperature_max=file.cache.temperature_max, ttl_s=file.cache.ttl_s
+    )
     content = file.model_dump_json()
     return Policy(
         name=file.name,
@@ -406,11 +458,7 @@ def _compile(file: PolicyFile, text: str) -> Policy:
         max_tokens_default=file.max_tokens_default,
         overflow={alias: entry.overflow for alias, entry in file.models.items() if entry.overflow},
         external={name: _compile_external(file.external[name]) for name in sorted(used)},
-        cache=CacheRule(
-            is_enabled=file.cache.enabled,
-            temperature_max=file.cache.temperature_max,
-            ttl_s=file.cache.ttl_s,
-        ),
+        cache=cache,
         allow_unpriced=file.allow_unpriced,
         adapters={alias: entry.adapter for alias, entry in file.models.items() if entry.adapter},
         economics=_compile_economics(file.economics),
@@ -418,7 +466,15 @@ def _compile(file: PolicyFile, text: str) -> Policy:
         classifier_confidence_min=file.tasks.classifier.confidence_min
         if file.tasks.classifier.enabled
         else None,
+        rules=_compile_rules(file, cache, pools),
     )
+
+
+def _compile_rules(file: PolicyFile, cache: CacheRule, pools: Collection[str]) -> RuleBook:
+    if not file.rules:
+        return NO_RULES
+    models = {alias: (frozenset(entry.pools), entry.overflow) for alias, entry in file.models.items()}
+    return compile_rules(file.rules, models, pools=frozenset(pools), cache=cache)
 
 
 def _compile_economics(section: EconomicsSection) -> Rule:

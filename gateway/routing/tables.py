@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, String, Text
+from typing import Any, ClassVar
+
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, String, Text
 from sqlmodel import Field, SQLModel
 
+from gateway.audit import Audited
 from gateway.db import EpochMs
 
+TOPIC = "policies"
+"""Of `changes`: raised when a version is stored, checked or activated."""
+MESSAGE_CHARS = 500
 
-class PolicyVersion(SQLModel, table=True):
-    """An immutable state of a policy."""
+
+class PolicyVersion(Audited, table=True):
+    """An immutable state of a policy. Rows are only ever added; how far it got is in the tables below."""
 
     __tablename__ = "policy_versions"
+    audit_kind: ClassVar[str] = "policy"
+    audit_topic: ClassVar[str] = TOPIC
+    audit_fields: ClassVar[tuple[str, ...]] = ("version", "message")
 
     version: str = Field(
         sa_column=Column(String(80), primary_key=True, comment="name and hash of the content")
@@ -19,8 +29,118 @@ class PolicyVersion(SQLModel, table=True):
     name: str = Field(sa_column=Column(String(64), nullable=False, comment="the policy's name"))
     text: str = Field(sa_column=Column(Text, nullable=False, comment="the YAML as it was written"))
     first_seen_at_ms: int = Field(
-        sa_column=Column(EpochMs, nullable=False, comment="when this version first came into force, epoch ms")
+        sa_column=Column(EpochMs, nullable=False, comment="when this version was first stored, epoch ms")
     )
+    author_id: str | None = Field(
+        default=None,
+        sa_column=Column(
+            String(160), nullable=True, comment="who stored it; empty: a start before versions had authors"
+        ),
+    )
+    author_name: str | None = Field(
+        default=None,
+        sa_column=Column(String(128), nullable=True, comment="what people called the author then"),
+    )
+    message: str | None = Field(
+        default=None,
+        sa_column=Column(
+            String(MESSAGE_CHARS), nullable=True, comment="what it is for, in the author's words"
+        ),
+    )
+
+    @property
+    def id(self) -> str:
+        """The hash alone: how the audit refers to it."""
+        return self.version.rpartition("@")[2]
+
+    @property
+    def audit_name(self) -> str:
+        """What people call it in the audit."""
+        return self.version
+
+
+class PolicyCheck(Audited, table=True):
+    """Whether a version fitted the fleet when somebody looked. Rows are only ever added."""
+
+    __tablename__ = "policy_checks"
+    __table_args__ = (Index("ix_policy_checks_version", "version", "at_ms"),)
+    audit_kind: ClassVar[str] = "policy"
+    audit_topic: ClassVar[str] = TOPIC
+    audit_fields: ClassVar[tuple[str, ...]] = ("version", "is_fit", "complaint")
+
+    id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, chk_…"))
+    version: str = Field(
+        sa_column=Column(
+            String(80), ForeignKey("policy_versions.version"), nullable=False, comment="what was looked at"
+        )
+    )
+    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when, epoch ms"))
+    is_fit: bool = Field(sa_column=Column(Boolean, nullable=False, comment="it could have served"))
+    complaint: str | None = Field(
+        default=None, sa_column=Column(Text, nullable=True, comment="what was wrong; empty: nothing")
+    )
+
+    @property
+    def audit_name(self) -> str:
+        """What people call it in the audit."""
+        return self.version
+
+
+class PolicyActivation(Audited, table=True):
+    """From an instant on requests follow this version. The one of the highest number is in force.
+
+    A number is taken once: of two people who activate at the same moment, one is refused.
+    """
+
+    __tablename__ = "policy_activations"
+    __table_args__ = (Index("ix_policy_activations_version", "version", "number"),)
+    audit_kind: ClassVar[str] = "policy"
+    audit_topic: ClassVar[str] = TOPIC
+    audit_fields: ClassVar[tuple[str, ...]] = ("number", "version", "origin", "message")
+
+    number: int = Field(
+        sa_column=Column(
+            BigInteger, primary_key=True, autoincrement=False, comment="counts activations from 1, no gaps"
+        )
+    )
+    version: str = Field(
+        sa_column=Column(
+            String(80), ForeignKey("policy_versions.version"), nullable=False, comment="what came into force"
+        )
+    )
+    previous: str | None = Field(
+        default=None,
+        sa_column=Column(
+            String(80),
+            ForeignKey("policy_versions.version"),
+            nullable=True,
+            comment="what it took the place of; empty: nothing",
+        ),
+    )
+    origin: str = Field(sa_column=Column(String(16), nullable=False, comment="seed, publish or rollback"))
+    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when, epoch ms"))
+    actor_id: str = Field(sa_column=Column(String(160), nullable=False, comment="whose doing it is"))
+    actor_name: str = Field(
+        sa_column=Column(String(128), nullable=False, comment="what people called the actor then")
+    )
+    message: str | None = Field(
+        default=None, sa_column=Column(String(MESSAGE_CHARS), nullable=True, comment="why, in people's words")
+    )
+
+    @property
+    def id(self) -> str:
+        """How the audit refers to what came into force."""
+        return self.version.rpartition("@")[2]
+
+    @property
+    def audit_name(self) -> str:
+        """What people call it in the audit."""
+        return self.version
+
+    @property
+    def audit_before(self) -> dict[str, Any] | None:
+        """What was in force."""
+        return None if self.previous is None else {"number": self.number - 1, "version": self.previous}
 
 
 class Receipt(SQLModel, table=True):

@@ -30,7 +30,15 @@ from gateway.errors import (
     UpstreamError,
     UpstreamRejected,
 )
-from gateway.inference import AttemptTiming, Call, Completion, Endpoint, RouteDecision, Target
+from gateway.inference import (
+    NO_TERMS,
+    AttemptTiming,
+    Call,
+    Completion,
+    Endpoint,
+    RouteDecision,
+    Target,
+)
 from gateway.protocols.affinity import affinity_key
 from gateway.settings import TimeoutSettings
 from gateway.upstream import token_count
@@ -275,17 +283,22 @@ class Dispatcher:
     def _candidates(
         self, decision: RouteDecision, tried: set[str], *, key: Key
     ) -> Iterator[tuple[Target, Lease]]:
-        attempts_max = self._attempts_max
+        terms, targets = decision.terms, decision.targets
+        attempts_max = terms.attempts_max or self._attempts_max
+        has_outside = targets[-1].is_external
+        if terms is not NO_TERMS:  # a rule may put them anywhere
+            has_outside = any(target.is_external for target in targets)
         # Pools must not use up every attempt: the overflow exists for when they fail.
-        pools_max = max(1, attempts_max - 1) if decision.targets[-1].is_external else attempts_max
+        pools_max = max(1, attempts_max - 1) if has_outside else attempts_max
         count_outside = 0
-        for target in decision.targets:
+        for target in targets:
             if target.is_external:
-                if not count_outside or len(tried) + count_outside < attempts_max:
+                is_first = not count_outside and terms.attempts_max is None
+                if is_first or len(tried) + count_outside < attempts_max:
                     count_outside += 1
                     yield target, _OUTSIDE
                 continue
-            while len(tried) < pools_max:
+            while len(tried) + count_outside < (attempts_max if count_outside else pools_max):
                 lease = self.registry.lease(target.pool, excluding=frozenset(tried), key=key)
                 if lease is None:
                     if self.waker is not None and target.pool in self.registry.asleep:
@@ -297,7 +310,7 @@ class Dispatcher:
     async def _first_content(self, running: _Running) -> AnswerStream:
         """The stream once it has begun; asked for a second time where hedging allows it."""
         hedging, target = self.hedging, running.attempt.target
-        if hedging is None or target.is_external:
+        if hedging is None or target.is_external or not hedging.is_for(running.attempt.decision.terms):
             return await self._open(running.attempt, running.relay_of(target))
         hedging.allowance.began(running.started_s)
         began_s, delay_s = running.started_s, hedging.delay_s(target.pool)
@@ -349,7 +362,7 @@ class Dispatcher:
     def _rival(self, running: _Running, hedging: Hedging) -> _Running | None:
         """Another attempt for the same stream at another replica of the pool, if there may be one."""
         first, now_s = running.attempt, time.monotonic()
-        if len(running.tried) >= self._attempts_max:
+        if len(running.tried) >= (first.decision.terms.attempts_max or self._attempts_max):
             return None
         lease = self.registry.lease(first.target.pool, excluding=frozenset(running.tried))
         if lease is None:

@@ -2,10 +2,11 @@
 
 A hedge ("The Tail at Scale", Dean and Barroso, 2013): where the first content of a stream takes longer than
 it does for most, another replica of the same pool is asked too, and who is first answers. Off by default,
-because it buys time with tokens. What bounds it: only after the pool's own 95th percentile of the time to the
-first content, of its last streams; only for a share of all streams, counted like retries; only before any
-content, only inside, never for whole answers, whose length nobody knows. The loser is cancelled, which closes
-its connection, and is the platform's account.
+but where a rule of the policy asks for it, because it buys time with tokens. What bounds it: only after the
+pool's own 95th percentile of the time to the first content, of its last streams; only for a share of the
+streams that may be hedged, counted like retries; only before any content, only inside, never for whole
+answers, whose length nobody knows. The loser is cancelled, which closes its connection, and is the
+platform's account.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from collections.abc import Awaitable, Sequence
 from typing import Final, TypeVar
 
 from gateway.errors import UpstreamError, UpstreamRejected
+from gateway.inference import RouteTerms
 from gateway.upstream.retry_budget import RetryBudget
 
+RATIO_OF_RULES: Final = 0.05
+"""Hedges per stream where only rules ask for them."""
 SAMPLES_MAX: Final = 200
 """Of a pool's last streams."""
 SAMPLES_MIN: Final = 20
@@ -30,14 +34,16 @@ _Won = TypeVar("_Won")
 class Hedging:
     """How long the first content takes at each pool, and how many hedges may be made."""
 
-    def __init__(self, *, ratio: float, quantile: float, delay_s_min: float) -> None:
+    def __init__(self, *, ratio: float, quantile: float, delay_s_min: float, is_usual: bool = True) -> None:
         """Begin without samples.
 
         Args:
             ratio: hedges per stream, above 0.
             quantile: of the times to the first content, beyond which a stream is slow; 0 to 1.
             delay_s_min: no hedge is made earlier than this.
+            is_usual: also where the policy's rules say nothing.
         """
+        self._is_usual = is_usual
         self.allowance = RetryBudget(ratio=ratio, floor_per_s=0)
         self.won = 0
         """Hedges that answered."""
@@ -46,6 +52,10 @@ class Hedging:
         self._times: dict[str, deque[float]] = {}
         self._seen: dict[str, int] = {}
         self._delays: dict[str, float] = {}
+
+    def is_for(self, terms: RouteTerms) -> bool:
+        """Whether such streams may be asked for twice."""
+        return self._is_usual if terms.hedging is None else terms.hedging
 
     def saw(self, pool: str, first_content_s: float) -> None:
         """A stream of the pool began after so long."""

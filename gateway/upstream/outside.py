@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gateway.clock import Clock
 from gateway.inference import Call, Completion, RouteDecision, Target
 
 REPLICA = "external"
@@ -62,6 +63,76 @@ class Outside(Protocol):
 
     async def close(self) -> None:
         """Close every connection, also those in use."""
+
+
+class OutsideByVersion:
+    """Speaks to the external targets of the policy version that decided: one attempt, one version.
+
+    What a version does not need any more is closed some time after it was left, for calls that it decided may
+    still be under way.
+    """
+
+    def __init__(self, clock: Clock, *, connect_timeout_s: float, keep_s: float) -> None:
+        """Know no version.
+
+        Args:
+            clock: for the time since a version was left.
+            connect_timeout_s: until a connection stands.
+            keep_s: how long the longest answer takes.
+        """
+        self._clock = clock
+        self._connect_timeout_s = connect_timeout_s
+        self._keep_s = keep_s
+        self._endpoints: Mapping[str, Endpoint] = {}
+        self._newest: Outside | None = None
+        self._of: dict[str, Outside | None] = {}
+        """By version; several may share one."""
+        self._left_at_s: dict[str, float] = {}
+
+    async def load(self, version: str, endpoints: Mapping[str, Endpoint]) -> None:
+        """Get ready for a version; takes seconds for the first one that has external targets."""
+        if endpoints != self._endpoints:
+            self._newest = await load_outside(endpoints, connect_timeout_s=self._connect_timeout_s)
+            self._endpoints = endpoints
+        now_s = self._clock.monotonic_s()
+        for known in self._of:
+            self._left_at_s.setdefault(known, now_s)
+        self._left_at_s.pop(version, None)
+        self._of[version] = self._newest
+        for known in [one for one, left_s in self._left_at_s.items() if now_s - left_s > self._keep_s]:
+            del self._left_at_s[known]
+            outside = self._of.pop(known)
+            if outside is not None and outside not in self._of.values():
+                await outside.close()
+
+    async def complete(self, call: Call, decision: RouteDecision, target: Target) -> Completion:
+        """A whole answer.
+
+        Raises:
+            UpstreamError: there is none.
+        """
+        return await self._whose(decision).complete(call, decision, target)
+
+    async def open(self, call: Call, decision: RouteDecision, target: Target) -> EventSource:
+        """A stream whose status is good; the caller closes it.
+
+        Raises:
+            UpstreamError: there is none.
+        """
+        return await self._whose(decision).open(call, decision, target)
+
+    async def close(self) -> None:
+        """Close every connection, also those in use."""
+        for outside in {id(each): each for each in self._of.values() if each is not None}.values():
+            await outside.close()
+
+    def _whose(self, decision: RouteDecision) -> Outside:
+        outside = self._of.get(decision.policy_version)
+        if outside is None:
+            raise RuntimeError(
+                f"{decision.policy_version} names an external target, and nothing that speaks to it is loaded"
+            )
+        return outside
 
 
 async def load_outside(endpoints: Mapping[str, Endpoint], *, connect_timeout_s: float) -> Outside | None:

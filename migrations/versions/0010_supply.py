@@ -1,7 +1,7 @@
 """supply: how long replicas ran, what that cost and who used it.
 
 Revision: 0010
-Follows: 0008
+Follows: 0009
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0010"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

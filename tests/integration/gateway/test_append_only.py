@@ -24,9 +24,12 @@ CHANGES = (
 )
 COLUMNS = {
     "attempts": "charge_usd_nanos",
+    "audit_chain": "hash",
     "audit_entries": "action",
     "journal_entries": "amount_usd_nanos",
     "journal_transactions": "note",
+    "policy_activations": "message",
+    "policy_checks": "complaint",
     "policy_versions": "text",
     "price_versions": "input",
     "receipts": "body",

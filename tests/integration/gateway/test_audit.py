@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pwd
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +24,14 @@ from gateway.errors import AuthenticationFailed, Conflict
 from gateway.identity import admin_store, key_store, store
 from gateway.identity.roles import RULES, Role
 from gateway.identity.tables import AdminKey, ApiKey, Tenant
+from gateway.policy_life import read_policy
 from gateway.settings import FreshnessSettings
 from tests.integration.gateway.desk import Answer, Desk
 from tests.integration.gateway.rig import bearer, running, settings_for
 from tests.integration.gateway.terminal import Terminal
 from tests.support.clock import MovableClock
 from tests.support.factories import make_act
+from tests.support.pool_files import DEFAULT_POLICY
 
 
 @pytest.fixture
@@ -49,6 +52,9 @@ async def entries(desk: Desk, **wanted: Any) -> list[Answer]:
 Change = tuple[str, str, Answer]
 """To which object of a tenant of its own, the action, and the body."""
 
+_DEFAULT = DEFAULT_POLICY.read_text()
+POLICY = re.sub(r"max_tokens_default: \d+", "max_tokens_default: %d", _DEFAULT.replace("%", "%%"))
+SEEDED = read_policy(_DEFAULT, source="default").version
 CHANGES: dict[tuple[str, str], Change] = {
     ("POST", "/tenants"): ("", "tenant.create", {"name": "new"}),
     ("PATCH", "/tenants/{tenant}"): ("tenant", "tenant.update", {"caches_answers": False}),
@@ -74,7 +80,15 @@ CHANGES: dict[tuple[str, str], Change] = {
     ("POST", "/admin-keys/{key}/revoke"): ("admin_key", "admin_key.revoke", {}),
     ("POST", "/prices/{target}"): ("price", "price.set", {"input": "1", "output": "2"}),
     ("POST", "/prices/{target}/reset"): ("price", "price.reset", {}),
+    ("POST", "/policies"): ("", "policy.draft", {"text": POLICY % 101}),
+    ("POST", "/policies/publish"): ("", "policy.publish", {"text": POLICY % 102}),
+    ("POST", "/policies/{version}/activate"): ("policy", "policy.publish", {"message": "agreed"}),
+    ("POST", "/policies/rollback"): ("", "policy.rollback", {"version": SEEDED}),
 }
+AT_FIRST = ("policy.seed", "tenant.create", "project.create", "key.create")
+"""What a gateway of the rig and its key leave in the audit."""
+NOT_BY_ITSELF = {("POST", "/policies/{version}/check")}
+"""Only where it finds something else than the last time: see test_policy_life.py."""
 
 
 ELSEWHERE = ("/admin/v1/periods", "/admin/v1/adjustments", "/admin/v1/reconciliations")
@@ -87,7 +101,7 @@ def test_every_route_that_changes_something_is_tried() -> None:
         for method, path in RULES
         if path.startswith("/admin/") and method != "GET" and not path.startswith(ELSEWHERE)
     }
-    assert changing == {(method, f"/admin/v1{path}") for method, path in CHANGES}
+    assert changing == {(method, f"/admin/v1{path}") for method, path in CHANGES.keys() | NOT_BY_ITSELF}
 
 
 async def _objects(desk: Desk, name: str) -> dict[str, str]:
@@ -98,6 +112,7 @@ async def _objects(desk: Desk, name: str) -> dict[str, str]:
     assert set_.status_code == 200, set_.text
     about = {"scope": "key", "of": key["id"], "window": "day", "limit_usd": "1"}
     budget = await desk.post("/budgets", {"name": f"budget of {name}", **about})
+    policy = await desk.post("/policies", {"text": POLICY % (1000 + int(name.split()[1]))})
     return {
         "tenant": key["tenant_id"],
         "project": key["project_id"],
@@ -105,13 +120,14 @@ async def _objects(desk: Desk, name: str) -> dict[str, str]:
         "admin_key": admin_key["id"],
         "price": "plain",
         "budget": budget["id"],
+        "policy": policy["version"],
     }
 
 
 async def test_every_change_over_http_leaves_one_entry(desk: Desk) -> None:
     for number, ((method, template), (kind, action, body)) in enumerate(CHANGES.items()):
         object_id = (await _objects(desk, f"tenant {number}")).get(kind, "")
-        ids = dict.fromkeys(("tenant", "project", "key", "owner", "target", "budget"), object_id)
+        ids = dict.fromkeys(("tenant", "project", "key", "owner", "target", "budget", "version"), object_id)
         path = template.format(scope=kind, **ids)
         known = {one["id"] for one in await entries(desk)}
         answer = await desk.ask(method, path, json=body)
@@ -120,7 +136,7 @@ async def test_every_change_over_http_leaves_one_entry(desk: Desk) -> None:
         assert [one["action"] for one in new] == [action]
         check_entry(new[0], answer)
         if not action.endswith((".create", ".rotate")):
-            assert (await desk.ask(method, path, json=body)).status_code == 200
+            assert (await desk.ask(method, path, json=body)).status_code == answer.status_code
             assert len(await entries(desk)) == len(known) + 1, f"{action}: the same again is no change"
 
 
@@ -131,7 +147,9 @@ def check_entry(entry: Answer, answer: httpx.Response) -> None:
     assert entry["request_id"] == answer.headers["x-request-id"]
     assert entry["object"]["kind"] == entry["action"].split(".")[0]
     # A price is set and reset by an entry of its own.
-    assert (entry["before"] is None) == entry["action"].endswith((".create", "price.set", "price.reset"))
+    assert (entry["before"] is None) == entry["action"].endswith(
+        (".create", "price.set", "price.reset", ".draft")
+    )
     assert entry["before"] != entry["after"]
     assert answer.json().get("key", "none").rpartition("-")[2] not in json.dumps(entry)
     assert "hash" not in json.dumps(entry)
@@ -256,15 +274,15 @@ async def test_what_is_audited_cannot_be_written_in_another_way(desk: Desk) -> N
     async with sessions() as session:
         names = (await session.execute(select(col(Tenant.name)))).scalars().all()
     assert names == ["acme"]
-    assert len(await entries(desk)) == 3
+    assert len(await entries(desk)) == len(AT_FIRST)
 
 
 async def test_a_change_and_its_entry_stand_or_fall_together(desk: Desk) -> None:
     async with desk.gateway.services.sessions() as session:
         await store.create_tenant(session, "given up", act=make_act(desk.clock))
-        assert len(list((await session.execute(select(AuditEntry))).scalars())) == 4
+        assert len(list((await session.execute(select(AuditEntry))).scalars())) == len(AT_FIRST) + 1
         await session.rollback()
-    assert len(await entries(desk)) == 3
+    assert len(await entries(desk)) == len(AT_FIRST)
     assert (await desk.refused("GET", "/tenants/given%20up"))[0] == 404
 
 
@@ -274,7 +292,7 @@ async def test_a_name_that_somebody_else_took_at_the_same_moment_is_a_conflict(d
         taken = Tenant(id="ten_1", name="acme", created_at_ms=1)
         with pytest.raises(Conflict, match="taken meanwhile"):
             await audit.write(session, act, "tenant.create", row=taken, conflict="taken meanwhile")
-    assert len(await entries(desk)) == 3
+    assert len(await entries(desk)) == len(AT_FIRST)
 
 
 @pytest.mark.parametrize("end", ["revoked", "expired", "unknown"])

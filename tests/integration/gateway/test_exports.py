@@ -72,7 +72,7 @@ async def test_a_question_that_cannot_be_answered_is_no_file(gateway: Gateway) -
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json"), params
         assert said in answer.json()["error"]["message"]
     schedules = await gateway.client.get(f"{EXPORTS}/schedules", headers=bearer(ADMIN_KEY))
-    assert (schedules.status_code, schedules.json()) == (200, [])
+    assert (schedules.status_code, schedules.json()) == (200, {"schedules": []})
 
 
 @EMBEDDED
@@ -86,21 +86,36 @@ async def test_a_file_that_breaks_off_breaks_the_connection_and_a_client_that_le
     counter = Counter()
     counter.take()
     left = await _answer(wanted, url, counter)
-    pieces: Any = left.body_iterator
-    await anext(pieces)
-    await pieces.aclose()
-    counter.take()
+    await left(SCOPE, _gone, _away)
+    assert counter.count == 0
     async with gateway.services.sessions() as session:
         await session.execute(text("UPDATE spend_hours SET charge_usd_nanos = charge_usd_nanos + 1"))
         await session.commit()
+    counter.take()
     broken = await _answer(wanted, url, counter)
     with pytest.raises(ExportFailed):
-        async for _ in broken.body_iterator:
-            pass
+        await broken(SCOPE, _patient, _away)
+    assert counter.count == 0
     for _ in range(AT_ONCE_MAX):
         counter.take()
     with pytest.raises(Overloaded, match="makes 2 exports at a time"):
         counter.take()
+
+
+SCOPE = {"type": "http", "method": "GET", "asgi": {"version": "3.0", "spec_version": "2.3"}}
+
+
+async def _gone() -> dict[str, Any]:
+    return {"type": "http.disconnect"}
+
+
+async def _patient() -> dict[str, Any]:
+    await asyncio.Event().wait()
+    return {}
+
+
+async def _away(message: Any) -> None:
+    del message
 
 
 # ------------------------------------------------------------------------------------------- the command line

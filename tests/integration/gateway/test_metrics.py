@@ -33,6 +33,7 @@ async def test_metrics_are_for_the_machine_itself_and_for_those_with_the_key(gat
         assert (await remote.get("/readyz")).json() == {
             "status": "ready",
             "replicas_ready": {"speculative": 1, "plain": 1},
+            "policy": {"in_force": gateway.services.pipeline.routing.policy.version, "refused": None},
         }
 
 

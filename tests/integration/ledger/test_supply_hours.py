@@ -11,20 +11,24 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from backends.pool import PoolSpec
+from backends.pool import PoolSpec, ReplicaState
+from backends.registry import PoolRegistry
 from backends.replica_time import Phase, PhaseChange, Run
 from backends.supply_spec import SupplySpec
 from gateway.clock import Clock
 from gateway.jobs.leases import begin_turn
-from gateway.jobs.supply import SupplyBooks
+from gateway.jobs.replica_time import observe
+from gateway.jobs.scheduler import Scheduler
+from gateway.jobs.supply import SupplyBooks, supply_jobs
 from gateway.ledger.findings import Extent, Finding
 from gateway.ledger.invariants import examine
 from gateway.ledger.posting import book
 from gateway.ledger.supply import MS_PER_HOUR, LineKind
 from gateway.ledger.supply_report import SupplyReport, supply_report
-from gateway.ledger.supply_store import record_runs
+from gateway.ledger.supply_store import open_observations, record_runs
 from gateway.ledger.supply_terms import terms_of
 from gateway.routing.receipts import insert_receipts
+from gateway.settings import SupplySettings
 from tests.integration.ledger.site import Site
 from tests.support.factories import make_pool_spec
 from tests.support.spend_rows import attempt_row, ended_of
@@ -253,3 +257,36 @@ async def test_what_is_frozen_cannot_be_changed_and_the_audit_sees_what_does_not
     finding = await books.finding()
     assert finding.breaches == 1
     assert finding.examples[0]["lines_usd_nanos"] == NANOS + 7
+
+
+async def test_a_pool_whose_file_is_gone_is_paid_for_as_long_as_it_was_seen(site: Site) -> None:
+    books = Books(site)
+    await books.ran(books.hour(3), books.hour(2) + 30 * MINUTE_MS, is_over=True)
+    await books.freeze(grace_s=2 * 3600)
+    assert await books.bills() == [(3, 3, NANOS)]
+    books.terms = {}
+    await books.freeze()
+    await books.freeze()
+    assert await books.bills() == [(3, 3, NANOS), (2, 2, NANOS // 2)]
+
+
+async def test_the_gateways_jobs_freeze_hours_and_see_whose_turn_it_is(site: Site) -> None:
+    books = Books(site)
+    await books.ran(books.hour(2), books.now_ms)
+    registry = PoolRegistry({"plain": make_pool_spec()})
+    registry.set_replicas("plain", {"plain-0": "http://127.0.0.1:9"})
+    registry.set_state("plain-0", ReplicaState.READY)
+    jobs = supply_jobs(
+        registry, site.sessions, clock=CLOCK, settings=SupplySettings(grace_s=0, interval_s=1e6, look_s=1e6)
+    )
+    for holder in ("one", "two"):
+        await Scheduler(site.sessions, CLOCK, jobs, holder=holder, first_after_s=1).look()
+    assert await books.bills() == [(2, 2, NANOS), (1, 1, NANOS)]
+    async with site.engine.connect() as connection:
+        seen = await connection.execute(text("SELECT source FROM replica_runs WHERE NOT is_over ORDER BY 1"))
+        assert list(seen.scalars()) == ["driver", "observed"]
+    registry.set_state("plain-0", ReplicaState.UNHEALTHY)
+    async with site.sessions() as session:
+        await observe(session, registry, now_ms=books.now_ms)
+        await session.commit()
+        assert await open_observations(session, since_ms=0) == {}

@@ -199,3 +199,49 @@ def test_what_is_known_of_a_pool_that_is_gone_is_left_alone() -> None:
     rig.economist.take([LearnedRow(LearnedKey("gone", "code", ""), 1, 0, Evidence())])
     rig.economist.take([LearnedRow(LearnedKey("plain", "gone", ""), 1, 0, Evidence())])
     assert rig.economist.rows() == {}
+
+
+def ruled(rules: str, economics: str = "{enabled: false}") -> Rig:
+    rig = Rig(economics)
+    rig.policy = make_policy(f"{POLICY_TEXT}economics: {economics}\nrules:\n{rules}")
+    return rig
+
+
+def test_a_rules_objective_beats_the_latency_class() -> None:
+    # The speculating pool is quicker, the plain one cheaper.
+    quick = Lesson("speculative", "code", "ten_1", 40, 0.0, 10, 15, 0.0, 20.0, 12.0, 20.0, 10.0)
+    known = [quick] * 50 + [lesson("plain", step_ms=16.0)] * 50
+    found = {}
+    for objective in ("cost", "latency"):
+        for tier in ("priority", "flex"):
+            rig = ruled(f"  - {{name: r, use: [plain, speculative], objective: {objective}}}\n")
+            rig.learn(*known)
+            found[objective, tier] = rig.order(tier=tier)[:2]
+    assert found["latency", "flex"] == found["latency", "priority"]
+    assert found["cost", "flex"] == found["cost", "priority"]
+    assert found["latency", "flex"][1] is Why.SPEED
+
+
+def test_a_rules_p95_limits_are_the_candidates_targets() -> None:
+    rules = "  - {name: r, use: [plain, speculative], limits: {tpot_p95_ms: LIMIT}}\n"
+    known = [lesson("speculative", accepted=30)] * 50 + [lesson("plain", step_ms=30.0)] * 50
+    for limit, is_missed in ((10, True), (5_000, False)):
+        rig = ruled(rules.replace("LIMIT", str(limit)))
+        rig.learn(*known)
+        targets, why, _ = rig.order(tier="flex")
+        assert (targets[0], why is Why.LATENCY) == ("speculative", is_missed)
+
+
+def test_a_question_counts_nothing_and_keeps_nothing() -> None:
+    rig = Rig()
+    rig.order()
+    before = (dict(rig.economist.turned), rig.economist._policy, dict(rig.economist._known))
+    call, task = make_call(), make_task(TaskType.CODE)
+    draft = make_policy(f"{POLICY_TEXT}economics: {{enabled: true, exploration: 0.2}}\n")
+    pools = {each.spec.name: each for each in rig.registry.snapshots()}
+    course = Course(decide(call, task, draft, pools=pools), rig.prices, task=task, baseline=None)
+    _, forecasts = rig.economist.order(
+        course, call, task, tenant_id="", latency_class="default", policy=draft, is_question=True
+    )
+    assert forecasts is not None
+    assert before == (rig.economist.turned, rig.economist._policy, rig.economist._known)

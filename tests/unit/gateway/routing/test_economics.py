@@ -218,6 +218,27 @@ def test_the_highest_class_is_routed_for_speed_and_the_lowest_for_cost() -> None
     assert chosen(quick, outlook(), tier="flex") == ("plain", Why.COST)
 
 
+def test_a_crowd_is_avoided_before_anything_is_known_of_the_pools() -> None:
+    first, other = speculative(2.0, is_known=False), outlook(is_known=False)
+    assert chosen(first, other, loads=(2, 2)) == ("speculative", Why.POLICY)
+    assert chosen(first, other, loads=(24, 2)) == ("plain", Why.LOAD)
+    assert chosen(first, other, loads=(24, 28)) == ("speculative", Why.POLICY)
+
+
+def test_what_was_measured_and_how_full_pools_are_count_together() -> None:
+    better, worse = speculative(2.5), outlook()
+    assert chosen(worse, better, loads=(4, 4)) == ("speculative", Why.COST)
+    assert chosen(worse, better, loads=(4, 31)) == ("plain", Why.POLICY)
+
+
+def test_a_prompt_is_not_brought_where_many_wait_for_it() -> None:
+    alone = predict(outlook(), 0, 1, input_tokens=1_000, output_tokens=10)
+    among = predict(outlook(), 20, 21, input_tokens=1_000, output_tokens=10)
+    assert among.burden_s - among.total_s == pytest.approx(20 * (0.1 + 0.5 * 10 * 0.0002))
+    assert alone.burden_s == pytest.approx(alone.total_s)
+    assert among.even_burden_s == pytest.approx(among.burden_s)
+
+
 def test_cost_never_moves_work_to_a_longer_queue() -> None:
     assert chosen(speculative(1.1), outlook(seats=2), loads=(0, 9))[1] is Why.POLICY
 
