@@ -93,7 +93,7 @@ class Closing:
     warnings: tuple[str, ...] = ()
 
 
-async def close_period(sessions: SessionFactory, wish: Wish, signer: Signer, clock: Clock) -> Closing:
+async def close_period(sessions: SessionFactory, wish: Wish, *, signer: Signer, clock: Clock) -> Closing:
     """Close a month, for ever; a closed one is told as it is.
 
     Raises:

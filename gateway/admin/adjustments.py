@@ -38,7 +38,9 @@ async def create(session: SessionDep, act: ActDep, body: AdjustmentRequest) -> A
 
 
 @router.post("/{adjustment}/approve", summary="Approve, as a second person: it is booked now")
-async def approve(services: ServicesDep, session: SessionDep, act: ActDep, adjustment: str) -> AdjustmentView:
+async def approve(
+    services: ServicesDep, session: SessionDep, *, act: ActDep, adjustment: str
+) -> AdjustmentView:
     """The approved adjustment with its booking.
 
     Raises:
@@ -53,7 +55,9 @@ async def approve(services: ServicesDep, session: SessionDep, act: ActDep, adjus
 
 
 @router.post("/{adjustment}/reject", summary="Reject: nothing is booked")
-async def reject(services: ServicesDep, session: SessionDep, act: ActDep, adjustment: str) -> AdjustmentView:
+async def reject(
+    services: ServicesDep, session: SessionDep, *, act: ActDep, adjustment: str
+) -> AdjustmentView:
     """The rejected proposal.
 
     Raises:

@@ -47,7 +47,7 @@ async def list_all(services: ServicesDep, session: SessionDep) -> list[PeriodVie
 
 
 @router.post("", summary="Close a month for ever", status_code=201)
-async def close(services: ServicesDep, act: ActDep, body: CloseRequest, response: Response) -> ClosingView:
+async def close(services: ServicesDep, act: ActDep, *, body: CloseRequest, response: Response) -> ClosingView:
     """The closed month; 200 if it was closed already.
 
     Raises:
@@ -68,7 +68,9 @@ async def close(services: ServicesDep, act: ActDep, body: CloseRequest, response
         in_spools=frozenset(attempts_in_spools(folder, before_ms=month.end_ms)),
         slice_grace_ms=int(settings.budgets.slice_grace_s * 1000),
     )
-    made = await close_period(services.sessions, wish, Signer(load_root_keys(settings)), services.clock)
+    made = await close_period(
+        services.sessions, wish, signer=Signer(load_root_keys(settings)), clock=services.clock
+    )
     response.status_code = 201 if made.is_new else 200
     return closing_view(made)
 

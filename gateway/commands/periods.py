@@ -83,7 +83,7 @@ def close(
     signer = Signer(load_root_keys(settings))
 
     async def work(sessions: SessionFactory) -> Closing:
-        return await close_period(sessions, wish, signer, Clock())
+        return await close_period(sessions, wish, signer=signer, clock=Clock())
 
     try:
         made = with_sessions(work)

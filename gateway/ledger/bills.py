@@ -66,8 +66,9 @@ class Reading:
 class _Cell:
     """One cell, and where it is."""
 
-    def __init__(self, reading: Reading, line: int, column: str, text: str | None) -> None:
-        self._place = f"{reading.name}, line {line}, column {column}"
+    def __init__(self, place: str, text: str | None) -> None:
+        """Take where it is, for messages, and what it says."""
+        self._place = place
         self.text = (text or "").strip()
 
     def refuse(self, write: str) -> InvalidRequest:
@@ -151,11 +152,10 @@ def _lines(rows: csv.DictReader[str], reading: Reading, parse: _Parse) -> Iterat
 
 def _plain_line(row: dict[str, str], reading: Reading, line: int) -> BillLine:
     def cell(column: str) -> _Cell:
-        return _Cell(reading, line, column, row.get(column))
+        return _Cell(f"{reading.name}, line {line}, column {column}", row.get(column))
 
-    usd, by_currency = _amount(
-        cell("amount"), cell("currency"), cell("rate") if "rate" in row else None, reading
-    )
+    rate = cell("rate") if "rate" in row else None
+    usd, by_currency = _amount(cell("amount"), cell("currency"), rate=rate, reading=reading)
     return BillLine(
         day=cell("day").day(),
         pool=_pool(cell("pool"), reading),
@@ -167,13 +167,13 @@ def _plain_line(row: dict[str, str], reading: Reading, line: int) -> BillLine:
 
 def _focus_line(row: dict[str, str], reading: Reading, line: int) -> BillLine:
     def cell(column: str) -> _Cell:
-        return _Cell(reading, line, column, row.get(column))
+        return _Cell(f"{reading.name}, line {line}, column {column}", row.get(column))
 
     about = next(
         (found for name in _ABOUT if (found := cell(name)).text in reading.pools),
         next((found for name in _ABOUT if (found := cell(name)).text), cell(_ABOUT[0])),
     )
-    usd, by_currency = _amount(cell("BilledCost"), cell("BillingCurrency"), None, reading)
+    usd, by_currency = _amount(cell("BilledCost"), cell("BillingCurrency"), rate=None, reading=reading)
     quantity = cell("ConsumedQuantity")
     return BillLine(
         day=cell("ChargePeriodStart").day(),
@@ -200,7 +200,7 @@ def _quantity(cell: _Cell, unit: _Cell, reading: Reading) -> int:
     return int((cell.number(what) * factor).to_integral_value(ROUND_HALF_EVEN))
 
 
-def _amount(amount: _Cell, currency: _Cell, rate: _Cell | None, reading: Reading) -> tuple[int, int]:
+def _amount(amount: _Cell, currency: _Cell, *, rate: _Cell | None, reading: Reading) -> tuple[int, int]:
     """Nano-USD at the bill's rate, and what of it our rate would not have made."""
     value = amount.number("an amount such as 12.34, with a point and without separators")
     code = currency.text.upper() or "USD"

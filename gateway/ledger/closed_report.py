@@ -56,7 +56,7 @@ async def ledger_section(
         "corrections": {"columns": ["used_on", *KEYS, *COUNTS, "charge_usd"], "rows": _rows(late)},
         "adjustments": adjustments,
         "supply": supply,
-        "totals": _totals(used, late, adjustments, supply),
+        "totals": _totals(used, late, adjustments=adjustments, supply=supply),
     }
 
 
@@ -176,7 +176,7 @@ async def _supply(session: AsyncSession, start_ms: int, end_ms: int) -> dict[str
 
 
 def _totals(
-    used: Sums, late: Sums, adjustments: Sequence[Mapping[str, Any]], supply: Mapping[str, Any]
+    used: Sums, late: Sums, *, adjustments: Sequence[Mapping[str, Any]], supply: Mapping[str, Any]
 ) -> dict[str, Any]:
     totals = totals_of(used, late)
     return {

@@ -191,13 +191,15 @@ async def list_periods(session: AsyncSession, *, now_ms: int, grace_ms: int) -> 
     states = []
     month = current
     while month.start_ms >= begin_ms:
-        states.append(PeriodState(month, _state(month, closed, now_ms, grace_ms), closed.get(month.id)))
+        states.append(
+            PeriodState(month, _state(month, closed, now_ms=now_ms, grace_ms=grace_ms), closed.get(month.id))
+        )
         start = previous_start("month", moment_of(month.start_ms))
         month = Month(period_text("month", epoch_ms(start) // _MS_PER_DAY), epoch_ms(start), month.start_ms)
     return states
 
 
-def _state(month: Month, closed: Mapping[str, ClosedPeriod], now_ms: int, grace_ms: int) -> str:
+def _state(month: Month, closed: Mapping[str, ClosedPeriod], *, now_ms: int, grace_ms: int) -> str:
     if month.id in closed:
         return "closed"
     if now_ms < month.end_ms:

@@ -175,7 +175,9 @@ class Year:
     async def close(self, month: Month) -> bytes:
         """Close it; the report."""
         with self.timed("close"):
-            made = await close_period(self.sessions, Wish(month, make_act(), grace_ms=0), SIGNER, self.clock)
+            made = await close_period(
+                self.sessions, Wish(month, make_act(), grace_ms=0), signer=SIGNER, clock=self.clock
+            )
         return report_of(made.period)
 
     async def come_late(self, month: Month) -> None:
@@ -313,7 +315,9 @@ async def _verify(year: Year, kept: dict[str, bytes]) -> list[str]:
             async with year.sessions() as session:
                 checks = await verify_period(session, month, SIGNER)
         wrong += [f"{name}: {check.what}: {check.why}" for check in checks if not check.holds]
-        again = await close_period(year.sessions, Wish(month, make_act(), grace_ms=0), SIGNER, year.clock)
+        again = await close_period(
+            year.sessions, Wish(month, make_act(), grace_ms=0), signer=SIGNER, clock=year.clock
+        )
         if again.is_new or report_of(again.period) != body:
             wrong.append(f"{name} was closed twice, or its report changed")
     return wrong

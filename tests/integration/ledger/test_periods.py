@@ -86,7 +86,7 @@ class Year:
 
     async def close(self, month: str, **changes: Any) -> Closing:
         wish = Wish(**{"month": month_named(month), "act": make_act(), "grace_ms": 0, **changes})
-        return await close_period(self.site.sessions, wish, SIGNER, CLOCK)
+        return await close_period(self.site.sessions, wish, signer=SIGNER, clock=CLOCK)
 
     async def adjust(self, amount: int, tenant: str = "ten_1") -> None:
         new = NewAdjustment("correction", tenant, amount, "agreed", charge_month="2026-01")
