@@ -60,6 +60,12 @@ class AdjustmentView(BaseModel):
     journal_id: str | None = Field(description="its booking")
 
 
+class AdjustmentsView(BaseModel):
+    """Proposals, the newest first."""
+
+    adjustments: list[AdjustmentView]
+
+
 def signed_nanos(text: str, *, param: str = "amount_usd") -> int:
     """Nano-USD of a decimal with a sign.
 

@@ -6,7 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from gateway.admin.adjustment_views import AdjustmentRequest, AdjustmentView, adjustment_view, new_adjustment
+from gateway.admin.adjustment_views import (
+    AdjustmentRequest,
+    AdjustmentsView,
+    AdjustmentView,
+    adjustment_view,
+    new_adjustment,
+)
 from gateway.db import database_ms
 from gateway.dependencies import ActDep, ServicesDep, SessionDep
 from gateway.ledger.adjustments import decide, list_proposals, propose
@@ -19,9 +25,10 @@ async def list_all(
     session: SessionDep,
     *,
     only_open: Annotated[bool, Query(alias="open", description="only what nobody has decided")] = False,
-) -> list[AdjustmentView]:
+) -> AdjustmentsView:
     """The last thousand, with who proposed and who decided."""
-    return [adjustment_view(row) for row in await list_proposals(session, only_open=only_open)]
+    rows = await list_proposals(session, only_open=only_open)
+    return AdjustmentsView(adjustments=[adjustment_view(row) for row in rows])
 
 
 @router.post("", summary="Propose a credit or a correction", status_code=201)

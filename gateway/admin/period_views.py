@@ -37,6 +37,12 @@ class PeriodView(BaseModel):
     ledger_high_water: str | None = Field(default=None, description="the last booking that it knew")
 
 
+class PeriodsView(BaseModel):
+    """Months, the newest first."""
+
+    periods: list[PeriodView]
+
+
 class ClosingView(PeriodView):
     """A month that is closed now."""
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.admin.period_views import (
     ClosingView,
+    PeriodsView,
     PeriodView,
     VerificationView,
     closed_view,
@@ -39,11 +40,12 @@ class CloseRequest(BaseModel):
 
 
 @router.get("", summary="Every month and how it stands, the newest first")
-async def list_all(services: ServicesDep, session: SessionDep) -> list[PeriodView]:
+async def list_all(services: ServicesDep, session: SessionDep) -> PeriodsView:
     """Open, ending, due or closed."""
     grace_ms = int(services.settings.periods.grace_s * 1000)
     now_ms = await database_ms(session, services.clock)
-    return [period_view(each) for each in await list_periods(session, now_ms=now_ms, grace_ms=grace_ms)]
+    states = await list_periods(session, now_ms=now_ms, grace_ms=grace_ms)
+    return PeriodsView(periods=[period_view(each) for each in states])
 
 
 @router.post("", summary="Close a month for ever", status_code=201)
@@ -102,7 +104,7 @@ async def report(session: SessionDep, period: str) -> Response:
     return Response(report_of(closed), media_type="application/json", headers=headers)
 
 
-@router.post("/{period}/verify", summary="Is a closed month what it was? Read again from the ledger")
+@router.get("/{period}/verification", summary="Is a closed month what it was? Read again from the ledger")
 async def verify(services: ServicesDep, session: SessionDep, period: str) -> VerificationView:
     """Hash, seal, signature, chain, and every row.
 

@@ -81,6 +81,12 @@ class ReconciliationSummaryView(BaseModel):
     made_at: str
 
 
+class ReconciliationsView(BaseModel):
+    """Bills that were compared, the newest first."""
+
+    reconciliations: list[ReconciliationSummaryView]
+
+
 class ReconciliationView(ReconciliationSummaryView):
     """With every line, the classes, and what is proposed."""
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from gateway.admin.reconciliation_views import (
     ReconcileRequest,
-    ReconciliationSummaryView,
+    ReconciliationsView,
     ReconciliationView,
     bill_of,
     reconciliation_view,
@@ -22,9 +22,10 @@ router = APIRouter(prefix="/admin/v1/reconciliations", tags=["periods"])
 
 
 @router.get("", summary="Bills that were compared with the ledger, the newest first")
-async def list_all(session: SessionDep) -> list[ReconciliationSummaryView]:
+async def list_all(session: SessionDep) -> ReconciliationsView:
     """Without their lines."""
-    return [summary_view(row) for row in await list_reconciliations(session)]
+    rows = await list_reconciliations(session)
+    return ReconciliationsView(reconciliations=[summary_view(row) for row in rows])
 
 
 @router.post("", summary="Compare a bill with the ledger and propose adjustments", status_code=201)

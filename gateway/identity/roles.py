@@ -132,7 +132,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/admin/v1/periods"): _MONEY,
     ("GET", "/admin/v1/periods/{period}"): _READ,
     ("GET", "/admin/v1/periods/{period}/report"): _READ,
-    ("POST", "/admin/v1/periods/{period}/verify"): _READ,
+    ("GET", "/admin/v1/periods/{period}/verification"): _READ,
     ("POST", "/admin/v1/periods/{period}/reopen"): _MONEY,
     ("GET", "/admin/v1/adjustments"): _READ,
     ("POST", "/admin/v1/adjustments"): _MONEY,
