@@ -42,6 +42,7 @@ async def book_now(sessions: Any, *rows: dict[str, Any]) -> None:
 @pytest.fixture
 def terminal(home: Path) -> Terminal:
     made = Terminal(home)
+    made.environment["TOLLGATE_SECRET_KEY"] = "k" * 64  # on PostgreSQL nobody makes one up
 
     async def fill() -> None:
         engine = create_engine(made.environment["TOLLGATE_DATABASE_URL"])
