@@ -44,6 +44,7 @@ from gateway.admin import (
     tenants,
     usage,
 )
+from gateway.admin.finance import FINANCE
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -167,7 +168,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
         app.include_router(room.router)
     for room in (policies, prices, audit, supply, savings):
         app.include_router(room.router)
-    app.include_router(policy_explain.router)
+    for router in (policy_explain.router, *FINANCE):
+        app.include_router(router)
     app.include_router(console_router())
     add_docs(app)
     openapi.describe(app)

@@ -31,6 +31,11 @@ app = lazy_group(
             "gateway.commands.statement:statements.statement",
             "What a tenant is charged for a month: a PDF, its lines rounded so that they add up.",
         ),
+        "period": Entry("gateway.commands.adjustments:periods", "Months that are closed for ever."),
+        "reconcile": Entry(
+            "gateway.commands.reconcile:reconciling.reconcile",
+            "Does a provider's bill say what the ledger says?",
+        ),
         "tenants": Entry("gateway.commands.tenants:tenants", "Who pays."),
         "projects": Entry("gateway.commands.tenants:projects", "Where spend is allocated."),
         "keys": Entry("gateway.commands.keys:keys", "API keys."),

@@ -257,6 +257,18 @@ class SupplySettings(BaseModel):
     look_s: float = Field(default=10, gt=0, description="between two looks at how long replicas ran")
 
 
+class PeriodSettings(BaseModel):
+    """When months are closed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    grace_s: float = Field(
+        default=259_200,
+        ge=0,
+        description="usage may arrive so long after a month's end; closing it earlier takes `--now`",
+    )
+
+
 class CacheSettings(BaseModel):
     """How much is kept of answers, and how long a request may wait to look one up."""
 
@@ -310,6 +322,7 @@ class Settings(BaseSettings):
     budgets: BudgetSettings = Field(default_factory=BudgetSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
     supply: SupplySettings = Field(default_factory=SupplySettings)
+    periods: PeriodSettings = Field(default_factory=PeriodSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
 
     @field_validator("external_keys")

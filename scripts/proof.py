@@ -32,6 +32,8 @@ PARTS = {
     "backtest": ["tests.load.backtest_truth"],
     "backtest-vllm": ["tests.load.backtest_vllm"],
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
+    "year": ["tests.load.year", "--rows", "10000000"],
+    "year-sqlite": ["tests.load.year", "--rows", "1000000", "--database", "sqlite"],
     "exports": ["tests.load.bench_exports", "--rows", "1000000"],
     "killed": ["tests.load.killed_replicas", "--seconds", "70", "--every", "10"],
     "streams": ["tests.load.streams_soak", "--streams", "1000", "--seconds", "60"],

@@ -102,6 +102,21 @@ def as_json(report: SpendReport, *, generated_at_ms: int | None = None) -> dict[
             **figures_json(report.total, end_users=report.end_users_total),
             **_compared(report, report.total, report.previous_total),
         },
+        "corrections": [
+            {"used_in": month, **figures_json(figures)} for month, figures in report.corrections.items()
+        ],
+        "adjustments": [
+            {
+                "kind": line.kind,
+                "tenant_id": line.tenant_id,
+                "charge_month": line.charge_month,
+                "amount_usd": usd_text(line.amount_usd_nanos),
+                "count": line.count,
+            }
+            for line in report.adjustments
+        ],
+        "adjustments_usd": usd_text(report.adjustments_usd_nanos),
+        "due_usd": usd_text(report.total.charge_usd_nanos + report.adjustments_usd_nanos),
         **_facts(report),
         "generated_at": None if generated_at_ms is None else instant_text(generated_at_ms),
     }

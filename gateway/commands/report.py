@@ -238,6 +238,22 @@ def _say_where_it_is_from(made: SpendReport) -> None:
         )
     if total.unpriced_attempts:
         out.print(f"Without a price, and in no amount: {total.unpriced_attempts} attempts.")
+    for month, figures in made.corrections.items():
+        out.print(
+            f"Correction of {month}, which was closed: {figures.requests:,} requests,"
+            f" {usd_text(figures.charge_usd_nanos)} USD, in these rows on the period's first day.",
+            highlight=False,
+        )
+    for line in made.adjustments:
+        about = f" of {line.charge_month}" if line.charge_month else ""
+        out.print(
+            f"Beside them: {line.kind}{about} for {line.tenant_id}, {usd_text(line.amount_usd_nanos)} USD.",
+            highlight=False,
+            markup=False,
+        )
+    if made.adjustments:
+        due = made.total.charge_usd_nanos + made.adjustments_usd_nanos
+        out.print(f"Due, all together: {usd_text(due)} USD.", highlight=False)
     facts = made.facts
     if facts is not None and facts.unallocated_usd_nanos:
         out.print(f"Booked on nobody's account yet: {usd_text(facts.unallocated_usd_nanos)} USD.")

@@ -31,6 +31,15 @@ def load_root_key(settings: Settings) -> bytes:
     Raises:
         ConfigurationError: too short, unreadable, or missing where it cannot be generated.
     """
+    return load_root_keys(settings)[0]
+
+
+def load_root_keys(settings: Settings) -> list[bytes]:
+    """All root keys of the list; the first is in force, the others are of before.
+
+    Raises:
+        ConfigurationError: as above.
+    """
     if settings.secret_key is not None:
         text = settings.secret_key.get_secret_value()
     elif settings.secret_key_file is not None:
@@ -45,12 +54,13 @@ def load_root_key(settings: Settings) -> bytes:
             "TOLLGATE_SECRET_KEY is not set: on PostgreSQL every replica needs the same root key."
             ' Make one with `python3 -c "import secrets; print(secrets.token_hex(32))"`'
         )
-    first = text.split(",")[0].strip()
-    if len(first) < _CHARS_MIN:
-        raise ConfigurationError(
-            f"the secret key has {len(first)} characters; at least {_CHARS_MIN} are needed"
-        )
-    return first.encode()
+    keys = [part.strip() for part in text.split(",")]
+    for key in [keys[0], *filter(None, keys[1:])]:
+        if len(key) < _CHARS_MIN:
+            raise ConfigurationError(
+                f"the secret key has {len(key)} characters; at least {_CHARS_MIN} are needed"
+            )
+    return [key.encode() for key in keys if key]
 
 
 def load_admin_key(settings: Settings) -> str:

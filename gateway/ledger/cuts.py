@@ -9,17 +9,19 @@ none". Days, weeks (from Monday, ISO 8601) and months are UTC.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, and_, func, literal, or_
+from sqlalchemy import ColumnElement, String, and_, func, literal, or_, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlmodel import col
 
 from gateway.errors import InvalidRequest
+from gateway.ledger.period_tables import LateHour
 from gateway.ledger.tables import Attempt, SpendHour
 
 MS_PER_HOUR = 3_600_000
@@ -56,7 +58,30 @@ _HOUR_COLUMNS = {
     "task": SpendHour.task,
 }
 DIMENSIONS = (*_COLUMNS, *PERIODS, "tag:<name>")
-Table = type[SpendHour] | type[Attempt]
+_LATE_COLUMNS = {
+    "tenant": LateHour.tenant_id,
+    "project": LateHour.project_id,
+    "key": LateHour.key_id,
+    "model": LateHour.model_alias,
+    "pool": LateHour.pool,
+    "task": LateHour.task,
+}
+_LATE = (
+    select(col(LateHour.journal_id), col(LateHour.hour_start_ms), col(LateHour.billed_in_ms))
+    .distinct()
+    .subquery("late")
+)
+"""Attempts of these bookings and hours came after their month was closed."""
+Table = type[SpendHour] | type[LateHour] | type[Attempt]
+
+
+class Late(StrEnum):
+    """What of late usage is asked for (see `late_usage`)."""
+
+    AWAY = "away"
+    """What the months of its use do not have any more."""
+    IN = "in"
+    """What the periods have in which it counts."""
 
 
 class TagValue(FunctionElement[str]):
@@ -149,6 +174,12 @@ class Cut:
     end_ms: int
     wants_attempts: bool = False
     """Even where hours could answer."""
+    late: Late | None = None
+    """Only late usage; None: everything, by when it was used."""
+
+    def moved(self, late: Late) -> Cut:
+        """The same of late usage alone."""
+        return replace(self, late=late)
 
     @property
     def is_hourly(self) -> bool:
@@ -161,12 +192,23 @@ class Cut:
     @property
     def table(self) -> Table:
         """Where the figures are."""
-        return SpendHour if self.is_hourly else Attempt
+        if not self.is_hourly:
+            return Attempt
+        return SpendHour if self.late is None else LateHour
 
     @property
     def instant(self) -> Any:
         """The column by which rows belong to the report."""
-        return col(SpendHour.hour_start_ms) if self.is_hourly else col(Attempt.started_at_ms)
+        if self.late is Late.IN:
+            return col(LateHour.billed_in_ms) if self.is_hourly else _LATE.c.billed_in_ms
+        return self.used_at
+
+    @property
+    def used_at(self) -> Any:
+        """When it was used, whenever it counts."""
+        if not self.is_hourly:
+            return col(Attempt.started_at_ms)
+        return col(SpendHour.hour_start_ms) if self.late is None else col(LateHour.hour_start_ms)
 
     def keys(self) -> list[Any]:
         """A labelled expression for each dimension; of periods the day."""
@@ -187,6 +229,17 @@ class Cut:
             self.instant >= self.start_ms,
             self.instant < self.end_ms,
             *(self._condition(each) for each in self.filters),
+            *self._lateness(),
+        ]
+
+    def _lateness(self) -> list[ColumnElement[bool]]:
+        if self.late is None or self.is_hourly:
+            return []
+        started = col(Attempt.started_at_ms)
+        return [
+            col(Attempt.journal_id) == _LATE.c.journal_id,
+            started >= _LATE.c.hour_start_ms,
+            started < _LATE.c.hour_start_ms + MS_PER_HOUR,
         ]
 
     def _expression(self, name: str) -> Any:
@@ -194,7 +247,7 @@ class Cut:
             # Floor division: with `/` PostgreSQL divides exactly and a cast then rounds, noon being tomorrow.
             return self.instant // MS_PER_DAY
         if self.is_hourly:
-            return _HOUR_COLUMNS[name]
+            return (_HOUR_COLUMNS if self.late is None else _LATE_COLUMNS)[name]
         if is_tag(name):
             # An empty tag or end user is none.
             return func.nullif(TagValue(col(Attempt.tags), literal(name.removeprefix(TAG_PREFIX))), "")

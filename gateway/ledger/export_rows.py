@@ -28,8 +28,9 @@ from gateway.ledger.exports import (
     Stage,
     about_facts,
 )
+from gateway.ledger.late_usage import parts_of
 from gateway.ledger.report_facts import read_facts
-from gateway.ledger.reports import NOTHING, SpendFigures, control_total, cut_of, sums
+from gateway.ledger.reports import NOTHING, SpendFigures, control_total, cut_of, sums, used_total
 from gateway.ledger.tables import Attempt
 from gateway.money import usd_text
 
@@ -125,8 +126,9 @@ async def write_rows(session: AsyncSession, wanted: Export, stage: Stage, *, sin
     filters = parse_filters(wanted.filters)
     group_by = wanted.group_by if wanted.rows == "groups" else ()
     cut = cut_of(group_by, moment_of(wanted.start_ms), moment_of(wanted.end_ms), filters=filters)
-    control = await control_total(session, cut)
     by_attempts = wanted.rows == "attempts"
+    # Attempts are listed by when they were made; sums are those of the periods in which they count.
+    control = await (used_total if by_attempts else control_total)(session, cut)
     about = About(
         title="Attempts" if by_attempts else f"Spend by {', '.join(group_by) or 'nothing'}",
         start_ms=wanted.start_ms,
@@ -261,6 +263,7 @@ async def _folded(
     width = len(keys)
     open_group: tuple[str | None, ...] | None = None
     open_figures = NOTHING
+    late = await _late(session, cut)
     found = await session.stream(statement, execution_options={"yield_per": PIECE_ROWS})
     async for row in found:
         group = tuple(
@@ -269,8 +272,39 @@ async def _folded(
         )
         figures = SpendFigures(*(int(value or 0) for value in row[width:]))
         if group != open_group and open_group is not None:
-            yield open_group, open_figures
+            if (kept := _kept(open_group, open_figures, late)) is not None:
+                yield open_group, kept
             open_figures = NOTHING
         open_group, open_figures = group, open_figures + figures
-    if open_group is not None and (open_figures != NOTHING or keys):
-        yield open_group, open_figures
+    if open_group is not None:
+        kept = _kept(open_group, open_figures, late)
+        if kept is not None and (kept != NOTHING or keys):
+            yield open_group, kept
+    for group, figures in late.items():  # groups that nothing but late usage has
+        yield group, figures
+
+
+def _kept(
+    group: tuple[str | None, ...], figures: SpendFigures, late: dict[tuple[str | None, ...], SpendFigures]
+) -> SpendFigures | None:
+    """What a group has with what late usage moves; None: all of it counts elsewhere."""
+    moved = late.pop(group, None)
+    if moved is None:
+        return figures
+    return None if figures + moved == NOTHING else figures + moved
+
+
+async def _late(session: AsyncSession, cut: Cut) -> dict[tuple[str | None, ...], SpendFigures]:
+    """What late usage moves, by group: little, whatever is exported."""
+    late: dict[tuple[str | None, ...], SpendFigures] = {}
+    for sign, part in (await parts_of(session, cut))[1:]:
+        keys = part.keys()
+        statement = select(*keys, *sums(part)).where(*part.conditions()).group_by(*keys)
+        for row in await session.execute(statement):
+            group = tuple(
+                period_text(name, int(value)) if name in PERIODS else value
+                for name, value in zip(cut.dimensions, row, strict=False)
+            )
+            figures = SpendFigures(*(int(value or 0) for value in row[len(keys) :])).times(sign)
+            late[group] = late.get(group, NOTHING) + figures
+    return {group: figures for group, figures in late.items() if figures != NOTHING}

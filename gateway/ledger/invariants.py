@@ -18,6 +18,7 @@ from gateway.ledger.budget_checks import BUDGETS
 from gateway.ledger.charge_checks import CHARGES
 from gateway.ledger.findings import EXAMPLES_MAX, Example, Extent, Finding, Invariant, Seen, look_at
 from gateway.ledger.journal_checks import ATTEMPTS, JOURNAL
+from gateway.ledger.period_checks import PERIODS
 from gateway.ledger.supply_checks import SUPPLY
 
 
@@ -100,4 +101,5 @@ INVARIANTS: tuple[Invariant, ...] = (
     *BUDGETS,
     *AUDIT,
     *SUPPLY,
+    *PERIODS,
 )

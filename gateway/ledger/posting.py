@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.db import begin_writing, driver_of
 from gateway.inference import AttemptState, Payer, new_id
 from gateway.ledger.buckets import Bucket
+from gateway.ledger.late_usage import note_late
 from gateway.ledger.records import NO_RECEIPT, Ended
 from gateway.ledger.slice_store import SliceState, WindowState
 from gateway.ledger.writers import (
@@ -108,10 +109,14 @@ async def book(
     else:
         await begin_writing(session)
         writer = SessionWriter(session, insert_receipts, learn)
-    return await _book(writer, batch, owner_id=owner_id, now_ms=now_ms)
+    booked, outcome = await _book(writer, batch, owner_id=owner_id, now_ms=now_ms)
+    await note_late(session, outcome.hours, outcome.journal_id, now_ms=now_ms)
+    return booked
 
 
-async def _book(writer: Writer, batch: Sequence[Ended], *, owner_id: str, now_ms: int) -> Booked:
+async def _book(
+    writer: Writer, batch: Sequence[Ended], *, owner_id: str, now_ms: int
+) -> tuple[Booked, Outcome]:
     booked = Booked()
     fresh = _fresh(booked, batch, await writer.known(batch))
     journal_id, hours = new_id("jtx_", now_ms), _hours(fresh)
@@ -133,7 +138,7 @@ async def _book(writer: Writer, batch: Sequence[Ended], *, owner_id: str, now_ms
         await writer.learn(fresh, now_ms=now_ms)
     if reached:
         booked.alerts += await _tell_once(writer, reached, now_ms=now_ms)
-    return booked
+    return booked, outcome
 
 
 def _fresh(booked: Booked, batch: Sequence[Ended], known: dict[str, tuple[str, int | None]]) -> list[Ended]:

@@ -7,8 +7,9 @@ months here, so that every database groups alike. `charge` is what tenants pay; 
 attempts do. Every report is footed: its rows, those that were added up as "others" included, are compared
 with a sum of the ledger that knows nothing of the rows.
 
-A correction is a row of the ledger like any other, with an attempt number of 0: it moves money and tokens in
-the period in which it stands, and is no request.
+A closed month stays as it was closed: what was booked for it afterwards counts as a correction in the period
+after the last closed one, on its first day (see `late_usage`). What two people agreed to credit or to correct
+stands beside the charge as lines of its own.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from sqlmodel import col
 
 from gateway.errors import InvalidRequest
 from gateway.inference import AttemptState, Payer
+from gateway.ledger.adjustments import AdjustmentLine, adjustment_lines
 from gateway.ledger.cuts import (
     PERIODS,
     YEARS,
     Cut,
     Filter,
+    Late,
     check_dimensions,
     distinct_end_users,
     epoch_ms,
@@ -41,8 +44,9 @@ from gateway.ledger.cuts import (
     previous_range,
     previous_start,
 )
+from gateway.ledger.late_usage import corrected_months, parts_of
 from gateway.ledger.report_facts import ReportFacts
-from gateway.ledger.tables import Attempt, SpendHour
+from gateway.ledger.tables import Attempt
 
 PLATFORM_TENANT = "platform"
 """Whose attempts warm-ups and heartbeats are: nobody's requests."""
@@ -79,6 +83,10 @@ class SpendFigures:
     def __add__(self, other: SpendFigures) -> SpendFigures:
         """Both together."""
         return SpendFigures(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+    def times(self, factor: int) -> SpendFigures:
+        """Each of them so many times."""
+        return self if factor == 1 else SpendFigures(*(getattr(self, n) * factor for n in self.__slots__))
 
     @property
     def input_tokens_all(self) -> int:
@@ -146,11 +154,20 @@ class SpendReport:
     """Distinct ones by group; None: not asked for."""
     end_users_total: int | None = None
     filters: tuple[Filter, ...] = ()
+    corrections: Mapping[str, SpendFigures] = field(default_factory=dict)
+    """Part of the rows: what came after its month was closed, by that month."""
+    adjustments: tuple[AdjustmentLine, ...] = ()
+    """Credits and corrections; no part of the rows."""
 
     @property
     def total(self) -> SpendFigures:
         """The sum of all rows, those that are not shown included."""
         return sum((figures for _, figures in self.rows), start=self.others)
+
+    @property
+    def adjustments_usd_nanos(self) -> int:
+        """All of tenants' credits and corrections."""
+        return sum(line.amount_usd_nanos for line in self.adjustments if line.tenant_id != PLATFORM_TENANT)
 
     @property
     def is_footed(self) -> bool:
@@ -210,7 +227,14 @@ async def spend_report(
         end_users=users,
         end_users_total=users_total,
         filters=shape.filters,
+        corrections=await _corrections(session, cut),
+        adjustments=await adjustment_lines(session, cut),
     )
+
+
+async def _corrections(session: AsyncSession, cut: Cut) -> dict[str, SpendFigures]:
+    found = await corrected_months(session, cut, sums(cut.moved(Late.IN)))
+    return {month: SpendFigures(*values) for month, values in found.items()}
 
 
 def cut_of(
@@ -236,7 +260,16 @@ async def control_total(session: AsyncSession, cut: Cut) -> SpendFigures:
     Of hours, where the bounds and filters allow it: what is cut by a tag foots to the hourly sums then.
     """
     whole = Cut((), cut.filters, cut.start_ms, cut.end_ms)
-    (row,) = await session.execute(_query(whole))
+    total = NOTHING
+    for sign, part in await parts_of(session, whole):
+        (row,) = await session.execute(_query(part))
+        total += SpendFigures(*(int(value or 0) for value in row)).times(sign)
+    return total
+
+
+async def used_total(session: AsyncSession, cut: Cut) -> SpendFigures:
+    """The same of everything that was used in this time, whenever it counts."""
+    (row,) = await session.execute(_query(Cut((), cut.filters, cut.start_ms, cut.end_ms)))
     return SpendFigures(*(int(value or 0) for value in row))
 
 
@@ -253,12 +286,14 @@ async def _folded(session: AsyncSession, cut: Cut) -> dict[_Raw, SpendFigures]:
     """Sums by group; of dimensions with ids the ids, of periods their texts."""
     folded: dict[_Raw, SpendFigures] = {}
     width = len(cut.dimensions)
-    for row in await session.execute(_query(cut)):
-        group = tuple(_folded_value(name, value) for name, value in zip(cut.dimensions, row, strict=False))
-        figures = SpendFigures(*(int(value or 0) for value in row[width:]))
-        if figures != NOTHING:
+    for sign, part in await parts_of(session, cut):
+        for row in await session.execute(_query(part)):
+            group = tuple(
+                _folded_value(name, value) for name, value in zip(cut.dimensions, row, strict=False)
+            )
+            figures = SpendFigures(*(int(value or 0) for value in row[width:])).times(sign)
             folded[group] = folded.get(group, NOTHING) + figures
-    return folded
+    return {group: figures for group, figures in folded.items() if figures != NOTHING}
 
 
 def _folded_value(name: str, value: Any) -> str | None:
@@ -274,11 +309,11 @@ def _query(cut: Cut) -> Any:
 
 def sums(cut: Cut) -> list[Any]:
     """The columns of SpendFigures, in its order; tokens are those that tenants are charged for."""
-    table = cut.table
+    table: Any = cut.table
     is_tenant = col(table.payer) == Payer.TENANT.value
-    if table is SpendHour:
-        requests, failed = col(SpendHour.requests), col(SpendHour.failed_attempts)
-        unpriced, hits = col(SpendHour.unpriced_attempts), col(SpendHour.cache_hits)
+    if table is not Attempt:
+        requests, failed = col(table.requests), col(table.failed_attempts)
+        unpriced, hits = col(table.unpriced_attempts), col(table.cache_hits)
     else:
         requests = _one_if(col(Attempt.attempt_number) == 1)
         failed = _one_if(col(Attempt.state) == AttemptState.FAILED.value)

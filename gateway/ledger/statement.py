@@ -14,18 +14,14 @@ from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 
 import msgspec
-from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col
 
 from gateway.clock import instant_text
 from gateway.errors import GatewayError
-from gateway.inference import Payer
-from gateway.ledger.cuts import Cut, Filter, epoch_ms, previous_range
+from gateway.ledger.cuts import Filter, epoch_ms, previous_range
 from gateway.ledger.exports import Names
 from gateway.ledger.report_facts import ReportFacts, read_facts
 from gateway.ledger.reports import Shape, SpendFigures, SpendReport, control_total, cut_of, spend_report
-from gateway.ledger.tables import Attempt
 from gateway.money import NANOS_PER_USD, usd_text
 
 NANOS_PER_CENT = NANOS_PER_USD // 100
@@ -120,21 +116,7 @@ async def read_statement(session: AsyncSession, subject: Subject, names: Names) 
         reports,
         facts=await read_facts(session, cut),
         before=before,
-        corrections_usd_nanos=await _corrections(session, cut),
     )
-
-
-async def _corrections(session: AsyncSession, cut: Cut) -> int:
-    """What corrections of earlier months come to in this one."""
-    asked = replace(cut, wants_attempts=True)
-    found = await session.execute(
-        select(func.sum(col(Attempt.charge_usd_nanos))).where(
-            *asked.conditions(),
-            col(Attempt.attempt_number) == 0,
-            col(Attempt.payer) == Payer.TENANT.value,
-        )
-    )
-    return int(found.scalar_one() or 0)
 
 
 def _statement(
@@ -143,16 +125,21 @@ def _statement(
     *,
     facts: ReportFacts,
     before: SpendFigures,
-    corrections_usd_nanos: int,
 ) -> Statement:
     by_project = reports["project"]
     total = by_project.total
     end_ms = epoch_ms(subject.end)
     notes = []
-    if corrections_usd_nanos:
-        notes.append(
-            f"Corrections of earlier months are included: {usd_text(corrections_usd_nanos)} USD, exact."
-        )
+    late = {month: figures.charge_usd_nanos for month, figures in by_project.corrections.items()}
+    if late:
+        said = ", ".join(f"{usd_text(amount)} USD of {month}" for month, amount in late.items())
+        notes.append(f"Corrections of closed months are included: {said}, exact.")
+    for line in by_project.adjustments:
+        about = f" of {line.charge_month}" if line.charge_month else ""
+        notes.append(f"Beside the charge: {line.kind}{about}, {usd_text(line.amount_usd_nanos)} USD, exact.")
+    if by_project.adjustments:
+        due = total.charge_usd_nanos + by_project.adjustments_usd_nanos
+        notes.append(f"Due, all together: {cents_text(round_to_cents(due))} USD ({usd_text(due)} exact).")
     if total.unpriced_attempts:
         notes.append(
             f"{total.unpriced_attempts:,} attempts had no price when they were served. They are in no amount."

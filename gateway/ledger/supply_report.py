@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,6 +21,7 @@ from sqlmodel import col
 
 from gateway.errors import InvalidRequest
 from gateway.inference import Payer
+from gateway.ledger.period_tables import LateHour
 from gateway.ledger.supply import MS_PER_HOUR, LineKind, PoolHour, ReplicaMs, Terms, apportion
 from gateway.ledger.supply_count import counted
 from gateway.ledger.supply_store import TIMES, first_instants, frontiers
@@ -334,23 +335,40 @@ async def _charges(
     report: SupplyReport,
     names: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """Put beside it what tenants were charged in the same hours."""
+    """Put beside it what tenants were charged in the same hours; late usage where it counts."""
+    late = col(LateHour.hour_start_ms), col(LateHour.billed_in_ms)
+    sources: tuple[tuple[Any, Any, int], ...] = (
+        (SpendHour, col(SpendHour.hour_start_ms), 1),
+        (LateHour, late[0], -1),
+        (LateHour, late[1], 1),
+    )
+    for table, hour, sign in sources:
+        await _charges_of(session, report, names, source=(table, hour, sign))
+
+
+async def _charges_of(
+    session: AsyncSession,
+    report: SupplyReport,
+    names: Mapping[str, Mapping[str, str]],
+    *,
+    source: tuple[Any, Any, int],
+) -> None:
+    table, hour, sign = source
     start_ms, end_ms = _ms(report.start), _ms(report.end)
-    hour = col(SpendHour.hour_start_ms)
     day = (hour // (MS_PER_HOUR * _HOURS_PER_DAY)).label("day")
     asked = [name for name in report.group_by if name in _COLUMNS and name != "pool"]
-    keys = [getattr(SpendHour, _COLUMNS[name]) for name in asked]
-    grouping = (day, col(SpendHour.pool), *keys)
-    output = col(SpendHour.output_tokens) + col(SpendHour.reasoning_tokens)
-    read = col(SpendHour.input_tokens) + col(SpendHour.cache_write_tokens)
-    sums = (read, col(SpendHour.cached_input_tokens), output, col(SpendHour.charge_usd_nanos))
+    keys = [getattr(table, _COLUMNS[name]) for name in asked]
+    grouping = (day, col(table.pool), *keys)
+    output = col(table.output_tokens) + col(table.reasoning_tokens)
+    read = col(table.input_tokens) + col(table.cache_write_tokens)
+    sums = (read, col(table.cached_input_tokens), output, col(table.charge_usd_nanos))
     found = await session.execute(
         select(*grouping, *(func.sum(each) for each in sums))
-        .where(hour >= start_ms, hour < end_ms, col(SpendHour.payer) == Payer.TENANT.value)
+        .where(hour >= start_ms, hour < end_ms, col(table.payer) == Payer.TENANT.value)
         .group_by(*grouping)
     )
     for at_day, pool, *rest in found:
-        amounts = [int(value) for value in rest[len(asked) :]]
+        amounts = [sign * int(value) for value in rest[len(asked) :]]
         if pool not in report.pools:
             report.outside_charge_usd_nanos += amounts[-1]
             continue

@@ -91,8 +91,16 @@ NOT_BY_ITSELF = {("POST", "/policies/{version}/check")}
 """Only where it finds something else than the last time: see test_policy_life.py."""
 
 
+ELSEWHERE = ("/admin/v1/periods", "/admin/v1/adjustments", "/admin/v1/reconciliations")
+"""Their entries are looked at in `test_periods`: a month is closed once, and an approval takes two people."""
+
+
 def test_every_route_that_changes_something_is_tried() -> None:
-    changing = {(method, path) for method, path in RULES if path.startswith("/admin/") and method != "GET"}
+    changing = {
+        (method, path)
+        for method, path in RULES
+        if path.startswith("/admin/") and method != "GET" and not path.startswith(ELSEWHERE)
+    }
     assert changing == {(method, f"/admin/v1{path}") for method, path in CHANGES.keys() | NOT_BY_ITSELF}
 
 

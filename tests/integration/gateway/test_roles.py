@@ -72,11 +72,14 @@ def test_the_data_plane_is_for_tenants_and_the_rest_is_not() -> None:
             assert not rule.is_open_on_loopback
 
 
+MONEY = {"prices", "limits", "budgets", "periods", "adjustments", "reconciliations"}
+
+
 def test_viewers_change_nothing_finance_no_routing_and_operators_no_money() -> None:
     for (method, path), rule in RULES.items():
         if path.startswith("/admin/") and method != "GET":
             assert Role.VIEWER not in rule.roles, path
-            is_money = path.startswith(("/admin/v1/prices", "/admin/v1/limits", "/admin/v1/budgets"))
+            is_money = path.removeprefix("/admin/v1/").partition("/")[0] in MONEY
             assert (Role.FINANCE in rule.roles) == is_money, path
             assert not (is_money and Role.OPERATOR in rule.roles), path
         if path.startswith("/admin/v1/admin-keys"):

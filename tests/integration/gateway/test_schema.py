@@ -18,6 +18,8 @@ from gateway.schema import head_revision, require_current
 from tests.integration.gateway.databases import new_database
 
 TABLES = {
+    "adjustment_proposals",
+    "adjustments",
     "admin_keys",
     "api_keys",
     "attempts",
@@ -29,11 +31,13 @@ TABLES = {
     "budget_windows",
     "budgets",
     "changes",
+    "closed_periods",
     "export_files",
     "export_schedules",
     "job_leases",
     "journal_entries",
     "journal_transactions",
+    "late_hours",
     "learned",
     "limits",
     "policy_activations",
@@ -43,6 +47,7 @@ TABLES = {
     "price_versions",
     "projects",
     "receipts",
+    "reconciliations",
     "replica_phases",
     "replica_runs",
     "spend_hours",

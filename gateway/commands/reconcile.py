@@ -1,0 +1,183 @@
+"""`tollgate reconcile`: does a provider's invoice, or a GPU bill, say what the ledger says?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gateway.admin.reconciliation_views import (
+    ReconcileRequest,
+    ReconciliationView,
+    bill_of,
+    reconciliation_view,
+    summary_view,
+)
+from gateway.commands.adjustments import decided
+from gateway.commands.terminal import (
+    Json,
+    act_of_the_user,
+    in_session,
+    out,
+    print_fields,
+    print_json,
+    print_table,
+)
+from gateway.errors import InvalidRequest
+from gateway.ledger.reconcile_store import get_reconciliation, list_reconciliations, reconcile
+
+reconciling = typer.Typer()
+_LINES_SHOWN = 20
+_VERBS = ("approve", "reject", "show")
+
+
+@reconciling.command(
+    "reconcile",
+    epilog="Example: `tollgate reconcile openai.csv --period 2026-10 --map gpt-5.2=large`, then, as another"
+    " user, `tollgate reconcile approve adj_01…`; also `tollgate reconcile show rec_01…` and"
+    " `tollgate reconcile list`",
+)
+def reconcile_file(
+    what: Annotated[str, typer.Argument(metavar="FILE|approve|reject|show|list", help="a bill as CSV")],
+    subject: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="of a proposal (adj_…) or a comparison (rec_…)")
+    ] = None,
+    period: Annotated[str | None, typer.Option(help="the bill's UTC month, such as 2026-10")] = None,
+    kind: Annotated[str, typer.Option(help="provider (tokens) or gpu (GPU-hours)")] = "provider",
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="THEIRS=POOL", help="their name of a pool; several times"),
+    ] = None,
+    rate: Annotated[
+        list[str] | None, typer.Option(metavar="CURRENCY=USD", help="ours, such as EUR=1.0834; several times")
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--pool", help="a pool that the bill should name and may not; several times"),
+    ] = None,
+    tolerance: Annotated[str, typer.Option(help="USD a line; what is within it is rounding")] = "0.01",
+    *,
+    as_machine: Json = False,
+) -> None:
+    """Compare a bill with the ledger by day and pool, say why it differs, and propose adjustments."""
+    if what in _VERBS:
+        if subject is None:
+            raise InvalidRequest(f"`tollgate reconcile {what}` takes an id.")
+        _of_one(what, subject, as_machine=as_machine)
+        return
+    if what == "list":
+        _list(as_machine=as_machine)
+        return
+    if period is None:
+        raise InvalidRequest("Say which month the bill is of: --period 2026-10.")
+    path = Path(what)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{what}: {error}: give a CSV file in UTF-8.") from None
+    asked = ReconcileRequest(
+        period=period,
+        kind=kind,
+        file_name=path.name,
+        file=text,
+        pools=_pairs(mapping, "--map", "gpt-5.2=large"),
+        rates=_pairs(rate, "--rate", "EUR=1.0834"),
+        also=also or [],
+        tolerance_usd=tolerance,
+    )
+    bill = bill_of(asked)
+
+    async def work(session: AsyncSession) -> ReconciliationView:
+        made = await reconcile(session, bill, act=act_of_the_user())
+        return await reconciliation_view(session, made.row)
+
+    _show(in_session(work), as_machine=as_machine)
+
+
+def _pairs(texts: list[str] | None, option: str, example: str) -> dict[str, str]:
+    pairs = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise InvalidRequest(f"{option} is written {example}, not {text[:80]!r}.")
+        pairs[name] = value
+    return pairs
+
+
+def _of_one(what: str, subject: str, *, as_machine: bool) -> None:
+    if what != "show":
+        view = decided(subject, is_approved=what == "approve")
+        print_json(view) if as_machine else print_fields(view)
+        return
+
+    async def work(session: AsyncSession) -> ReconciliationView:
+        return await reconciliation_view(session, await get_reconciliation(session, subject))
+
+    _show(in_session(work), as_machine=as_machine)
+
+
+def _list(*, as_machine: bool) -> None:
+    rows = in_session(list_reconciliations)
+    views = [summary_view(row) for row in rows]
+    if as_machine:
+        print_json(views)
+        return
+    print_table(
+        ("id", "file", "kind", "period", "bill USD", "ledger USD", "difference", "made by"),
+        [
+            (
+                *(each.id, each.file, each.kind, each.period, each.bill_usd, each.ledger_usd),
+                *(each.difference_usd, each.made_by),
+            )
+            for each in views
+        ],
+    )
+
+
+def _show(view: ReconciliationView, *, as_machine: bool) -> None:
+    if as_machine:
+        print_json(view)
+        return
+    out.print(
+        f"{view.file} against the ledger of {view.period} ({view.kind}): {view.bill_usd} billed,"
+        f" {view.ledger_usd} in the ledger, {view.difference_usd} USD more.",
+        markup=False,
+        highlight=False,
+    )
+    print_table(
+        ("why", "USD"), [*((name.replace("_", " "), amount) for name, amount in view.classes.items())]
+    )
+    out.print(f"Tolerance {view.tolerance_usd_per_line} USD a line; the classes add up.", highlight=False)
+    for pool, hours in view.zones_hours_ahead_of_utc.items():
+        out.print(f"{pool}: the bill's days are {hours:+d} h from UTC.", markup=False, highlight=False)
+    worst = sorted(
+        (line for line in view.lines if line.gaps),
+        key=lambda line: (-_largest(line.gaps), line.pool, line.day),
+    )
+    print_table(
+        ("day", "pool", "billed", "in ledger", "bill USD", "ledger USD", "why"),
+        [
+            (
+                *(each.day, each.pool, f"{each.bill_quantity:,}", f"{each.ledger_quantity:,}"),
+                *(each.bill_usd, each.ledger_usd, each.gaps),
+            )
+            for each in worst[:_LINES_SHOWN]
+        ],
+    )
+    if len(worst) > _LINES_SHOWN:
+        out.print(f"… and {len(worst) - _LINES_SHOWN} more lines: --json shows all.", highlight=False)
+    if view.proposals:
+        print_table(
+            ("proposal", "USD", "state", "proposed by", "reason"),
+            [
+                (each.id, each.amount_usd, each.state, each.proposed_by, each.reason)
+                for each in view.proposals
+            ],
+        )
+        out.print("Somebody else approves them: `tollgate reconcile approve ID`.", markup=False)
+
+
+def _largest(gaps: dict[str, str]) -> float:
+    return max(abs(float(amount)) for amount in gaps.values())
