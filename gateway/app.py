@@ -30,6 +30,7 @@ from gateway.admin import (
     admin_keys,
     audit,
     budgets,
+    exports,
     keys,
     learned,
     limits,
@@ -66,6 +67,7 @@ from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
+from gateway.jobs.scheduled_exports import exports_scheduler
 from gateway.jobs.scheduler import Scheduler, jobs_of
 from gateway.learned_metrics import watch_learned
 from gateway.ledger.admission import Budgets
@@ -157,7 +159,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
+    for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
     for room in (policies, prices, audit):
         app.include_router(room.router)
@@ -254,7 +256,8 @@ class _Parts:
             books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
-            parts = (shipper, watcher, lessor, scheduler, reader, levels, self._policies)
+            exporting = self._exports(engine, spool.owner_id)
+            parts = (shipper, watcher, lessor, scheduler, reader, levels, self._policies, exporting)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -271,7 +274,9 @@ class _Parts:
         self,
         cache: AnswerCache,
         monitor: FleetMonitor,
-        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader, PolicyInForce],
+        parts: tuple[
+            Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader, PolicyInForce, Scheduler
+        ],
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -424,6 +429,10 @@ class _Parts:
         auditor = Auditor(sessions, clock, grace_s=settings.budgets.slice_grace_s)
         jobs = jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets)
         return Scheduler(sessions, clock, jobs, holder=holder, first_after_s=settings.audit.interval_s)
+
+    def _exports(self, engine: AsyncEngine, holder: str) -> Scheduler:
+        url = self._settings.effective_database_url
+        return exports_scheduler(session_factory(engine), self._clock, database_url=url, holder=holder)
 
     def _monitor(self, books: UpkeepBooks) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME

@@ -16,6 +16,7 @@ APPEND_ONLY = (
     "audit_entries",
     "budget_alerts",
     "budget_postings",
+    "export_files",
     "journal_entries",
     "journal_transactions",
     "policy_activations",

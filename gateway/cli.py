@@ -26,6 +26,11 @@ app = lazy_group(
             "gateway.commands.config:settings.config", "Print the effective settings, secrets masked."
         ),
         "report": Entry("gateway.commands.report:reports.report", "What was spent, and on what."),
+        "export": Entry("gateway.commands.export:exports", "The ledger as files."),
+        "statement": Entry(
+            "gateway.commands.statement:statements.statement",
+            "What a tenant is charged for a month: a PDF, its lines rounded so that they add up.",
+        ),
         "tenants": Entry("gateway.commands.tenants:tenants", "Who pays."),
         "projects": Entry("gateway.commands.tenants:projects", "Where spend is allocated."),
         "keys": Entry("gateway.commands.keys:keys", "API keys."),

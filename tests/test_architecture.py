@@ -53,7 +53,7 @@ LEAKS = {
         r"https?://[^\s/:@{}<>\"']+:[^\s/@{}<>\"']+@(?!127\.|[\w.-]*\bexample\b|[\w-]+\.(?:test|invalid)\b)[\w-]+\."
     ),
 }
-DATA = (".safetensors", ".png", ".ico", ".woff2", ".gz", ".parquet", ".bin")
+DATA = (".safetensors", ".png", ".ico", ".woff2", ".gz", ".parquet", ".bin", ".pdf")
 GENERATED = "backends/reference/weights/"  # tokenizers: any text may stand in their vocabulary
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -1,13 +1,75 @@
-"""How does a spend report look outside? One form for the API's answers and the command line's `--json`."""
+"""How is a spend report asked for, and how does it look outside?
+
+One form for the API, the command line and exports: names become ids on the way in and names again on the way
+out, amounts are decimal strings in USD, shares and unit costs are exact quotients, rounded half to even once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from gateway.admin.views import instant
-from gateway.ledger.reports import SpendFigures, SpendReport, month_of
+from gateway.clock import instant_text
+from gateway.ledger.cuts import month_of, parse_filters
+from gateway.ledger.invariants import take_snapshot
+from gateway.ledger.report_facts import BASIS, read_facts
+from gateway.ledger.reports import (
+    Shape,
+    SpendFigures,
+    SpendReport,
+    cut_of,
+    spend_report,
+)
 from gateway.money import usd_text
+from gateway.spend_names import read_names, with_ids
+
+TOKENS_PER_UNIT = 1_000_000
+SHARE_PLACES = 6
+_EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A report as people ask for it."""
+
+    group_by: Sequence[str]
+    start: datetime
+    end: datetime
+    filters: Sequence[str] = ()
+    order: str = "charge"
+    top: int | None = None
+    is_compared: bool = False
+    counts_end_users: bool = False
+
+
+async def make_report(session: AsyncSession, asked: Asked) -> SpendReport:
+    """The report, of one instant; the session is a fresh one.
+
+    Raises:
+        InvalidRequest: something that is asked for is not known, or makes no sense.
+        NotFound: a tenant, project or key of a filter does not exist.
+    """
+    filters = parse_filters(asked.filters)
+    await take_snapshot(session)
+    names = await read_names(session)
+    shape = Shape(
+        filters=with_ids(filters, names),
+        order=asked.order,
+        top=asked.top,
+        is_compared=asked.is_compared,
+        counts_end_users=asked.counts_end_users,
+    )
+    report = await spend_report(
+        session, group_by=asked.group_by, start=asked.start, end=asked.end, names=names, shape=shape
+    )
+    cut = cut_of(asked.group_by, asked.start, asked.end, filters=shape.filters)
+    return replace(report, facts=await read_facts(session, cut))
 
 
 def period(since: str | None, until: str | None, now: datetime) -> tuple[datetime, datetime]:
@@ -20,35 +82,83 @@ def period(since: str | None, until: str | None, now: datetime) -> tuple[datetim
     return instant(since, "from") or month_start, instant(until, "to") or month_end
 
 
-def names_of(keys: list[Any]) -> dict[str, dict[str, str]]:
-    """What people call tenants, projects and keys, by id."""
-    return {
-        "tenant": {key.tenant_id: key.tenant_name for key in keys},
-        "project": {key.project_id: key.project_name for key in keys},
-        "key": {key.id: f"{key.name} ({key.id})" for key in keys},
-    }
-
-
-def as_json(report: SpendReport) -> dict[str, Any]:
+# ----------------------------------------------------------------------------------------------- for machines
+def as_json(report: SpendReport, *, generated_at_ms: int | None = None) -> dict[str, Any]:
     """A report for machines."""
-    return {
+    found = {
         "from": report.start.isoformat(),
         "to": report.end.isoformat(),
         "time_zone": "UTC",
         "currency": "USD",
+        "basis": BASIS,
         "group_by": list(report.group_by),
+        "filters": [f"{each.name}={value}" for each in report.filters for value in each.values],
         "rows": [
-            {**dict(zip(report.group_by, group, strict=True)), **_figures(figures)}
+            {**dict(zip(report.group_by, group, strict=True)), **_row(report, group, figures)}
             for group, figures in report.rows
         ],
-        "total": _figures(report.total),
+        "others": None,
+        "total": {
+            **figures_json(report.total, end_users=report.end_users_total),
+            **_compared(report, report.total, report.previous_total),
+        },
+        **_facts(report),
+        "generated_at": None if generated_at_ms is None else instant_text(generated_at_ms),
+    }
+    if report.others_count:
+        found["others"] = {
+            "rows": report.others_count,
+            **figures_json(report.others),
+            **_compared(report, report.others, report.previous_others),
+        }
+    if report.before is not None:
+        found["compared_with"] = {
+            "from": report.before[0].isoformat(),
+            "to": report.before[1].isoformat(),
+        }
+    return found
+
+
+def _row(report: SpendReport, group: tuple[str, ...], figures: SpendFigures) -> dict[str, Any]:
+    users = None if report.end_users is None else report.end_users.get(group, 0)
+    return {
+        **figures_json(figures, end_users=users),
+        **_compared(report, figures, report.previous.get(group)),
     }
 
 
-def _figures(figures: SpendFigures) -> dict[str, Any]:
+def _facts(report: SpendReport) -> dict[str, Any]:
+    facts = report.facts
+    control = {
+        "row_count": len(report.rows) + bool(report.others_count),
+        "control_total": {
+            "charge_usd": usd_text(report.control.charge_usd_nanos),
+            "platform_usd": usd_text(report.control.platform_usd_nanos),
+            "requests": report.control.requests,
+            "is_footed": report.is_footed,
+        },
+    }
+    if facts is None:
+        return control
+    return {
+        **control,
+        "source": facts.source,
+        "price_versions": list(facts.price_versions),
+        "price_versions_are": "used" if facts.are_prices_used else "known",
+        "ledger_high_water": None
+        if facts.high_water is None
+        else {"journal_id": facts.high_water, "at": instant_text(facts.high_water_at_ms or 0)},
+        "unallocated_usd": usd_text(facts.unallocated_usd_nanos),
+    }
+
+
+def figures_json(figures: SpendFigures, *, end_users: int | None = None) -> dict[str, Any]:
+    """The sums of a row and what is worked out from them."""
     return {
         "requests": figures.requests,
         "failed_attempts": figures.failed_attempts,
+        "unpriced_attempts": figures.unpriced_attempts,
+        "cache_hits": figures.cache_hits,
         "input_tokens": figures.input_tokens,
         "cached_input_tokens": figures.cached_input_tokens,
         "cache_write_tokens": figures.cache_write_tokens,
@@ -56,4 +166,65 @@ def _figures(figures: SpendFigures) -> dict[str, Any]:
         "reasoning_tokens": figures.reasoning_tokens,
         "charge_usd": usd_text(figures.charge_usd_nanos),
         "platform_usd": usd_text(figures.platform_usd_nanos),
+        "unit_costs": unit_costs(figures, end_users=end_users),
+        "shares": shares(figures),
+        **({} if end_users is None else {"end_users": end_users}),
+    }
+
+
+def unit_costs(figures: SpendFigures, *, end_users: int | None = None) -> dict[str, str | None]:
+    """All of the charge for each kind of unit, so that they do not add up; None: there are no units."""
+    tokens_in, tokens_out = figures.input_tokens_all, figures.output_tokens_all
+    charge = figures.charge_usd_nanos
+    costs = {
+        "usd_per_request": _usd_per(charge, figures.requests),
+        "usd_per_million_tokens": _usd_per(charge * TOKENS_PER_UNIT, tokens_in + tokens_out),
+        "usd_per_million_input_tokens": _usd_per(charge * TOKENS_PER_UNIT, tokens_in),
+        "usd_per_million_output_tokens": _usd_per(charge * TOKENS_PER_UNIT, tokens_out),
+    }
+    if end_users is not None:
+        costs["usd_per_end_user"] = _usd_per(charge, end_users)
+    return costs
+
+
+def shares(figures: SpendFigures) -> dict[str, str | None]:
+    """What part came from caches: of requests from the gateway's, of input tokens from the engines'."""
+    return {
+        "cache_hit_ratio": _ratio(figures.cache_hits, figures.requests),
+        "cached_input_ratio": _ratio(figures.cached_input_tokens, figures.input_tokens_all),
+    }
+
+
+def _usd_per(nanos: int, units: int) -> str | None:
+    if units <= 0:
+        return None
+    return usd_text(int(_EXACT.divide(Decimal(nanos), Decimal(units)).to_integral_value(ROUND_HALF_EVEN)))
+
+
+def _ratio(part: int, whole: int) -> str | None:
+    if whole <= 0:
+        return None
+    return f"{_EXACT.divide(Decimal(part), Decimal(whole)):.{SHARE_PLACES}f}"
+
+
+def change_ratio(now: int, before: int) -> str | None:
+    """How much more it is than before, `0.25` for a quarter more; None: there was nothing before."""
+    return _ratio(now - before, before)
+
+
+def _compared(report: SpendReport, now: SpendFigures, before: SpendFigures | None) -> dict[str, Any]:
+    if report.before is None or before is None:
+        return {}
+    change = now.charge_usd_nanos - before.charge_usd_nanos
+    return {
+        "previous": {
+            "requests": before.requests,
+            "charge_usd": usd_text(before.charge_usd_nanos),
+            "platform_usd": usd_text(before.platform_usd_nanos),
+        },
+        "change": {
+            "charge_usd": usd_text(change),
+            "charge_ratio": change_ratio(now.charge_usd_nanos, before.charge_usd_nanos),
+            "requests": now.requests - before.requests,
+        },
     }

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.admin.budget_owners import detail_of, limit_of, owner_of, scope_id_of, view_of, views_of
 from gateway.admin.budget_views import BudgetDetailView, BudgetView
 from gateway.clock import Clock
+from gateway.commands.burn_down import print_burn_down, read_burn_down
 from gateway.commands.terminal import (
     Json,
     act_of_the_user,
@@ -181,6 +182,13 @@ def budgets_list(
             for one in found
         ],
     )
+
+
+@budgets.command("burn-down", epilog="Example: `tollgate budgets burn-down`")
+def budgets_burn_down(*, as_machine: Json = False) -> None:
+    """When budgets run out at their pace of late, the first one first."""
+    views = read_burn_down()
+    print_json(views) if as_machine else print_burn_down(views)
 
 
 @budgets.command("show", epilog="Example: `tollgate budgets show search-monthly`")

@@ -15,7 +15,8 @@ from gateway.console.charts import BarChart, bar_chart
 from gateway.dependencies import Services
 from gateway.identity.key_store import KeyRecord, KeyState, list_keys
 from gateway.identity.store import tenant_names
-from gateway.ledger.reports import NOTHING, SpendFigures, month_of, spend_report
+from gateway.ledger.cuts import month_of
+from gateway.ledger.reports import NOTHING, SpendFigures, spend_report
 
 ROWS_MAX = 20
 """Rows of one table; the others are added up in a last one."""

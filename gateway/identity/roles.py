@@ -128,6 +128,9 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/admin/v1/prices/{target}"): _MONEY,
     ("POST", "/admin/v1/prices/{target}/reset"): _MONEY,
     ("GET", "/admin/v1/reports/spend"): _READ,
+    ("GET", "/admin/v1/reports/budgets"): _READ,
+    ("GET", "/admin/v1/exports"): _READ,
+    ("GET", "/admin/v1/exports/schedules"): _READ,
     # Console.
     ("GET", "/console/login"): _OPEN,
     ("POST", "/console/login"): _OPEN,

@@ -146,6 +146,7 @@ _COUNTED = {
     "failed_attempts": "CASE a.state WHEN 'failed' THEN 1 ELSE 0 END",
     "unpriced_attempts": "CASE WHEN a.charge_usd_nanos IS NULL THEN 1 ELSE 0 END",
     "charge_usd_nanos": "coalesce(a.charge_usd_nanos, 0)",
+    "cache_hits": "CASE a.cache WHEN 'hit' THEN 1 ELSE 0 END",
 }
 """What an attempt adds to an hour; every other sum is of the column of its name."""
 _HOURS = by_sql(

@@ -48,6 +48,7 @@ HOUR_SUMS = (
     "output_tokens",
     "reasoning_tokens",
     "charge_usd_nanos",
+    "cache_hits",
 )
 
 
@@ -296,5 +297,6 @@ def _hours(fresh: Sequence[Ended]) -> list[dict[str, Any]]:
         found[7] += end.output_tokens
         found[8] += end.reasoning_tokens
         found[9] += charge or 0
+        found[10] += start.cache == "hit"
     names = ("hour_start_ms", *_HOUR_KEYS, *HOUR_SUMS)
     return [dict(zip(names, (*key, *sums[key]), strict=True)) for key in sorted(sums)]

@@ -1,16 +1,21 @@
 """What was spent, by whatever one wants to know it by?
 
-The one report query that the command line, the console and the exports share. Sums are integers of
-nano-USD and tokens; instants are UTC, half-open. Days come from SQL and are folded to weeks and months here,
-so that every database groups alike. `charge` is what tenants pay; what failed goes to `platform`. Where
-hours and their dimensions are all that is asked for, the hourly sums answer; otherwise the attempts do.
+The one report query that the command line, the API, the console, statements and exports share. Sums are
+integers of nano-USD and tokens; instants are UTC, half-open. Days come from SQL and are folded to weeks and
+months here, so that every database groups alike. `charge` is what tenants pay; what failed goes to
+`platform`. Where hours and their dimensions are all that is asked for, the hourly sums answer; otherwise the
+attempts do. Every report is footed: its rows, those that were added up as "others" included, are compared
+with a sum of the ledger that knows nothing of the rows.
+
+A correction is a row of the ledger like any other, with an attempt number of 0: it moves money and tokens in
+the period in which it stands, and is no request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import case, func, select
@@ -19,36 +24,35 @@ from sqlmodel import col
 
 from gateway.errors import InvalidRequest
 from gateway.inference import AttemptState, Payer
+from gateway.ledger.cuts import (
+    PERIODS,
+    YEARS,
+    Cut,
+    Filter,
+    check_dimensions,
+    distinct_end_users,
+    epoch_ms,
+    is_tag,
+    moment_of,
+    next_start,
+    numbered_period_text,
+    period_bounds,
+    period_text,
+    previous_range,
+    previous_start,
+)
+from gateway.ledger.report_facts import ReportFacts
 from gateway.ledger.tables import Attempt, SpendHour
 
-MS_PER_DAY = 86_400_000
-PERIODS = ("day", "week", "month")
-TAG_PREFIX = "tag:"
 PLATFORM_TENANT = "platform"
 """Whose attempts warm-ups and heartbeats are: nobody's requests."""
 NOT_SAID = "-"
 """Shown where an attempt has no such value."""
-
-_COLUMNS = {
-    "tenant": Attempt.tenant_id,
-    "project": Attempt.project_id,
-    "key": Attempt.key_id,
-    "end_user": Attempt.end_user,
-    "model": Attempt.model_alias,
-    "pool": Attempt.pool,
-    "task": Attempt.task,
-    "policy": Attempt.policy_version,
-}
-_HOUR_COLUMNS = {
-    "tenant": SpendHour.tenant_id,
-    "project": SpendHour.project_id,
-    "key": SpendHour.key_id,
-    "model": SpendHour.model_alias,
-    "pool": SpendHour.pool,
-    "task": SpendHour.task,
-}
-MS_PER_HOUR = 3_600_000
-DIMENSIONS = (*_COLUMNS, *PERIODS, "tag:<name>")
+UNTAGGED = "untagged"
+"""Shown where an attempt has no such tag."""
+TOP_MAX = 10_000
+Group = tuple[str, ...]
+_Raw = tuple[str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,49 +71,91 @@ class SpendFigures:
     """What tenants pay."""
     platform_usd_nanos: int
     """What failed or interrupted attempts come to; on the platform's account."""
+    unpriced_attempts: int = 0
+    """Attempts without a price: they are in no amount."""
+    cache_hits: int = 0
+    """Requests that were answered from the cache."""
 
     def __add__(self, other: SpendFigures) -> SpendFigures:
         """Both together."""
         return SpendFigures(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
+    @property
+    def input_tokens_all(self) -> int:
+        """Fresh, cached and written to a cache."""
+        return self.input_tokens + self.cached_input_tokens + self.cache_write_tokens
+
+    @property
+    def output_tokens_all(self) -> int:
+        """Reasoning included."""
+        return self.output_tokens + self.reasoning_tokens
+
 
 NOTHING = SpendFigures(0, 0, 0, 0, 0, 0, 0, 0, 0)
+_MEASURES: dict[str, Callable[[SpendFigures], int]] = {
+    "charge": lambda figures: figures.charge_usd_nanos,
+    "platform": lambda figures: figures.platform_usd_nanos,
+    "requests": lambda figures: figures.requests,
+    "failed_attempts": lambda figures: figures.failed_attempts,
+    "input_tokens": lambda figures: figures.input_tokens_all,
+    "output_tokens": lambda figures: figures.output_tokens_all,
+    "cache_hits": lambda figures: figures.cache_hits,
+    "group": lambda _: 0,
+}
+ORDERS = tuple(_MEASURES)
+"""What rows may be ordered by: the largest first, `group` by name or time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Which rows are wanted, and what beside them."""
+
+    filters: tuple[Filter, ...] = ()
+    order: str = "charge"
+    top: int | None = None
+    """Rows to show; the others are added up, but for what has no tag, which is always shown."""
+    is_compared: bool = False
+    """With the same figures of the period before."""
+    counts_end_users: bool = False
+
+
+AS_IT_IS = Shape()
 
 
 @dataclass(frozen=True, slots=True)
 class SpendReport:
     """Rows by group, dearest first, and their total."""
 
-    group_by: tuple[str, ...]
+    group_by: Group
     start: datetime
     end: datetime
-    rows: tuple[tuple[tuple[str, ...], SpendFigures], ...]
+    rows: tuple[tuple[Group, SpendFigures], ...]
+    facts: ReportFacts | None = None
+    """Read by whoever shows it to somebody who signs."""
+    control: SpendFigures = NOTHING
+    """A sum of the ledger without any grouping."""
+    others: SpendFigures = NOTHING
+    others_count: int = 0
+    """Rows that are added up in `others`."""
+    before: tuple[datetime, datetime] | None = None
+    """What `previous` is of; None: nothing is compared."""
+    previous: Mapping[Group, SpendFigures] = field(default_factory=dict)
+    previous_total: SpendFigures = NOTHING
+    previous_others: SpendFigures = NOTHING
+    end_users: Mapping[Group, int] | None = None
+    """Distinct ones by group; None: not asked for."""
+    end_users_total: int | None = None
+    filters: tuple[Filter, ...] = ()
 
     @property
     def total(self) -> SpendFigures:
-        """The sum of all rows."""
-        return sum((figures for _, figures in self.rows), start=NOTHING)
+        """The sum of all rows, those that are not shown included."""
+        return sum((figures for _, figures in self.rows), start=self.others)
 
-
-def month_of(moment: datetime) -> tuple[datetime, datetime]:
-    """The UTC calendar month around an instant, half-open."""
-    start = moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return start, (start + timedelta(days=32)).replace(day=1)
-
-
-def check_dimensions(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, known and without repeats.
-
-    Raises:
-        InvalidRequest: an unknown dimension; names the known ones.
-    """
-    for name in names:
-        is_tag = name.startswith(TAG_PREFIX) and len(name) > len(TAG_PREFIX)
-        if name not in _COLUMNS and name not in PERIODS and not is_tag:
-            raise InvalidRequest(
-                f"Cannot group by {name!r}. Known: {', '.join(DIMENSIONS)}.", param="group_by"
-            )
-    return tuple(dict.fromkeys(names))
+    @property
+    def is_footed(self) -> bool:
+        """The rows come to what the ledger has."""
+        return self.total == self.control
 
 
 async def spend_report(
@@ -119,8 +165,9 @@ async def spend_report(
     start: datetime,
     end: datetime,
     names: dict[str, dict[str, str]] | None = None,
+    shape: Shape = AS_IT_IS,
 ) -> SpendReport:
-    """Spend between two instants.
+    """Spend between two instants. All of its statements see one instant if the session does.
 
     Args:
         session: where to ask.
@@ -128,6 +175,48 @@ async def spend_report(
         start: first instant that counts, aware.
         end: first instant that does not count any more, aware.
         names: what to show instead of ids, by dimension.
+        shape: which rows, and what beside them.
+
+    Raises:
+        InvalidRequest: an unknown dimension or order, an end that is not after the start, or a comparison
+            that makes no sense.
+    """
+    cut = cut_of(group_by, start, end, filters=shape.filters)
+    _check_shape(shape)
+    raw = await _folded(session, cut)
+    labels = _Labels(cut.dimensions, names or {})
+    before = _compared_range(cut, start, end) if shape.is_compared else None
+    raw_before: dict[_Raw, SpendFigures] = {}
+    if before is not None:
+        raw_before = await _before(session, cut, before)
+        for group in raw_before:
+            raw.setdefault(group, NOTHING)
+    _show_untagged(cut.dimensions, raw)
+    labels.learn(raw)
+    users, users_total = await _end_users(session, cut, labels) if shape.counts_end_users else (None, None)
+    shown, rest = _ordered(cut.dimensions, raw, shape, labels=labels)
+    return SpendReport(
+        group_by=cut.dimensions,
+        start=start,
+        end=end,
+        rows=tuple((labels.of(group), raw[group]) for group in shown),
+        control=await control_total(session, cut),
+        others=sum((raw[group] for group in rest), start=NOTHING),
+        others_count=len(rest),
+        before=before,
+        previous={labels.of(group): raw_before.get(group, NOTHING) for group in shown},
+        previous_total=NOTHING if before is None else await _total_before(session, cut, before),
+        previous_others=sum((raw_before.get(group, NOTHING) for group in rest), start=NOTHING),
+        end_users=users,
+        end_users_total=users_total,
+        filters=shape.filters,
+    )
+
+
+def cut_of(
+    group_by: Sequence[str], start: datetime, end: datetime, *, filters: tuple[Filter, ...] = ()
+) -> Cut:
+    """What is asked for, checked.
 
     Raises:
         InvalidRequest: an unknown dimension, or an end that is not after the start.
@@ -135,43 +224,66 @@ async def spend_report(
     dimensions = check_dimensions(group_by)
     if end <= start:
         raise InvalidRequest("The end of the report must be after its start.", param="to")
-    query = _query(dimensions, _epoch_ms(start), _epoch_ms(end))
-    folded: dict[tuple[str, ...], SpendFigures] = {}
-    for row in await session.execute(query):
-        values = row[: len(dimensions)]
-        group = tuple(
-            _shown(name, value, names or {}) for name, value in zip(dimensions, values, strict=True)
+    for moment, name in ((start, "from"), (end, "to")):
+        if not YEARS[0] <= moment.year <= YEARS[1]:
+            raise InvalidRequest(f"A report is of the years {YEARS[0]} to {YEARS[1]}.", param=name)
+    return Cut(dimensions, filters, epoch_ms(start), epoch_ms(end))
+
+
+async def control_total(session: AsyncSession, cut: Cut) -> SpendFigures:
+    """The sum of everything that a report may be of, without its grouping.
+
+    Of hours, where the bounds and filters allow it: what is cut by a tag foots to the hourly sums then.
+    """
+    whole = Cut((), cut.filters, cut.start_ms, cut.end_ms)
+    (row,) = await session.execute(_query(whole))
+    return SpendFigures(*(int(value or 0) for value in row))
+
+
+def _check_shape(shape: Shape) -> None:
+    if shape.order not in ORDERS:
+        raise InvalidRequest(
+            f"Cannot order by {shape.order[:40]!r}. Known: {', '.join(ORDERS)}.", param="order"
         )
-        figures = SpendFigures(*(int(value or 0) for value in row[len(dimensions) :]))
+    if shape.top is not None and not 1 <= shape.top <= TOP_MAX:
+        raise InvalidRequest(f"`top` is 1 to {TOP_MAX}.", param="top")
+
+
+async def _folded(session: AsyncSession, cut: Cut) -> dict[_Raw, SpendFigures]:
+    """Sums by group; of dimensions with ids the ids, of periods their texts."""
+    folded: dict[_Raw, SpendFigures] = {}
+    width = len(cut.dimensions)
+    for row in await session.execute(_query(cut)):
+        group = tuple(_folded_value(name, value) for name, value in zip(cut.dimensions, row, strict=False))
+        figures = SpendFigures(*(int(value or 0) for value in row[width:]))
         if figures != NOTHING:
             folded[group] = folded.get(group, NOTHING) + figures
-    rows = sorted(folded.items(), key=lambda item: (-item[1].charge_usd_nanos, item[0]))
-    return SpendReport(group_by=dimensions, start=start, end=end, rows=tuple(rows))
+    return folded
 
 
-def _query(dimensions: tuple[str, ...], start_ms: int, end_ms: int) -> Any:
-    is_hourly = not (start_ms % MS_PER_HOUR or end_ms % MS_PER_HOUR) and all(
-        name in _HOUR_COLUMNS or name in PERIODS for name in dimensions
-    )
-    table: type[SpendHour | Attempt] = SpendHour if is_hourly else Attempt
-    instant = col(SpendHour.hour_start_ms) if is_hourly else col(Attempt.started_at_ms)
-    keys = [
-        _expression(name, table, instant).label(f"group_{index}") for index, name in enumerate(dimensions)
-    ]
-    counts = (
-        (col(SpendHour.requests), col(SpendHour.failed_attempts))
-        if is_hourly
-        else (
-            case((col(Attempt.attempt_number) == 1, 1), else_=0),
-            case((col(Attempt.state) == AttemptState.FAILED.value, 1), else_=0),
-        )
-    )
-    return select(*keys, *_sums(table, *counts)).where(instant >= start_ms, instant < end_ms).group_by(*keys)
+def _folded_value(name: str, value: Any) -> str | None:
+    if name in PERIODS:
+        return period_text(name, int(value))
+    return None if value is None else str(value)
 
 
-def _sums(table: type[SpendHour | Attempt], requests: Any, failed: Any) -> list[Any]:
+def _query(cut: Cut) -> Any:
+    keys = cut.keys()
+    return select(*keys, *sums(cut)).where(*cut.conditions()).group_by(*keys)
+
+
+def sums(cut: Cut) -> list[Any]:
     """The columns of SpendFigures, in its order; tokens are those that tenants are charged for."""
+    table = cut.table
     is_tenant = col(table.payer) == Payer.TENANT.value
+    if table is SpendHour:
+        requests, failed = col(SpendHour.requests), col(SpendHour.failed_attempts)
+        unpriced, hits = col(SpendHour.unpriced_attempts), col(SpendHour.cache_hits)
+    else:
+        requests = _one_if(col(Attempt.attempt_number) == 1)
+        failed = _one_if(col(Attempt.state) == AttemptState.FAILED.value)
+        unpriced = _one_if(col(Attempt.charge_usd_nanos).is_(None))
+        hits = _one_if(col(Attempt.cache) == "hit")
 
     def of_tenant(column: Any) -> Any:
         return case((is_tenant, column), else_=0)
@@ -188,31 +300,140 @@ def _sums(table: type[SpendHour | Attempt], requests: Any, failed: Any) -> list[
             of_tenant(table.reasoning_tokens),
             of_tenant(table.charge_usd_nanos),
             case((is_tenant, 0), else_=table.charge_usd_nanos),
+            unpriced,
+            hits,
         )
     ]
 
 
-def _expression(name: str, table: type[SpendHour | Attempt], instant: Any) -> Any:
-    if name in PERIODS:
-        # Floor division: with `/` PostgreSQL divides exactly and a cast then rounds, noon being tomorrow.
-        return instant // MS_PER_DAY
-    if table is SpendHour:
-        return _HOUR_COLUMNS[name]
-    if name.startswith(TAG_PREFIX):
-        return Attempt.tags[name.removeprefix(TAG_PREFIX)].as_string()  # type: ignore[attr-defined]  # a JSON column
-    return _COLUMNS[name]
+def _one_if(condition: Any) -> Any:
+    return case((condition, 1), else_=0)
 
 
-def _shown(name: str, value: Any, names: dict[str, dict[str, str]]) -> str:
-    if value is None:
-        return NOT_SAID
-    if name in PERIODS:
-        day = date(1970, 1, 1) + timedelta(days=int(value))
-        if name == "month":
-            return f"{day:%Y-%m}"
-        return (day - timedelta(days=day.weekday())).isoformat() if name == "week" else day.isoformat()
-    return names.get(name, {}).get(str(value), str(value))
+# ------------------------------------------------------------------------------------------ the period before
+def _compared_range(cut: Cut, start: datetime, end: datetime) -> tuple[datetime, datetime]:
+    periods = [name for name in cut.dimensions if name in PERIODS]
+    if len(periods) > 1:
+        raise InvalidRequest("A comparison takes one of day, week and month at most.", param="compare")
+    if any(each.name in PERIODS for each in cut.filters):
+        raise InvalidRequest(
+            "A comparison takes no filter by day, week or month: say `from` and `to`.", param="compare"
+        )
+    if not periods:
+        return previous_range(start, end)
+    (name,) = periods
+    first = period_bounds(name, period_text(name, cut.start_ms // (24 * 3_600_000)))[0]
+    if first != cut.start_ms:
+        raise InvalidRequest(
+            f"A comparison by {name} begins where a {name} does: say `from` accordingly.", param="compare"
+        )
+    return previous_start(name, moment_of(cut.start_ms)), end
 
 
-def _epoch_ms(moment: datetime) -> int:
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+async def _before(
+    session: AsyncSession, cut: Cut, before: tuple[datetime, datetime]
+) -> dict[_Raw, SpendFigures]:
+    """What stood before, under the groups that it is compared with."""
+    found = await _folded(session, _moved(cut, before))
+    periods = [index for index, name in enumerate(cut.dimensions) if name in PERIODS]
+    if not periods:
+        return found
+    index = periods[0]
+    name = cut.dimensions[index]
+    moved: dict[_Raw, SpendFigures] = {}
+    for group, figures in found.items():
+        start = moment_of(period_bounds(name, group[index] or "")[0])
+        following = next_start(name, start)
+        if epoch_ms(following) < cut.end_ms:
+            text = period_text(name, epoch_ms(following) // (24 * 3_600_000))
+            moved[*group[:index], text, *group[index + 1 :]] = figures
+    return moved
+
+
+async def _total_before(session: AsyncSession, cut: Cut, before: tuple[datetime, datetime]) -> SpendFigures:
+    """Of the time before the whole report, whatever its rows are compared with."""
+    start, end = before
+    if any(name in PERIODS for name in cut.dimensions):
+        start, end = previous_range(moment_of(cut.start_ms), moment_of(cut.end_ms))
+    return await control_total(session, _moved(cut, (start, end)))
+
+
+def _moved(cut: Cut, bounds: tuple[datetime, datetime]) -> Cut:
+    return Cut(cut.dimensions, cut.filters, epoch_ms(bounds[0]), epoch_ms(bounds[1]))
+
+
+# --------------------------------------------------------------------------------------- rows and their names
+async def _end_users(session: AsyncSession, cut: Cut, labels: _Labels) -> tuple[dict[Group, int], int]:
+    """Distinct end users by group, and of all: they do not add up, since one may be in several groups."""
+    asked = Cut(cut.dimensions, cut.filters, cut.start_ms, cut.end_ms, wants_attempts=True)
+    keys = asked.period_keys()
+    conditions = [*asked.conditions(), col(Attempt.payer) == Payer.TENANT.value]
+    found = await session.execute(select(*keys, distinct_end_users()).where(*conditions).group_by(*keys))
+    counts: dict[Group, int] = {}
+    for *values, count in found:
+        group = tuple(
+            numbered_period_text(name, int(value)) if name in PERIODS else _folded_value(name, value)
+            for name, value in zip(cut.dimensions, values, strict=True)
+        )
+        counts[labels.of(group)] = counts.get(labels.of(group), 0) + int(count)
+    total = await session.execute(select(distinct_end_users()).where(*conditions))
+    return counts, int(total.scalar_one())
+
+
+def _show_untagged(dimensions: Group, raw: dict[_Raw, SpendFigures]) -> None:
+    """What has no tag is a row even where there is none of it: its absence is an answer."""
+    if len(dimensions) == 1 and is_tag(dimensions[0]) and raw:
+        raw.setdefault((None,), NOTHING)
+
+
+def _ordered(
+    dimensions: Group, raw: dict[_Raw, SpendFigures], shape: Shape, *, labels: _Labels
+) -> tuple[list[_Raw], list[_Raw]]:
+    """The groups to show, in their order, and those to add up."""
+    measure = _MEASURES[shape.order]
+    groups = sorted(raw, key=lambda group: (-measure(raw[group]), labels.of(group)))
+    if shape.top is None or len(groups) <= shape.top:
+        return groups, []
+    kept = set(groups[: shape.top])
+    for group in groups:
+        if any(value is None and is_tag(name) for name, value in zip(dimensions, group, strict=True)):
+            kept.add(group)
+    return [each for each in groups if each in kept], [each for each in groups if each not in kept]
+
+
+class _Labels:
+    """What is shown instead of what is kept; two that would look alike are told apart by their ids."""
+
+    def __init__(self, dimensions: Group, names: dict[str, dict[str, str]]) -> None:
+        self._dimensions = dimensions
+        self._names = names
+        self._alike: list[set[str | None]] = [set() for _ in dimensions]
+        self._known: dict[_Raw, Group] = {}
+
+    def learn(self, groups: Mapping[_Raw, SpendFigures]) -> None:
+        """Look at all values that will be shown."""
+        for index in range(len(self._dimensions)):
+            shown: dict[str, set[str | None]] = {}
+            for value in {group[index] for group in groups}:
+                shown.setdefault(self._plain(index, value), set()).add(value)
+            self._alike[index] = {value for values in shown.values() if len(values) > 1 for value in values}
+        self._known.clear()
+
+    def of(self, group: _Raw) -> Group:
+        """The group as it is shown."""
+        found = self._known.get(group)
+        if found is None:
+            found = self._known[group] = tuple(
+                self._told_apart(index, value) for index, value in enumerate(group)
+            )
+        return found
+
+    def _told_apart(self, index: int, value: str | None) -> str:
+        plain = self._plain(index, value)
+        return f"{plain} ({value})" if value is not None and value in self._alike[index] else plain
+
+    def _plain(self, index: int, value: str | None) -> str:
+        name = self._dimensions[index]
+        if value is None:
+            return UNTAGGED if is_tag(name) else NOT_SAID
+        return self._names.get(name, {}).get(value, value)

@@ -169,6 +169,15 @@ class SpendHour(SQLModel, table=True):
     output_tokens: int = _count("generated tokens, without reasoning")
     reasoning_tokens: int = _count("generated reasoning tokens")
     charge_usd_nanos: int = _count("what the payer is charged, nano-USD")
+    cache_hits: int = Field(
+        default=0,
+        sa_column=Column(
+            BigInteger,
+            nullable=False,
+            server_default="0",
+            comment="requests that were answered from the cache, free of charge",
+        ),
+    )
 
 
 class Budget(Audited, table=True):
@@ -286,3 +295,64 @@ class BudgetAlert(SQLModel, table=True):
     percent: int = _key(Integer, "the share that was reached")
     at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when, epoch ms"))
     posted_usd_nanos: int = _count("booked by then, nano-USD")
+
+
+class ExportSchedule(Audited, table=True):
+    """An export that is written after the end of every day, week or month."""
+
+    __tablename__ = "export_schedules"
+    audit_kind: ClassVar[str] = "export_schedule"
+    audit_topic: ClassVar[str] = "exports"
+    audit_fields: ClassVar[tuple[str, ...]] = (
+        "name",
+        "every",
+        "format",
+        "wanted",
+        "target",
+        "endpoint_url",
+        "delay_s",
+        "from_ms",
+        "retired_at_ms",
+    )
+
+    id: str = _key(String(64), "opaque id, exp_…")
+    name: str = Field(
+        sa_column=Column(
+            String(128), nullable=False, unique=True, comment="what people call it, and its files"
+        )
+    )
+    every: str = _text(8, "day, week or month, in UTC")
+    format: str = _text(16, "csv, xlsx, parquet, …")
+    wanted: dict[str, Any] = Field(
+        sa_column=Column(JSON, nullable=False, comment="what is exported: rows, group_by, filters")
+    )
+    target: str = _text(1024, "a folder, or s3://bucket/prefix")
+    endpoint_url: str | None = _text(512, "of storage that is not AWS's", optional=True)
+    delay_s: int = _count("how long after a period's end, seconds")
+    from_ms: int = Field(
+        sa_column=Column(EpochMs, nullable=False, comment="the first period that it writes, epoch ms")
+    )
+    created_at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="epoch ms"))
+    retired_at_ms: int | None = Field(
+        default=None, sa_column=Column(EpochMs, nullable=True, comment="epoch ms; writes nothing since")
+    )
+
+
+class ExportFile(SQLModel, table=True):
+    """A file that a schedule has written; one for each of its periods. Rows are only ever added."""
+
+    __tablename__ = "export_files"
+
+    schedule_id: str = Field(
+        sa_column=Column(
+            String(64), ForeignKey("export_schedules.id"), primary_key=True, comment="the schedule"
+        )
+    )
+    period_start_ms: int = _key(EpochMs, "what it is of, epoch ms")
+    place: str = _text(2048, "where it was written")
+    rows: int = _count("rows in it")
+    bytes: int = _count("size of the file")
+    sha256: str = _text(64, "of the file")
+    control_usd_nanos: int = _count("its control total, nano-USD")
+    high_water: str | None = _text(64, "last booking that it knew", optional=True)
+    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when it was written, epoch ms"))

@@ -17,7 +17,7 @@ from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
 from gateway.identity.key_store import create_key
 from gateway.identity.store import create_tenant, ensure_project
-from gateway.ledger.reports import month_of
+from gateway.ledger.cuts import month_of
 from gateway.migrate import upgrade
 from tests.support.chromium import Chromium, chromium_path
 from tests.support.factories import make_act

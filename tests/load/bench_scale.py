@@ -18,6 +18,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.db import create_engine, session_factory
+from gateway.ledger.cuts import Cut
 from gateway.ledger.reports import _query, spend_report
 from gateway.migrate import upgrade
 from tests.load.measured import spread, write_result
@@ -81,7 +82,7 @@ async def report(engine: AsyncEngine, dimensions: tuple[str, ...]) -> dict[str, 
             found = await spend_report(session, group_by=dimensions, start=START, end=END)
             took.append(time.perf_counter() - began)
             count = len(found.rows)
-    query = _query(dimensions, START_MS, START_MS + MONTH_MS).compile(
+    query = _query(Cut(dimensions, (), START_MS, START_MS + MONTH_MS)).compile(
         dialect=postgresql.dialect(),  # type: ignore[no-untyped-call]  # SQLAlchemy says nothing of it
         compile_kwargs={"literal_binds": True},
     )

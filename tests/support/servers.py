@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -297,3 +298,27 @@ def sentinel_server(master: str, *, name: str) -> Iterator[str]:
             yield f"127.0.0.1:{port}"
         finally:
             stop(server)
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[str]:
+    """Storage that speaks S3 (moto's server, in memory) of its own; yields `http://127.0.0.1:PORT`.
+
+    Raises:
+        ServerFailed: it does not start.
+    """
+    with folder_for("s3", None) as folder:
+        port = free_port()
+        command: list[str | Path] = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        server = start(command, folder / "s3.log", None)
+        try:
+            wait_until(lambda: _listens(port), server, "moto's server")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            stop(server)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.app import create_app
 from gateway.errors import ConfigurationError
-from gateway.ledger.reports import PLATFORM_TENANT
+from gateway.ledger.reports import PLATFORM_TENANT, UNTAGGED
 from tests.integration.gateway.rig import (
     ADMIN_KEY,
     Gateway,
@@ -91,8 +91,8 @@ async def test_it_groups_by_every_dimension_and_each_adds_up_to_the_same(gateway
         "model": {"auto", "tollgate-reference", PLATFORM_TENANT},
         "pool": {"plain", "speculative"},
         "task": {"creative", "extraction", "chat", "heartbeat"},
-        "tag:team": {"search", "ads", "-"},
-        "tag:te'am\"%": {"-"},
+        "tag:team": {"search", "ads", UNTAGGED},
+        "tag:te'am\"%": {UNTAGGED},
     }
     for dimension, values in expected.items():
         found = await report(gateway, dimension)

@@ -29,6 +29,8 @@ TABLES = {
     "budget_windows",
     "budgets",
     "changes",
+    "export_files",
+    "export_schedules",
     "job_leases",
     "journal_entries",
     "journal_transactions",

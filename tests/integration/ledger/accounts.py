@@ -17,6 +17,7 @@ SUMS = (
     "output_tokens",
     "reasoning_tokens",
     "charge_usd_nanos",
+    "cache_hits",
 )
 KEYS = "tenant_id, project_id, key_id, model_alias, pool, task, payer"
 MS_PER_HOUR = 3_600_000
@@ -26,8 +27,9 @@ SELECT started_at_ms - started_at_ms % {MS_PER_HOUR} AS hour_start_ms, {KEYS}, c
   sum(CASE attempt_number WHEN 1 THEN 1 ELSE 0 END) AS requests,
   sum(CASE state WHEN 'failed' THEN 1 ELSE 0 END) AS failed_attempts,
   sum(CASE WHEN charge_usd_nanos IS NULL THEN 1 ELSE 0 END) AS unpriced_attempts,
-  {", ".join(f"sum({name}) AS {name}" for name in SUMS[4:-1])},
-  sum(coalesce(charge_usd_nanos, 0)) AS charge_usd_nanos
+  {", ".join(f"sum({name}) AS {name}" for name in SUMS[4:-2])},
+  sum(coalesce(charge_usd_nanos, 0)) AS charge_usd_nanos,
+  sum(CASE cache WHEN 'hit' THEN 1 ELSE 0 END) AS cache_hits
 FROM attempts GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
 """
 HOURS_FROM_ATTEMPTS = f"SELECT hour_start_ms, {KEYS}, {', '.join(SUMS)} FROM ({_FROM_ATTEMPTS}) AS summed"

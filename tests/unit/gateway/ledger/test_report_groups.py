@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from gateway.errors import InvalidRequest
-from gateway.ledger.reports import NOTHING, SpendFigures, SpendReport, check_dimensions, month_of
+from gateway.ledger.cuts import check_dimensions, month_of
+from gateway.ledger.reports import NOTHING, SpendFigures, SpendReport
 
 ONE = SpendFigures(1, 2, 3, 4, 5, 6, 7, 8, 9)
 

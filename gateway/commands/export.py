@@ -1,0 +1,123 @@
+"""`tollgate export`: the ledger as a file, now or by the calendar."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gateway.admin.spend import period
+from gateway.clock import Clock
+from gateway.commands.export_schedules import schedules
+from gateway.commands.options import with_options
+from gateway.commands.report import Selection
+from gateway.commands.terminal import Json, in_session, print_json
+from gateway.errors import InvalidRequest
+from gateway.jobs.export_work import PIECE_BYTES, run_export, write_file
+from gateway.ledger.cuts import epoch_ms
+from gateway.ledger.exports import FORMATS, Export, Footing
+from gateway.money import usd_text
+
+exports = typer.Typer(help="The ledger as files.")
+exports.add_typer(schedules, name="schedule")
+
+STDOUT = "-"
+Format = Annotated[str, typer.Option("--format", help=f"one of {', '.join(FORMATS)}")]
+Rows = Annotated[str, typer.Option(help="groups, or attempts: every attempt by itself")]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="leave text as it is that a spreadsheet would take for a formula")
+]
+_err = Console(stderr=True)
+
+
+@exports.callback(
+    invoke_without_command=True,
+    epilog="Example: `tollgate export --format xlsx --by tenant,model,day --from 2026-10-01 --to 2026-11-01"
+    " -o october.xlsx`",
+)
+@with_options(selection=Selection)
+def export(
+    context: typer.Context,
+    file_format: Format = "csv",
+    rows: Rows = "groups",
+    output: Annotated[str, typer.Option("--output", "-o", help="a file, or - for standard output")] = STDOUT,
+    *,
+    selection: Selection,
+    raw: Raw = False,
+    as_machine: Json = False,
+) -> None:
+    """Write spend, or every attempt, as CSV, XLSX or Parquet; a file appears whole or not at all."""
+    if context.invoked_subcommand is not None:
+        return
+    if as_machine and output == STDOUT:
+        raise InvalidRequest("--json says what was written: give the file with -o.")
+    start, end = period(selection.since, selection.until, Clock().now())
+    wanted = Export(
+        format=file_format,
+        start_ms=epoch_ms(start),
+        end_ms=epoch_ms(end),
+        rows="attempts" if rows == "attempts" else "groups",
+        group_by=tuple(selection.dimensions),
+        filters=tuple(selection.where or ()),
+        is_formula_safe=not raw,
+    )
+    if rows not in {"attempts", "groups"}:
+        raise InvalidRequest(f"--rows is groups or attempts, not {rows[:40]!r}.")
+    wanted.check()
+    footing = _write(wanted, output)
+    if as_machine:
+        print_json(
+            {
+                "file": output,
+                "rows": footing.rows,
+                "bytes": footing.bytes,
+                "sha256": footing.sha256,
+                "charge_usd": usd_text(footing.charge_usd_nanos),
+                "platform_usd": usd_text(footing.platform_usd_nanos),
+                "ledger_high_water": footing.high_water,
+            }
+        )
+    else:
+        _err.print(
+            f"{footing.rows:,} rows, {usd_text(footing.charge_usd_nanos)} USD charged and"
+            f" {usd_text(footing.platform_usd_nanos)} USD on the platform's account"
+            + ("" if output == STDOUT else f", in {output} and {output}.about.json"),
+            highlight=False,
+        )
+
+
+def _write(wanted: Export, output: str) -> Footing:
+    now_ms = Clock().epoch_ms()
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("Exporting"),
+        TextColumn("{task.completed:,} rows"),
+        TimeElapsedColumn(),
+        console=_err,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("Exporting", total=None)
+
+        def tell(rows: int) -> None:
+            progress.update(task, completed=rows)
+
+        async def work(session: AsyncSession) -> Footing:
+            if output != STDOUT:
+                return await write_file(session, wanted, Path(output), now_ms=now_ms, told_rows=tell)
+            if wanted.format == "csv":
+                return await run_export(session, wanted, sys.stdout.buffer, now_ms=now_ms, told_rows=tell)
+            # Other formats go back in their file: it is whole before it is sent.
+            with tempfile.TemporaryFile() as file:
+                footing = await run_export(session, wanted, file, now_ms=now_ms, told_rows=tell)
+                file.seek(0)
+                shutil.copyfileobj(file, sys.stdout.buffer, PIECE_BYTES)
+                return footing
+
+        return in_session(work)

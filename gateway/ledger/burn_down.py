@@ -1,0 +1,112 @@
+"""How fast does a budget burn down, and when does it run out?
+
+At the pace of late: what was booked in the last seven days, or since the window (or the budget) began if that
+is shorter. A straight line, said as what it is: no season, no growth. Where less than an hour can be looked
+at, or nothing was booked, the answer is that it is not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from gateway.ledger.budget_store import BudgetState, state_of
+from gateway.ledger.tables import Budget, BudgetPosting
+
+MS_PER_DAY = 86_400_000
+PACE_MS = 7 * MS_PER_DAY
+PACE_MS_MIN = 3_600_000
+FAR_MS = 100 * 365 * MS_PER_DAY
+"""A date beyond this is none."""
+
+
+class Outlook(StrEnum):
+    """What becomes of a budget in its window."""
+
+    SPENT = "spent"
+    RUNS_OUT = "runs_out"
+    """Before its window ends."""
+    LASTS = "lasts"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class BurnDown:
+    """One budget, and where its pace leads."""
+
+    state: BudgetState
+    outlook: Outlook
+    why: str
+    """For people."""
+    pace_usd_nanos_a_day: int | None = None
+    pace_over_ms: int | None = None
+    """Over which time, until now."""
+    runs_out_at_ms: int | None = None
+    at_end_usd_nanos: int | None = None
+    """What will have been booked when the window ends, at this pace; None: it never ends, or unknown."""
+
+
+async def burn_down(session: AsyncSession, *, now_ms: int) -> list[BurnDown]:
+    """Every budget in force; the first to run out first, those of which nothing is known last."""
+    found = await session.execute(
+        select(Budget).where(col(Budget.retired_at_ms).is_(None)).order_by(col(Budget.id))
+    )
+    burning = []
+    for budget in found.scalars().all():
+        state = await state_of(session, budget, now_ms=now_ms)
+        since_ms = max(state.window_start_ms, budget.created_at_ms, now_ms - PACE_MS)
+        booked = await _booked_since(session, state, since_ms)
+        burning.append(projected(state, booked_usd_nanos=booked, since_ms=since_ms, now_ms=now_ms))
+    order = list(Outlook)
+    burning.sort(key=lambda one: (order.index(one.outlook), one.runs_out_at_ms or 0, one.state.budget.name))
+    return burning
+
+
+async def _booked_since(session: AsyncSession, state: BudgetState, since_ms: int) -> int:
+    # Ids of bookings begin with their instant (`inference.new_id`).
+    found = await session.execute(
+        select(func.sum(col(BudgetPosting.amount_usd_nanos))).where(
+            col(BudgetPosting.budget_id) == state.budget.id,
+            col(BudgetPosting.window_start_ms) == state.window_start_ms,
+            col(BudgetPosting.transaction_id) >= f"jtx_{since_ms:012x}",
+        )
+    )
+    return int(found.scalar_one() or 0)
+
+
+def projected(state: BudgetState, *, booked_usd_nanos: int, since_ms: int, now_ms: int) -> BurnDown:
+    """Where the pace leads.
+
+    Args:
+        state: the budget and how it stands.
+        booked_usd_nanos: what was booked on it since then.
+        since_ms: from when on the pace is taken, epoch ms.
+        now_ms: until when.
+    """
+    left = state.budget.limit_usd_nanos - state.posted_usd_nanos - state.unattributed_usd_nanos
+    over_ms = now_ms - since_ms
+    if left <= 0:
+        return BurnDown(state, Outlook.SPENT, "nothing is left", runs_out_at_ms=now_ms)
+    if over_ms < PACE_MS_MIN:
+        return BurnDown(state, Outlook.UNKNOWN, "its window began less than an hour ago")
+    if booked_usd_nanos <= 0:
+        return BurnDown(state, Outlook.UNKNOWN, "nothing was booked lately", pace_over_ms=over_ms)
+    runs_out_at_ms = now_ms + left * over_ms // booked_usd_nanos
+    end_ms = state.window_end_ms
+    at_end = None
+    if end_ms is not None:
+        at_end = state.posted_usd_nanos + booked_usd_nanos * (end_ms - now_ms) // over_ms
+    is_in_time = runs_out_at_ms >= (now_ms + FAR_MS if end_ms is None else end_ms)
+    return BurnDown(
+        state,
+        Outlook.LASTS if is_in_time else Outlook.RUNS_OUT,
+        "at its pace the window ends first" if is_in_time else "at its pace it runs out",
+        pace_usd_nanos_a_day=booked_usd_nanos * MS_PER_DAY // over_ms,
+        pace_over_ms=over_ms,
+        runs_out_at_ms=None if is_in_time else runs_out_at_ms,
+        at_end_usd_nanos=at_end,
+    )
