@@ -27,6 +27,7 @@ from backends.pool_sections import (
     SpeculationSpec,
     Strict,
 )
+from backends.supply_spec import SupplySpec, supply_obstacle
 from backends.warm_spec import KeepWarmSpec, SleepSpec, sleep_obstacle
 
 FlagValue = str | int | float | bool | list[str | int | float]
@@ -230,6 +231,9 @@ class PoolSpec(Strict):
     )
     keep_warm: KeepWarmSpec = KeepWarmSpec()
     sleep: SleepSpec | None = Field(default=None, description="left out: a replica never sleeps")
+    supply: SupplySpec | None = Field(
+        default=None, description="left out: hardware.usd_per_hour while a replica has its hardware"
+    )
 
     @property
     def adapters(self) -> frozenset[str]:
@@ -307,6 +311,13 @@ class PoolSpec(Strict):
         message = sleep_obstacle(
             self.sleep, driver=self.driver, gpu=self.hardware.gpu, replicas=self.replicas
         )
+        if message is not None:
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_paid_for(self) -> Self:
+        message = supply_obstacle(self.supply, gpus=self.hardware.gpus_per_replica, driver=self.driver)
         if message is not None:
             raise ValueError(message)
         return self

@@ -39,6 +39,8 @@ from gateway.admin import (
     pools,
     prices,
     projects,
+    savings,
+    supply,
     tenants,
     usage,
 )
@@ -67,8 +69,10 @@ from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
+from gateway.jobs.replica_time import ReplicaTimeKeeper
 from gateway.jobs.scheduled_exports import exports_scheduler
 from gateway.jobs.scheduler import Scheduler, jobs_of
+from gateway.jobs.supply import supply_jobs
 from gateway.learned_metrics import watch_learned
 from gateway.ledger.admission import Budgets
 from gateway.ledger.buckets import BudgetBook
@@ -161,7 +165,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    for room in (policies, prices, audit):
+    for room in (policies, prices, audit, supply, savings):
         app.include_router(room.router)
     app.include_router(policy_explain.router)
     app.include_router(console_router())
@@ -184,6 +188,19 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan."""
         await self.edge(scope, receive, send)
+
+
+_Working = tuple[
+    Shipper,
+    ChangeWatcher,
+    Lessor,
+    Scheduler,
+    Reader,
+    LevelReader,
+    PolicyInForce,
+    Scheduler,
+    ReplicaTimeKeeper,
+]
 
 
 class _Parts:
@@ -257,7 +274,9 @@ class _Parts:
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
             exporting = self._exports(engine, spool.owner_id)
-            parts = (shipper, watcher, lessor, scheduler, reader, levels, self._policies, exporting)
+            keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
+            live = self._policies
+            parts = (shipper, watcher, lessor, scheduler, reader, levels, live, exporting, keeper)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -274,9 +293,7 @@ class _Parts:
         self,
         cache: AnswerCache,
         monitor: FleetMonitor,
-        parts: tuple[
-            Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader, PolicyInForce, Scheduler
-        ],
+        parts: _Working,
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -428,6 +445,7 @@ class _Parts:
         settings, clock, sessions = self._settings, self._clock, session_factory(engine)
         auditor = Auditor(sessions, clock, grace_s=settings.budgets.slice_grace_s)
         jobs = jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets)
+        jobs += supply_jobs(self._registry, sessions, clock=clock, settings=settings.supply)
         return Scheduler(sessions, clock, jobs, holder=holder, first_after_s=settings.audit.interval_s)
 
     def _exports(self, engine: AsyncEngine, holder: str) -> Scheduler:

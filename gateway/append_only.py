@@ -25,6 +25,9 @@ APPEND_ONLY = (
     "price_entries",
     "price_versions",
     "receipts",
+    "replica_phases",
+    "supply_hours",
+    "supply_lines",
 )
 _PREFIX = "tollgate_append_only"
 

@@ -243,6 +243,20 @@ class AuditSettings(BaseModel):
     whole_interval_s: float = Field(default=86_400, gt=0, description="between two looks at everything")
 
 
+class SupplySettings(BaseModel):
+    """How what supply costs is counted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    interval_s: float = Field(default=300, gt=0, description="between two looks for hours to freeze")
+    grace_s: float = Field(
+        default=7200,
+        ge=0,
+        description="an hour is frozen so long after its end; what comes later is a correction",
+    )
+    look_s: float = Field(default=10, gt=0, description="between two looks at how long replicas ran")
+
+
 class CacheSettings(BaseModel):
     """How much is kept of answers, and how long a request may wait to look one up."""
 
@@ -295,6 +309,7 @@ class Settings(BaseSettings):
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
     budgets: BudgetSettings = Field(default_factory=BudgetSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
+    supply: SupplySettings = Field(default_factory=SupplySettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
 
     @field_validator("external_keys")

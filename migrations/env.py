@@ -13,6 +13,7 @@ from sqlmodel import SQLModel
 import gateway.audit
 import gateway.identity.tables
 import gateway.jobs.tables
+import gateway.ledger.supply_tables
 import gateway.ledger.tables
 import gateway.pricing.tables
 import gateway.routing.tables  # noqa: F401 - importing the tables registers them

@@ -1,9 +1,9 @@
 """How are all replicas of the `process` pools started, kept alive and stopped on this machine?
 
 All or nothing at the start, then one life per replica (`life.py`). Readiness is real completions, never
-/health alone. What runs is published in `<state>/fleet.json`, what replicas say in
-`<state>/logs/<replica>.log`, what gateways want in `<state>/asks`. Requests are none of its business: the
-gateway looks at the replicas itself (`backends.monitor`). Linux only.
+/health alone. What runs is published in `<state>/fleet.json`, how long it ran in `<state>/replica-time`, what
+replicas say in `<state>/logs/<replica>.log`, what gateways want in `<state>/asks`. Requests are none of its
+business: the gateway looks at the replicas itself (`backends.monitor`). Linux only.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -36,6 +37,7 @@ from backends.launch.life import ReplicaLife
 from backends.launch.replica import LaunchError, ReplicaProcess, free_port
 from backends.launch.times import LaunchTimes, backoff_s
 from backends.pool import PoolSpec, ReplicaState
+from backends.replica_time import BEAT_S, TimeWriter, phase_of
 from backends.upkeep import OnUpkeep, Upkeep
 
 __all__ = [
@@ -129,6 +131,7 @@ class ProcessFleet:
         self._client: httpx.AsyncClient | None = None  # noqa: TID251 - control plane
         self._lock_fd: int | None = None
         self._published: Fleet | None = None
+        self._time = TimeWriter(self._state_dir)
         self.is_stopping = False
 
     async def start(self) -> None:
@@ -142,6 +145,7 @@ class ProcessFleet:
         self._lock()
         self.is_stopping = False
         self.asks.forget()
+        self._time = TimeWriter(self._state_dir)
         # trust_env off: a company's HTTP proxy is not the way to the loopback address.
         self._client = httpx.AsyncClient(  # noqa: TID251 - control plane
             trust_env=False,
@@ -149,9 +153,7 @@ class ProcessFleet:
             limits=httpx.Limits(keepalive_expiry=4.0),
         )
         try:
-            async with asyncio.TaskGroup() as group:
-                for life in self._lives:
-                    group.create_task(life.bring_up())
+            await self._all(life.bring_up() for life in self._lives)
         except BaseExceptionGroup as failures:
             await self.stop()
             # The first is the cause; the others were cancelled because of it.
@@ -162,9 +164,21 @@ class ProcessFleet:
 
     async def supervise(self) -> None:
         """Start again what crashes, hangs or lies, let sleep what is idle. Runs until cancelled or `stop`."""
+        await self._all(life.run() for life in self._lives)
+
+    async def _all(self, works: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Do all of it, and say meanwhile that what replica time says still holds."""
+
+        async def beat() -> None:
+            while True:
+                self._time.beat()
+                await asyncio.sleep(BEAT_S)
+
         async with asyncio.TaskGroup() as group:
-            for life in self._lives:
-                group.create_task(life.run())
+            beating = group.create_task(beat())
+            if working := [group.create_task(work) for work in works]:
+                await asyncio.wait(working)
+            beating.cancel()
 
     async def stop(self) -> None:
         """End every process of the fleet and give the state folder back. May be called twice."""
@@ -255,6 +269,7 @@ class ProcessFleet:
     def report(self, replica: ReplicaProcess, state: ReplicaState, detail: str) -> None:
         """It is in this state now: publish it, and show it to whoever waits."""
         replica.state = state
+        self._time.note(replica.spec.name, replica.name, phase_of(state, replica.spec))
         replica.detail = " ".join(detail.split())[:_DETAIL_CHARS_MAX]
         self._publish()
         elapsed_s = time.monotonic() - replica.started_at_s

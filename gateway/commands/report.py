@@ -17,6 +17,7 @@ from gateway.admin.spend import Asked, as_json, change_ratio, make_report, perio
 from gateway.clock import Clock
 from gateway.commands.options import with_options
 from gateway.commands.terminal import Json, in_session, out, print_json, print_table
+from gateway.errors import InvalidRequest
 from gateway.ledger.cuts import PERIODS
 from gateway.ledger.reports import NOTHING, SpendFigures, SpendReport
 from gateway.money import usd_text
@@ -77,13 +78,21 @@ class Look:
     chart: Annotated[bool, typer.Option("--chart", help="bars instead of columns")] = False
 
 
-@reports.command(epilog="Example: `tollgate report --by tenant,pool,task --from 2026-11-01 --compare`")
+@reports.callback(
+    invoke_without_command=True,
+    epilog="Example: `tollgate report --by tenant,pool,task --from 2026-11-01 --compare`"
+    " (or `tollgate report supply`)",
+)
 @with_options(selection=Selection, look=Look)
-def report(*, selection: Selection, look: Look, as_machine: Json = False) -> None:
+def report(context: typer.Context, *, selection: Selection, look: Look, as_machine: Json = False) -> None:
     """What was spent, and on what.
 
     Status 1 if the rows do not come to what the ledger has.
     """
+    if context.invoked_subcommand is not None:
+        if as_machine or selection.since or selection.until:
+            raise InvalidRequest(f"Write the options after `{context.invoked_subcommand}`.")
+        return
     start, end = period(selection.since, selection.until, Clock().now())
     asked = Asked(
         group_by=selection.dimensions,

@@ -131,6 +131,8 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/admin/v1/reports/budgets"): _READ,
     ("GET", "/admin/v1/exports"): _READ,
     ("GET", "/admin/v1/exports/schedules"): _READ,
+    ("GET", "/admin/v1/reports/supply"): _READ,
+    ("GET", "/admin/v1/reports/savings"): _READ,
     # Console.
     ("GET", "/console/login"): _OPEN,
     ("POST", "/console/login"): _OPEN,

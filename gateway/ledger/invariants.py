@@ -18,6 +18,7 @@ from gateway.ledger.budget_checks import BUDGETS
 from gateway.ledger.charge_checks import CHARGES
 from gateway.ledger.findings import EXAMPLES_MAX, Example, Extent, Finding, Invariant, Seen, look_at
 from gateway.ledger.journal_checks import ATTEMPTS, JOURNAL
+from gateway.ledger.supply_checks import SUPPLY
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,4 +92,12 @@ WHERE c.relkind IN ('r', 'p') AND c.relnamespace = to_regnamespace(current_schem
 """
 
 PROTECTION = (Invariant("I-2", "what is only ever added to cannot be changed or deleted", (_protected,)),)
-INVARIANTS: tuple[Invariant, ...] = (*JOURNAL, *PROTECTION, *ATTEMPTS, *CHARGES, *BUDGETS, *AUDIT)
+INVARIANTS: tuple[Invariant, ...] = (
+    *JOURNAL,
+    *PROTECTION,
+    *ATTEMPTS,
+    *CHARGES,
+    *BUDGETS,
+    *AUDIT,
+    *SUPPLY,
+)

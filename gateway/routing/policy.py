@@ -22,6 +22,7 @@ from backends.pool import NAME_CHARS_MAX, RateCard
 from backends.yaml_source import KeyPath, YamlSourceError, dotted, explain, load_yaml_with_lines, nearest
 from gateway.errors import ConfigurationError, ModelNotFound
 from gateway.inference import CREATIVE_TASKS, CacheRule, Nature, TaskType
+from gateway.routing.baselines import BaselinesSection, declares_nothing
 from gateway.routing.economics import LatencyTarget, Rule
 from gateway.routing.rule_compile import compile_rules
 from gateway.routing.rule_file import MODEL_CHARS, RULES_MAX, RuleEntry, mentioned
@@ -219,6 +220,11 @@ class PolicyFile(_Strict):
         exclude_if=_says_no_economics,
         description="what measurements may change in the routes",
     )
+    baselines: BaselinesSection = Field(
+        default_factory=BaselinesSection,
+        exclude_if=declares_nothing,
+        description="what savings are measured against",
+    )
     allow_unpriced: bool = Field(
         default=False,
         exclude_if=_is_unused,
@@ -284,6 +290,8 @@ class Policy:
     adapters: Mapping[str, str]
     """LoRA adapters by alias."""
     economics: Rule
+    baselines: BaselinesSection
+    """What savings are measured against."""
     classifier_confidence_min: float | None
     """From which confidence the trained classifier is believed; None: it is not asked."""
     rules: RuleBook = field(default=NO_RULES, compare=False)
@@ -396,6 +404,13 @@ def _check_targets(
                     f"{source}:{line}: {dotted(path[:-1])}: there is no pool and no external target {name!r};"
                     f"{_hint(name, known)} known: {', '.join(sorted(known))}"
                 )
+    home = file.baselines.home_pool
+    if home is not None and home not in pools:
+        line = lines.get(("baselines", "home_pool"), 1)
+        known = ", ".join(sorted(pools)) or "none"
+        raise ConfigurationError(
+            f"{source}:{line}: baselines.home_pool: there is no pool {home!r}; known pools: {known}"
+        )
 
 
 def _hint(word: str, known: Collection[str]) -> str:
@@ -448,6 +463,7 @@ def compile_policy(file: PolicyFile, text: str, pools: Collection[str]) -> Polic
         allow_unpriced=file.allow_unpriced,
         adapters={alias: entry.adapter for alias, entry in file.models.items() if entry.adapter},
         economics=_compile_economics(file.economics),
+        baselines=file.baselines,
         classifier_confidence_min=file.tasks.classifier.confidence_min
         if file.tasks.classifier.enabled
         else None,

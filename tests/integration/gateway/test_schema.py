@@ -43,7 +43,11 @@ TABLES = {
     "price_versions",
     "projects",
     "receipts",
+    "replica_phases",
+    "replica_runs",
     "spend_hours",
+    "supply_hours",
+    "supply_lines",
     "tenants",
 }
 

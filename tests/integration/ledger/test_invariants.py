@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
@@ -21,9 +22,12 @@ from gateway.ledger.findings import EXAMPLES_MAX, Extent, Finding
 from gateway.ledger.invariants import INVARIANTS, examine, take_snapshot
 from gateway.ledger.owners import close_owner, set_unattributed
 from gateway.ledger.settlement import Outcome
+from gateway.ledger.supply import MS_PER_HOUR, Key, Line, LineKind, PoolHour, ReplicaMs
+from gateway.ledger.supply_store import book_hour
+from gateway.ledger.supply_terms import terms_of
 from tests.integration.gateway.rig import eventually
 from tests.integration.ledger.site import ACCOUNT, NANO_A_TOKEN, Process, Site
-from tests.support.factories import make_end, make_reservation, make_start
+from tests.support.factories import make_end, make_pool_spec, make_reservation, make_start
 
 CLOCK = Clock()
 GRACE_MS = 1_200_000
@@ -91,7 +95,36 @@ async def books(site: Site) -> Site:
         await session.commit()
     await process.reserve(50)
     await _until_booked(process)
+    await _supplied(site)
     return site
+
+
+async def _supplied(site: Site) -> None:
+    """Two pool-hours, and a correction of the first one in the second."""
+    now_ms = CLOCK.epoch_ms()
+    second = now_ms - now_ms % MS_PER_HOUR
+    first = second - MS_PER_HOUR
+    terms = terms_of({"plain": make_pool_spec()})["plain"]
+    used, idle = Key(LineKind.REQUEST, "ten_1", "prj_1", "key1", "auto", "chat"), Key(LineKind.IDLE)
+    whole = PoolHour(
+        "plain",
+        first,
+        100,
+        ReplicaMs(serving_ms=9, busy_ms=5),
+        {used: Line(40, 5000, 1), idle: Line(60)},
+        (),
+        1,
+    )
+    late = replace(
+        whole, bill_usd_nanos=0, time=ReplicaMs(busy_ms=1), lines={used: Line(10, 1000, 1), idle: Line(-10)}
+    )
+    other = replace(whole, hour_start_ms=second)
+    async with site.sessions() as session:
+        for hour, booked_in_ms in ((whole, first), (other, second), (late, second)):
+            await book_hour(
+                session, terms, hour, booked_in_ms=booked_in_ms, booked_before_ms=now_ms, now_ms=now_ms
+            )
+        await session.commit()
 
 
 async def _until_booked(process: Process) -> None:
@@ -143,6 +176,7 @@ NAMES = {
     "last_hit": "(SELECT max(attempt_id) FROM attempts WHERE cache = 'hit' AND key_id = 'key1')",
     "others_hit": "(SELECT attempt_id FROM attempts WHERE cache = 'hit' AND key_id = 'key2')",
     "is_hard": "budget_id = (SELECT id FROM budgets WHERE is_hard)",
+    "is_bill": "hour_start_ms = corrects_hour_ms",
     "is_open": "NOT is_unattributed AND amount_usd_nanos > 0",
 }
 IN_HOUR_OF = "in hour of "
@@ -239,6 +273,18 @@ BREACHES: Sequence[tuple[str, str]] = [
         "I-11a",
         """UPDATE budget_windows SET unattributed_usd_nanos = 0;
            DELETE FROM budget_slices WHERE is_unattributed""",
+    ),
+    ("I-22", "UPDATE supply_lines SET cost_usd_nanos = cost_usd_nanos + 1 WHERE line = 'idle' AND {is_bill}"),
+    ("I-22", "DELETE FROM supply_hours WHERE NOT {is_bill}"),
+    (
+        "I-22",
+        """UPDATE supply_lines SET cost_usd_nanos = cost_usd_nanos
+           + CASE line WHEN 'idle' THEN -1000 ELSE 1000 END WHERE {is_bill}""",
+    ),
+    ("I-22", "UPDATE supply_hours SET busy_ms = busy_ms + 1 WHERE NOT {is_bill}"),
+    (
+        "I-22",
+        """DELETE FROM supply_lines WHERE {is_bill}; DELETE FROM supply_hours WHERE {is_bill}""",
     ),
 ]
 
