@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +20,17 @@ from gateway.clock import Clock
 from gateway.commands.export_schedules import schedules
 from gateway.commands.options import with_options
 from gateway.commands.report import Selection
-from gateway.commands.terminal import Json, in_session, print_json
+from gateway.commands.terminal import Json, in_session, load_pool_files, print_json
 from gateway.errors import InvalidRequest
+from gateway.focus_names import focus_names
 from gateway.jobs.export_work import PIECE_BYTES, run_export, write_file
-from gateway.ledger.cuts import epoch_ms
+from gateway.ledger.cuts import epoch_ms, moment_of, period_bounds
+from gateway.ledger.export_csv import pico_text
 from gateway.ledger.exports import FORMATS, Export, Footing
+from gateway.ledger.focus_terms import FocusTerms, focus_terms
 from gateway.money import usd_text
+from gateway.routing.policy import load_policy
+from gateway.settings import load_settings
 
 exports = typer.Typer(help="The ledger as files.")
 exports.add_typer(schedules, name="schedule")
@@ -37,28 +44,65 @@ Raw = Annotated[
 _err = Console(stderr=True)
 
 
+FOCUS = "focus"
+
+
+@dataclass(frozen=True, slots=True)
+class Focus:
+    """What a FOCUS file is of."""
+
+    version: Annotated[
+        str,
+        typer.Option(
+            "--focus-version",
+            help="1.2; or 1.4, which follows the specification's text and was not checked by machine rules",
+        ),
+    ] = "1.2"
+    side: Annotated[
+        str, typer.Option(help="demand: what tenants are charged; supply: what pool-hours cost (FOCUS only)")
+    ] = "demand"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the file goes and how it looks."""
+
+    output: Annotated[str, typer.Option("--output", "-o", help="a file, or - for standard output")] = STDOUT
+    month: Annotated[str | None, typer.Option(help="a UTC month such as 2026-10; not with --from, --to")] = (
+        None
+    )
+    raw: Raw = False
+
+
 @exports.callback(
     invoke_without_command=True,
     epilog="Example: `tollgate export --format xlsx --by tenant,model,day --from 2026-10-01 --to 2026-11-01"
-    " -o october.xlsx`",
+    " -o october.xlsx` or `tollgate export --format focus --month 2026-10 -o october.csv`",
 )
-@with_options(selection=Selection)
+@with_options(selection=Selection, place=Place, focus=Focus)
 def export(
     context: typer.Context,
     file_format: Format = "csv",
     rows: Rows = "groups",
-    output: Annotated[str, typer.Option("--output", "-o", help="a file, or - for standard output")] = STDOUT,
     *,
     selection: Selection,
-    raw: Raw = False,
+    place: Place,
+    focus: Focus,
     as_machine: Json = False,
 ) -> None:
-    """Write spend, or every attempt, as CSV, XLSX or Parquet; a file appears whole or not at all."""
+    """Write spend, or every attempt, as CSV, XLSX, Parquet or FOCUS; a file appears whole or not at all.
+
+    FOCUS has its own rows: hour, tenant, project, model, pool, price and token class; --by and --rows do
+    nothing there. `-o file.parquet` makes it Parquet. Names in it are the settings' group `finance`.
+    """
     if context.invoked_subcommand is not None:
         return
+    output = place.output
     if as_machine and output == STDOUT:
         raise InvalidRequest("--json says what was written: give the file with -o.")
-    start, end = period(selection.since, selection.until, Clock().now())
+    start, end = _span(selection, place.month)
+    if file_format == FOCUS and output.endswith(".parquet"):
+        file_format = f"{FOCUS}-parquet"
     wanted = Export(
         format=file_format,
         start_ms=epoch_ms(start),
@@ -66,7 +110,8 @@ def export(
         rows="attempts" if rows == "attempts" else "groups",
         group_by=tuple(selection.dimensions),
         filters=tuple(selection.where or ()),
-        is_formula_safe=not raw,
+        is_formula_safe=not place.raw,
+        focus=_focus(focus, is_wanted=file_format.startswith(FOCUS)),
     )
     if rows not in {"attempts", "groups"}:
         raise InvalidRequest(f"--rows is groups or attempts, not {rows[:40]!r}.")
@@ -82,6 +127,7 @@ def export(
                 "charge_usd": usd_text(footing.charge_usd_nanos),
                 "platform_usd": usd_text(footing.platform_usd_nanos),
                 "ledger_high_water": footing.high_water,
+                **_residue(footing),
             }
         )
     else:
@@ -91,6 +137,32 @@ def export(
             + ("" if output == STDOUT else f", in {output} and {output}.about.json"),
             highlight=False,
         )
+
+
+def _residue(footing: Footing) -> dict[str, str]:
+    """Of FOCUS files: what was booked beyond unit price times quantity, USD."""
+    if footing.residue_usd_picos is None:
+        return {}
+    return {"rounding_residue_usd": pico_text(footing.residue_usd_picos)}
+
+
+def _span(selection: Selection, month: str | None) -> tuple[datetime, datetime]:
+    if month is None:
+        return period(selection.since, selection.until, Clock().now())
+    if selection.since or selection.until:
+        raise InvalidRequest("Give --month, or --from and --to.")
+    start_ms, end_ms = period_bounds("month", month)
+    return moment_of(start_ms), moment_of(end_ms)
+
+
+def _focus(focus: Focus, *, is_wanted: bool) -> FocusTerms:
+    if not is_wanted:
+        if focus != Focus():
+            raise InvalidRequest("--focus-version and --side are of --format focus.")
+        return FocusTerms()
+    settings = load_settings()
+    policy = load_policy(settings.policy, pools=load_pool_files(settings))
+    return focus_terms(focus.version, focus.side, names=focus_names(settings.finance, policy.external))
 
 
 def _write(wanted: Export, output: str) -> Footing:
