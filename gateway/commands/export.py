@@ -68,9 +68,7 @@ class Place:
     """Where the file goes and how it looks."""
 
     output: Annotated[str, typer.Option("--output", "-o", help="a file, or - for standard output")] = STDOUT
-    month: Annotated[str | None, typer.Option(help="a UTC month such as 2026-10; not with --from, --to")] = (
-        None
-    )
+    month: Annotated[str | None, typer.Option(help="a UTC month, 2026-10; not with --from, --to")] = None
     raw: Raw = False
 
 

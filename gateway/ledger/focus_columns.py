@@ -27,7 +27,7 @@ PLATFORM: Final = "platform"
 UNALLOCATED: Final = "unallocated"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-_IN_BOTH: Final = [
+_IN_BOTH: Final = (
     "AvailabilityZone",
     "BilledCost",
     "BillingAccountId",
@@ -83,7 +83,7 @@ _IN_BOTH: Final = [
     "SubAccountName",
     "SubAccountType",
     "Tags",
-]
+)
 _ONLY_1_2: Final = ("ProviderName", "PublisherName")
 _ONLY_1_4: Final = (
     "AllocatedMethodDetails",

@@ -5,8 +5,8 @@ and the GPUs of one are in its price's details. Nobody's time has the sub-accoun
 
 A reserved pool's bill is a recurring purchase, billed as such, and its lines cost nothing more: their
 effective cost is their part of the purchase, with the status Used where something used it and Unused where
-nothing did. So the effective cost of a commitment's lines is its purchase, to the nano-USD. In the 1.4 profile every
-line also says how it was split from its pool-hour (`AllocatedMethodDetails`).
+nothing did. So the effective cost of a commitment's lines is its purchase, to the nano-USD. In the 1.4
+profile every line also says how it was split from its pool-hour (`AllocatedMethodDetails`).
 """
 
 from __future__ import annotations

@@ -43,11 +43,11 @@ def attempts(count: int, *, seed: int = 5) -> list[dict[str, Any]]:
     draw = random.Random(seed)
     rows = []
     for number in range(count):
-        at_ms = START_MS + draw.randrange(END_MS - START_MS - 25 * MS_PER_HOUR) // 7 * 7
-        at_ms = at_ms - at_ms % (40 * MS_PER_HOUR) + at_ms % MS_PER_HOUR  # several to an hour
+        bucket = draw.randrange((END_MS - START_MS) // (40 * MS_PER_HOUR) - 1)
+        at_ms = START_MS + bucket * 40 * MS_PER_HOUR + draw.randrange(MS_PER_HOUR)  # several to an hour
         pool = draw.choice(["plain", "plain", "outside"])
         version = "outside@1" if pool == "outside" else ("plain@old", "plain@new")[at_ms >= NOVEMBER_MS + 9]
-        usage = TokenUsage(
+        tokens = (
             draw.randrange(5_000),
             draw.choice([0, draw.randrange(9_000)]),
             draw.choice([0, 0, draw.randrange(900)]),
@@ -65,8 +65,8 @@ def attempts(count: int, *, seed: int = 5) -> list[dict[str, Any]]:
                 payer=draw.choice(["tenant"] * 4 + ["platform"]),
                 price_version=version,
                 tags=draw.choice([{}, {"team": "search"}, {"team": "rag", "of": 'a "quoted", Grüße'}]),
-                charge_usd_nanos=charge(usage, RATES[version]),
-                **dict(zip(_METERS, (usage.input, usage.cached_input, usage.cache_write, usage.output, usage.reasoning), strict=True)),
+                charge_usd_nanos=charge(TokenUsage(*tokens), RATES[version]),
+                **dict(zip(_METERS, tokens, strict=True)),
             )
         )
     rows.append(attempt_row(count, started_at_ms=START_MS, price_version="unpriced", charge_usd_nanos=None))
@@ -132,7 +132,7 @@ async def _hour(
         Span(replica, Phase.SERVING, hour_ms + 60_000, hour_ms + until_ms),
     ]
     works = [
-        Work(f"att_{tenant}", replica, hour_ms + 100_000 * tenant, hour_ms + 700_001, 1_000 * tenant, Key(*key))
+        Work(f"att_{tenant}", replica, hour_ms + 100_000 * tenant, hour_ms + 700_001, 1_000, Key(*key))
         for tenant, key in (
             (1, (LineKind.REQUEST, "ten_1", "prj_ten_1", "key1", "auto", "code")),
             (2, (LineKind.REQUEST, "ten_2", "prj_ten_2", "key2", "auto", "qa")),
