@@ -3,7 +3,7 @@
 `python scripts/focus_validator.py install` makes .tollgate/focus-venv (Python 3.12 or newer, focus-validator
 2.2.1, pyarrow below 23: with what pip would choose it cannot read a file). `... check FILE` runs it, prints
 its totals and the rules that failed, and ends with 1 if one of them is not known to be a mistake of the rule
-model: the validator itself always ends with 0. With reserved GPUs in the file one criterion more: `--reserved`.
+model: the validator itself always ends with 0. Files with reserved GPUs have a criterion more: `--reserved`.
 """
 
 # ruff: noqa: INP001, S603
@@ -41,7 +41,7 @@ RESERVED: Final = "COMMITMENT_DISCOUNT_SUPPORTED"
 WRONG_RULES: Final = {
     "InvoiceId-C-004": "says that InvoiceId is null; its condition in model-1.2.0.1.json is empty",
     "InvoiceId-C-005": "says that it is not null; its condition is empty too, so one of the two always fails",
-    "CommitmentDiscountStatus-C-004": "its condition is `CommitmentDiscountId IS NULL`; its text: is not null",
+    "CommitmentDiscountStatus-C-004": "its condition is `CommitmentDiscountId IS NULL`, its text: not null",
     "CommitmentDiscountStatus-C-002": "the parent of -C-004",
     "CommitmentDiscountStatus-C-000": "the parent of -C-002",
 }

@@ -17,20 +17,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.admin.spend import period
 from gateway.clock import Clock
+from gateway.commands.export_focus import FOCUS, Focus, terms_of_focus
 from gateway.commands.export_schedules import schedules
 from gateway.commands.options import with_options
 from gateway.commands.report import Selection
-from gateway.commands.terminal import Json, in_session, load_pool_files, print_json
+from gateway.commands.terminal import Json, in_session, print_json
 from gateway.errors import InvalidRequest
-from gateway.focus_names import focus_names
 from gateway.jobs.export_work import PIECE_BYTES, run_export, write_file
 from gateway.ledger.cuts import epoch_ms, moment_of, period_bounds
 from gateway.ledger.export_csv import pico_text
 from gateway.ledger.exports import FORMATS, Export, Footing
-from gateway.ledger.focus_terms import FocusTerms, focus_terms
 from gateway.money import usd_text
-from gateway.routing.policy import load_policy
-from gateway.settings import load_settings
 
 exports = typer.Typer(help="The ledger as files.")
 exports.add_typer(schedules, name="schedule")
@@ -42,25 +39,6 @@ Raw = Annotated[
     bool, typer.Option("--raw", help="leave text as it is that a spreadsheet would take for a formula")
 ]
 _err = Console(stderr=True)
-
-
-FOCUS = "focus"
-
-
-@dataclass(frozen=True, slots=True)
-class Focus:
-    """What a FOCUS file is of."""
-
-    version: Annotated[
-        str,
-        typer.Option(
-            "--focus-version",
-            help="1.2; or 1.4, which follows the specification's text and was not checked by machine rules",
-        ),
-    ] = "1.2"
-    side: Annotated[
-        str, typer.Option(help="demand: what tenants are charged; supply: what pool-hours cost (FOCUS only)")
-    ] = "demand"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +87,7 @@ def export(
         group_by=tuple(selection.dimensions),
         filters=tuple(selection.where or ()),
         is_formula_safe=not place.raw,
-        focus=_focus(focus, is_wanted=file_format.startswith(FOCUS)),
+        focus=terms_of_focus(focus, file_format),
     )
     if rows not in {"attempts", "groups"}:
         raise InvalidRequest(f"--rows is groups or attempts, not {rows[:40]!r}.")
@@ -151,16 +129,6 @@ def _span(selection: Selection, month: str | None) -> tuple[datetime, datetime]:
         raise InvalidRequest("Give --month, or --from and --to.")
     start_ms, end_ms = period_bounds("month", month)
     return moment_of(start_ms), moment_of(end_ms)
-
-
-def _focus(focus: Focus, *, is_wanted: bool) -> FocusTerms:
-    if not is_wanted:
-        if focus != Focus():
-            raise InvalidRequest("--focus-version and --side are of --format focus.")
-        return FocusTerms()
-    settings = load_settings()
-    policy = load_policy(settings.policy, pools=load_pool_files(settings))
-    return focus_terms(focus.version, focus.side, names=focus_names(settings.finance, policy.external))
 
 
 def _write(wanted: Export, output: str) -> Footing:

@@ -29,6 +29,7 @@ from gateway.ledger.focus_columns import (
     UNALLOCATED,
     RowMaker,
     flat_json,
+    month_texts,
     periods,
     prices,
     rounded,
@@ -242,13 +243,19 @@ def _purchase(bill: Bill) -> dict[str, Any]:
         "ChargeCategory": "Purchase",
         "ChargeDescription": f"{bill.pool}: reserved replicas for an hour",
         "ChargeFrequency": "Recurring",
-        "CommitmentDiscountQuantity": hours,
+        "CommitmentDiscountQuantity": _committed(bill, hours),
         "PricingQuantity": hours,
         "SkuId": sku,
         "SkuMeter": "GPU Hours",
         "SkuPriceId": f"{sku}/hourly",
         "x_RoundingResidue": billed - cost,
     }
+
+
+def _committed(bill: Bill, hours_pico: int) -> int | None:
+    """Of a correction it may be null by the specification's text, and must be by its machine rules."""
+    is_correction = month_texts(bill.hour_ms) != month_texts(bill.booked_in_ms)
+    return hours_pico if bill.is_reserved and not is_correction else None
 
 
 def _of_line(bill: Bill, line: Any) -> dict[str, Any]:
@@ -268,7 +275,7 @@ def _of_line(bill: Bill, line: Any) -> dict[str, Any]:
         "ChargeCategory": "Usage",
         "ChargeDescription": f"{bill.pool}: replica hours, {_SAYS.get(line.line, line.line)}",
         "ChargeFrequency": "Usage-Based",
-        "CommitmentDiscountQuantity": hours if bill.is_reserved else None,
+        "CommitmentDiscountQuantity": _committed(bill, hours),
         "CommitmentDiscountStatus": ("Unused" if is_unused else "Used") if bill.is_reserved else None,
         "ConsumedQuantity": None if is_unused else hours,
         "ConsumedUnit": None if is_unused else "Hours",

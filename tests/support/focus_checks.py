@@ -1,4 +1,4 @@
-"""What must be true of a FOCUS file that the validator does not see? Each check finds rows, and must find none.
+"""What must be true of a FOCUS file that its validator does not see? Each check must find nothing.
 
 The 13 complementary checks, asked of the file's text with decimals, and those against the ledger. Nothing of
 the product's own arithmetic is used here.
