@@ -407,9 +407,9 @@ def _check_targets(
     home = file.baselines.home_pool
     if home is not None and home not in pools:
         line = lines.get(("baselines", "home_pool"), 1)
-        known = ", ".join(sorted(pools)) or "none"
+        shown = ", ".join(sorted(pools)) or "none"
         raise ConfigurationError(
-            f"{source}:{line}: baselines.home_pool: there is no pool {home!r}; known pools: {known}"
+            f"{source}:{line}: baselines.home_pool: there is no pool {home!r}; known pools: {shown}"
         )
 
 
