@@ -21,7 +21,7 @@ from gateway.ledger.exports import About, DoesNotFoot, Export, Footing, Stage, a
 from gateway.ledger.focus_columns import PICO_PER_NANO, RowMaker
 from gateway.ledger.focus_demand import demand_pieces
 from gateway.ledger.focus_supply import supply_pieces, supply_total
-from gateway.ledger.report_facts import read_facts
+from gateway.ledger.report_facts import ReportFacts, read_facts
 from gateway.ledger.reports import control_total, cut_of
 from gateway.money import usd_text
 
@@ -63,23 +63,8 @@ async def _write(session: AsyncSession, wanted: Export, stage: Stage, *, sink: S
     else:
         total = await control_total(session, cut)
         control = (total.charge_usd_nanos, total.platform_usd_nanos)
-        pieces = demand_pieces(session, cut, maker, stage.names)
-    about = About(
-        title=f"FOCUS {terms.version} cost and usage, {terms.side} side",
-        start_ms=wanted.start_ms,
-        end_ms=wanted.end_ms,
-        generated_at_ms=stage.now_ms,
-        group_by=(),
-        filters=wanted.filters,
-        row_count=None,
-        charge_usd_nanos=control[0],
-        platform_usd_nanos=control[1],
-        columns=maker.columns,
-        basis="charge" if terms.side == "demand" else "allocation",
-        notes=(("focus_version", terms.version),)
-        + ((("focus_conformance", _BY_READING),) if terms.version == "1.4" else ()),
-        **about_facts(facts),  # type: ignore[arg-type]  # its names are About's
-    )
+        pieces = demand_pieces(session, cut, maker=maker, names=stage.names)
+    about = _about(wanted, stage, facts, control=control, maker=maker)
     stage.told_about(about)
     file = sink(stage.target, about, wanted.is_formula_safe)
     rows = charge = platform = billed_pico = residue_pico = 0
@@ -105,4 +90,26 @@ async def _write(session: AsyncSession, wanted: Export, stage: Stage, *, sink: S
         platform_usd_nanos=platform,
         high_water=about.high_water,
         residue_usd_picos=residue_pico,
+    )
+
+
+def _about(
+    wanted: Export, stage: Stage, facts: ReportFacts, *, control: tuple[int, int], maker: RowMaker
+) -> About:
+    terms = wanted.focus
+    return About(
+        title=f"FOCUS {terms.version} cost and usage, {terms.side} side",
+        start_ms=wanted.start_ms,
+        end_ms=wanted.end_ms,
+        generated_at_ms=stage.now_ms,
+        group_by=(),
+        filters=wanted.filters,
+        row_count=None,
+        charge_usd_nanos=control[0],
+        platform_usd_nanos=control[1],
+        columns=maker.columns,
+        basis="charge" if terms.side == "demand" else "allocation",
+        notes=(("focus_version", terms.version),)
+        + ((("focus_conformance", _BY_READING),) if terms.version == "1.4" else ()),
+        **about_facts(facts),  # type: ignore[arg-type]  # its names are About's
     )

@@ -192,7 +192,7 @@ def _select(cut: Cut, *, of_corrections: bool) -> Any:
 
 
 async def demand_pieces(
-    session: AsyncSession, cut: Cut, maker: RowMaker, names: Names
+    session: AsyncSession, cut: Cut, *, maker: RowMaker, names: Names
 ) -> AsyncIterator[tuple[list[tuple[Any, ...]], int, int]]:
     """Rows, and what tenants and the platform are billed by them, nano-USD."""
     known = await read_rates(session)

@@ -211,7 +211,6 @@ def _about(bill: Bill) -> dict[str, Any]:
         "CommitmentDiscountId": f"reservation/{bill.pool}" if reserved else None,
         "CommitmentDiscountName": f"Reservation of {bill.pool}" if reserved else None,
         "CommitmentDiscountType": "GPU Reservation" if reserved else None,
-        "CommitmentDiscountUnit": "Hours" if reserved else None,
         "PricingCategory": _CATEGORIES.get(bill.kind, "Other"),
         "PricingUnit": "Hours",
         "ResourceId": f"pool/{bill.pool}",
@@ -243,7 +242,7 @@ def _purchase(bill: Bill) -> dict[str, Any]:
         "ChargeCategory": "Purchase",
         "ChargeDescription": f"{bill.pool}: reserved replicas for an hour",
         "ChargeFrequency": "Recurring",
-        "CommitmentDiscountQuantity": _committed(bill, hours),
+        **_committed(bill, hours),
         "PricingQuantity": hours,
         "SkuId": sku,
         "SkuMeter": "GPU Hours",
@@ -252,10 +251,12 @@ def _purchase(bill: Bill) -> dict[str, Any]:
     }
 
 
-def _committed(bill: Bill, hours_pico: int) -> int | None:
+def _committed(bill: Bill, hours_pico: int) -> dict[str, Any]:
     """Of a correction it may be null by the specification's text, and must be by its machine rules."""
     is_correction = month_texts(bill.hour_ms) != month_texts(bill.booked_in_ms)
-    return hours_pico if bill.is_reserved and not is_correction else None
+    if not bill.is_reserved or is_correction:
+        return {}
+    return {"CommitmentDiscountQuantity": hours_pico, "CommitmentDiscountUnit": "Hours"}
 
 
 def _of_line(bill: Bill, line: Any) -> dict[str, Any]:
@@ -275,7 +276,7 @@ def _of_line(bill: Bill, line: Any) -> dict[str, Any]:
         "ChargeCategory": "Usage",
         "ChargeDescription": f"{bill.pool}: replica hours, {_SAYS.get(line.line, line.line)}",
         "ChargeFrequency": "Usage-Based",
-        "CommitmentDiscountQuantity": _committed(bill, hours),
+        **_committed(bill, hours),
         "CommitmentDiscountStatus": ("Unused" if is_unused else "Used") if bill.is_reserved else None,
         "ConsumedQuantity": None if is_unused else hours,
         "ConsumedUnit": None if is_unused else "Hours",
