@@ -9,7 +9,7 @@ COVERAGE_TOTAL ?= 90
 INSTALL = $(PYTHON) -m backends.install
 
 .DEFAULT_GOAL := help
-.PHONY: help run test checks proof lock clean python gateway gateway-dev engine system-packages proof-packages
+.PHONY: help run test checks proof lock clean python gateway gateway-dev engine system-packages proof-packages focus-validator
 
 help: ## this list
 	@echo "Tollgate: a cost-aware gateway for a company's own vLLM fleet"
@@ -59,3 +59,6 @@ system-packages:
 
 proof-packages:
 	@scripts/system_packages.sh proof
+
+focus-validator: ## the outside judge of FOCUS files, in .tollgate/focus-venv (needs Python 3.12 or newer)
+	@$(PYTHON) scripts/focus_validator.py install

@@ -269,6 +269,27 @@ class PeriodSettings(BaseModel):
     )
 
 
+class FinanceSettings(BaseModel):
+    """Who bills whom, as it stands in FOCUS files."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    organisation_id: str = Field(
+        default="organisation", min_length=1, max_length=128, description="the billing account, opaque"
+    )
+    organisation: str = Field(
+        default="Organisation", min_length=1, max_length=128, description="what people call it"
+    )
+    issuer: str = Field(
+        default="Tollgate",
+        min_length=1,
+        max_length=128,
+        description="the platform's legal name: provider and issuer of invoices",
+    )
+    region_id: str | None = Field(default=None, max_length=128, description="data centre of the pools")
+    region: str | None = Field(default=None, max_length=128, description="its name")
+
+
 class CacheSettings(BaseModel):
     """How much is kept of answers, and how long a request may wait to look one up."""
 
@@ -323,6 +344,7 @@ class Settings(BaseSettings):
     audit: AuditSettings = Field(default_factory=AuditSettings)
     supply: SupplySettings = Field(default_factory=SupplySettings)
     periods: PeriodSettings = Field(default_factory=PeriodSettings)
+    finance: FinanceSettings = Field(default_factory=FinanceSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
 
     @field_validator("external_keys")

@@ -21,11 +21,13 @@ from gateway.admin.spend import period
 from gateway.admin.usage import Filters, GroupBy, Since, Until, dimensions_of
 from gateway.dependencies import ServicesDep, SessionDep
 from gateway.errors import GatewayError, InvalidRequest, NotFound, Overloaded
+from gateway.focus_names import focus_names
 from gateway.jobs.export_child import Errand, Line
 from gateway.jobs.scheduled_exports import first_line, start_child
 from gateway.ledger.cuts import epoch_ms
 from gateway.ledger.export_schedules import list_schedules
 from gateway.ledger.exports import FORMATS, About, Export, format_of
+from gateway.ledger.focus_terms import FocusTerms, focus_terms
 from gateway.money import usd_text
 
 router = APIRouter(prefix="/admin/v1", tags=["exports"])
@@ -86,6 +88,12 @@ class Wanted:
     raw: Annotated[
         bool, Query(description="leave text as it is that a spreadsheet would take for a formula")
     ] = False
+    focus_version: Annotated[
+        Literal["1.2", "1.4"], Query(description="of format=focus; 1.4 was not checked by machine rules")
+    ] = "1.2"
+    side: Annotated[
+        Literal["demand", "supply"], Query(description="of format=focus: tenants' charges, or pool-hours")
+    ] = "demand"
 
 
 @router.get(
@@ -115,6 +123,7 @@ async def export(
         group_by=tuple(dimensions_of(asked.group_by)),
         filters=tuple(asked.filters or ()),
         is_formula_safe=not asked.raw,
+        focus=_focus(asked, services),
     )
     wanted.check()
     counter.take()
@@ -130,6 +139,13 @@ async def schedules(
     """Schedules and the last files that they wrote."""
     rows = await list_schedules(session, with_retired=with_removed)
     return SchedulesView(schedules=await schedule_views(session, rows))
+
+
+def _focus(asked: Wanted, services: ServicesDep) -> FocusTerms:
+    """What stands in a FOCUS file; others do not look at it."""
+    policy = services.pipeline.routing.policy
+    names = focus_names(services.settings.finance, policy.external)
+    return focus_terms(asked.focus_version, asked.side, names=names)
 
 
 class Work:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +17,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.admin.spend import period
 from gateway.clock import Clock
+from gateway.commands.export_focus import FOCUS, Focus, terms_of_focus
 from gateway.commands.export_schedules import schedules
 from gateway.commands.options import with_options
 from gateway.commands.report import Selection
 from gateway.commands.terminal import Json, in_session, print_json
 from gateway.errors import InvalidRequest
 from gateway.jobs.export_work import PIECE_BYTES, run_export, write_file
-from gateway.ledger.cuts import epoch_ms
+from gateway.ledger.cuts import epoch_ms, moment_of, period_bounds
+from gateway.ledger.export_csv import pico_text
 from gateway.ledger.exports import FORMATS, Export, Footing
 from gateway.money import usd_text
 
@@ -37,28 +41,44 @@ Raw = Annotated[
 _err = Console(stderr=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the file goes and how it looks."""
+
+    output: Annotated[str, typer.Option("--output", "-o", help="a file, or - for standard output")] = STDOUT
+    month: Annotated[str | None, typer.Option(help="a UTC month, 2026-10; not with --from, --to")] = None
+    raw: Raw = False
+
+
 @exports.callback(
     invoke_without_command=True,
     epilog="Example: `tollgate export --format xlsx --by tenant,model,day --from 2026-10-01 --to 2026-11-01"
-    " -o october.xlsx`",
+    " -o october.xlsx` or `tollgate export --format focus --month 2026-10 -o october.csv`",
 )
-@with_options(selection=Selection)
+@with_options(selection=Selection, place=Place, focus=Focus)
 def export(
     context: typer.Context,
     file_format: Format = "csv",
     rows: Rows = "groups",
-    output: Annotated[str, typer.Option("--output", "-o", help="a file, or - for standard output")] = STDOUT,
     *,
     selection: Selection,
-    raw: Raw = False,
+    place: Place,
+    focus: Focus,
     as_machine: Json = False,
 ) -> None:
-    """Write spend, or every attempt, as CSV, XLSX or Parquet; a file appears whole or not at all."""
+    """Write spend, or every attempt, as CSV, XLSX, Parquet or FOCUS; a file appears whole or not at all.
+
+    FOCUS has its own rows: hour, tenant, project, model, pool, price and token class; --by and --rows do
+    nothing there. `-o file.parquet` makes it Parquet. Names in it are the settings' group `finance`.
+    """
     if context.invoked_subcommand is not None:
         return
+    output = place.output
     if as_machine and output == STDOUT:
         raise InvalidRequest("--json says what was written: give the file with -o.")
-    start, end = period(selection.since, selection.until, Clock().now())
+    start, end = _span(selection, place.month)
+    if file_format == FOCUS and output.endswith(".parquet"):
+        file_format = f"{FOCUS}-parquet"
     wanted = Export(
         format=file_format,
         start_ms=epoch_ms(start),
@@ -66,7 +86,8 @@ def export(
         rows="attempts" if rows == "attempts" else "groups",
         group_by=tuple(selection.dimensions),
         filters=tuple(selection.where or ()),
-        is_formula_safe=not raw,
+        is_formula_safe=not place.raw,
+        focus=terms_of_focus(focus, file_format),
     )
     if rows not in {"attempts", "groups"}:
         raise InvalidRequest(f"--rows is groups or attempts, not {rows[:40]!r}.")
@@ -82,6 +103,7 @@ def export(
                 "charge_usd": usd_text(footing.charge_usd_nanos),
                 "platform_usd": usd_text(footing.platform_usd_nanos),
                 "ledger_high_water": footing.high_water,
+                **_residue(footing),
             }
         )
     else:
@@ -91,6 +113,22 @@ def export(
             + ("" if output == STDOUT else f", in {output} and {output}.about.json"),
             highlight=False,
         )
+
+
+def _residue(footing: Footing) -> dict[str, str]:
+    """Of FOCUS files: what was booked beyond unit price times quantity, USD."""
+    if footing.residue_usd_picos is None:
+        return {}
+    return {"rounding_residue_usd": pico_text(footing.residue_usd_picos)}
+
+
+def _span(selection: Selection, month: str | None) -> tuple[datetime, datetime]:
+    if month is None:
+        return period(selection.since, selection.until, Clock().now())
+    if selection.since or selection.until:
+        raise InvalidRequest("Give --month, or --from and --to.")
+    start_ms, end_ms = period_bounds("month", month)
+    return moment_of(start_ms), moment_of(end_ms)
 
 
 def _write(wanted: Export, output: str) -> Footing:

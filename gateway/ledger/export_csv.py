@@ -21,9 +21,19 @@ FORMULA_STARTS: Final = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - th
 """With these a cell begins that Excel, LibreOffice or Google Sheets may take for a formula."""
 
 
+_PICO: Final = 1_000_000_000_000
+
+
 def harmless(text: str) -> str:
     """The text as a cell that is never a formula."""
     return f"'{text}" if text and text[0] in FORMULA_STARTS else text
+
+
+def pico_text(pico: int) -> str:
+    """An amount of 1e-12 as a decimal that always has a point: readers tell kinds of columns by it."""
+    sign = "-" if pico < 0 else ""
+    whole, fraction = divmod(abs(pico), _PICO)
+    return f"{sign}{whole}.{fraction:012d}".rstrip("0") if fraction else f"{sign}{whole}.0"
 
 
 class CsvSink:
@@ -39,6 +49,7 @@ class CsvSink:
             "text": guard,
             "usd": usd_text,
             "instant": instant_text,
+            "pico": pico_text,
         }
         self._shown = [
             (index, shown[column.kind]) for index, column in enumerate(about.columns) if column.kind in shown

@@ -21,11 +21,12 @@ _TYPES: Final = {
     "text": pa.string(),
     "count": pa.int64(),
     "usd": USD,
+    "pico": USD,
     "instant": pa.timestamp("ms", tz="UTC"),
     "number": pa.float64(),
 }
 ROW_GROUP_ROWS = 65_536
-_NANO_PLACES = 9
+_PLACES = {"usd": 9, "pico": 12}
 
 
 class ParquetSink:
@@ -66,8 +67,9 @@ class ParquetSink:
 
 
 def _array(kind: str, values: Sequence[Any]) -> pa.Array:
-    if kind == "usd":
-        exact = [None if value is None else Decimal(value).scaleb(-_NANO_PLACES) for value in values]
+    if kind in _PLACES:
+        places = -_PLACES[kind]
+        exact = [None if value is None else Decimal(value).scaleb(places) for value in values]
         return pa.array(exact, type=USD)
     return pa.array(values, type=_TYPES[kind])
 

@@ -32,6 +32,7 @@ from gateway.ledger.cuts import (
     period_text,
 )
 from gateway.ledger.exports import Export, Footing, format_of
+from gateway.ledger.focus_terms import FocusTerms
 from gateway.ledger.tables import ExportFile, ExportSchedule
 
 DELAY_S = 7_200
@@ -79,7 +80,11 @@ class DueFile:
             format=self.schedule.format,
             start_ms=self.start_ms,
             end_ms=self.end_ms,
-            **{**self.schedule.wanted, "group_by": tuple(self.schedule.wanted["group_by"])},
+            **{
+                **self.schedule.wanted,
+                "group_by": tuple(self.schedule.wanted["group_by"]),
+                "focus": msgspec.convert(self.schedule.wanted.get("focus", {}), FocusTerms),
+            },
         )
 
 
@@ -118,6 +123,7 @@ async def create_schedule(session: AsyncSession, new: NewSchedule, *, act: Act) 
             "group_by": list(new.wanted.group_by),
             "filters": list(new.wanted.filters),
             "is_formula_safe": new.wanted.is_formula_safe,
+            "focus": msgspec.to_builtins(new.wanted.focus),
         },
         target=new.target,
         endpoint_url=new.endpoint_url,

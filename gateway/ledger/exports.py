@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.clock import instant_text
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.ledger.cuts import check_dimensions, moment_of, parse_filters
+from gateway.ledger.focus_terms import FocusTerms
 from gateway.ledger.report_facts import BASIS, ReportFacts
 from gateway.ledger.reports import cut_of
 from gateway.money import usd_text
@@ -43,6 +44,8 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     """As people write them."""
     is_formula_safe: bool = True
     """Text that a spreadsheet would take for a formula is made harmless."""
+    focus: FocusTerms = FocusTerms()
+    """Of FOCUS files; others do not look at it."""
 
     def check(self) -> None:
         """Refuse what cannot be exported, before anything is opened.
@@ -62,8 +65,11 @@ class Column(NamedTuple):
     """One column of a file."""
 
     name: str
-    kind: Literal["text", "count", "usd", "instant", "number"]
-    """usd: integers of nano-USD; instant: epoch ms; number: a float. Any value may be None."""
+    kind: Literal["text", "count", "usd", "instant", "number", "pico"]
+    """usd: integers of nano-USD; instant: epoch ms; number: a float; pico: integers of 1e-12.
+
+    Any value may be None.
+    """
     says: str
 
 
@@ -84,6 +90,9 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     price_versions: tuple[str, ...]
     are_prices_used: bool
     columns: tuple[Column, ...] = ()
+    basis: str = BASIS
+    notes: tuple[tuple[str, str], ...] = ()
+    """More about it, by name."""
 
     def lines(self) -> list[tuple[str, str]]:
         """For people and for metadata of files."""
@@ -94,7 +103,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
             ("to", instant_text(self.end_ms)),
             ("time_zone", "UTC"),
             ("currency", "USD"),
-            ("basis", BASIS),
+            ("basis", self.basis),
             ("group_by", ",".join(self.group_by)),
             ("filters", " ".join(self.filters)),
             ("control_total_charge_usd", usd_text(self.charge_usd_nanos)),
@@ -105,7 +114,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
         ]
         if self.row_count is not None:
             lines.append(("row_count", str(self.row_count)))
-        return lines
+        return [*lines, *self.notes]
 
 
 def about_facts(facts: ReportFacts) -> dict[str, object]:
@@ -127,6 +136,8 @@ class Footing(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int | None = None
     sha256: str | None = None
     place: str | None = None
+    residue_usd_picos: int | None = None
+    """FOCUS: what was booked beyond unit price times quantity, 1e-12 USD."""
 
 
 class DoesNotFoot(GatewayError):
@@ -191,6 +202,15 @@ FORMATS: dict[str, Format] = {
         ".parquet",
         "application/vnd.apache.parquet",
         "amounts are decimal128(38,12)",
+    ),
+    "focus": Format(
+        "gateway.ledger.export_focus:export_csv", ".csv", "text/csv; charset=utf-8", "FOCUS 1.2 or 1.4, CSV"
+    ),
+    "focus-parquet": Format(
+        "gateway.ledger.export_focus:export_parquet",
+        ".parquet",
+        "application/vnd.apache.parquet",
+        "FOCUS 1.2 or 1.4, Parquet",
     ),
 }
 

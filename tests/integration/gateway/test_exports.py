@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +288,47 @@ def test_schedules_write_to_a_bucket(
     assert parquet.read_table(io.BytesIO(content)).num_rows == 1
     (listed,) = terminal.json("export", "schedule", "list")
     assert listed["files"][-1]["place"] == f"s3://ledger/monthly/{name}"
+
+
+# ------------------------------------------------------------------------------------------------------ FOCUS
+@EMBEDDED
+async def test_the_api_says_focus_of_both_sides(gateway: Gateway) -> None:
+    await gateway.chat("Extract all names: Bob")
+    (row,) = await gateway.rows(1)
+    answer = await export(gateway, format="focus", focus_version="1.4")
+    assert answer.status_code == 200, answer.text
+    lines = list(csv.DictReader(io.StringIO(answer.text, newline="")))
+    ours = [line for line in lines if line["SubAccountName"] == "acme"]
+    assert sum(Decimal(line["BilledCost"]) for line in ours) * 10**9 == row.charge_usd_nanos
+    assert {line["ServiceProviderName"] for line in lines} == {"Tollgate"}
+    answer = await export(gateway, format="focus", side="supply")
+    assert answer.status_code == 200, answer.text
+    answer = await export(gateway, format="focus", side="both")
+    assert answer.status_code in {400, 422}
+
+
+@EMBEDDED
+def test_focus_files_on_the_command_line_and_by_the_calendar(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.environment["TOLLGATE_FINANCE__ORGANISATION"] = "Example GmbH"
+    month = f"{LAST:%Y-%m}"
+    told = [
+        terminal.json("export", "--format", "focus", "--month", month, "-o", str(tmp_path / f"last.{suffix}"))
+        for suffix in ("csv", "parquet")
+    ]
+    assert told[0]["charge_usd"] == told[1]["charge_usd"] == "3.703703676"
+    assert "rounding_residue_usd" in told[0]
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "last.csv").read_text(encoding="utf-8"), newline="")))
+    assert {line["BillingAccountName"] for line in lines} == {"Example GmbH"}
+    assert parquet.read_table(tmp_path / "last.parquet").num_rows == len(lines) == told[0]["rows"]
+    about = json.loads((tmp_path / "last.csv.about.json").read_text(encoding="utf-8"))
+    assert about["title"] == "FOCUS 1.2 cost and usage, demand side"
+    assert "--side is demand or supply" in terminal.refused("export", "--format", "focus", "--side", "both")
+    assert "are of --format focus" in terminal.refused("export", "--side", "supply")
+    assert "--month, or --from" in terminal.refused("export", "--month", month, "--from", "2026-01-01")
+    options = ("--every", "month", "--from", f"{LAST:%Y-%m-%d}", "--to", str(tmp_path / "monthly"))
+    terminal.json(
+        "export", "schedule", "add", "focus", "--format", "focus", "--focus-version", "1.4", *options
+    )
+    terminal.json("export", "schedule", "run")
+    (written,) = (tmp_path / "monthly").glob("focus-*.csv")
+    assert "ServiceProviderName" in written.read_text(encoding="utf-8").partition("\n")[0]
