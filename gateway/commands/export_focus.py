@@ -17,20 +17,24 @@ from gateway.settings import load_settings
 FOCUS = "focus"
 
 
+Version = Annotated[
+    str,
+    typer.Option(
+        "--focus-version",
+        help="1.2; or 1.4, which follows the specification's text and was not checked by machine rules",
+    ),
+]
+Side = Annotated[
+    str, typer.Option(help="demand: what tenants are charged; supply: what pool-hours cost (FOCUS only)")
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Focus:
     """What a FOCUS file is of."""
 
-    version: Annotated[
-        str,
-        typer.Option(
-            "--focus-version",
-            help="1.2; or 1.4, which follows the specification's text and was not checked by machine rules",
-        ),
-    ] = "1.2"
-    side: Annotated[
-        str, typer.Option(help="demand: what tenants are charged; supply: what pool-hours cost (FOCUS only)")
-    ] = "demand"
+    version: Version = "1.2"
+    side: Side = "demand"
 
 
 def terms_of_focus(focus: Focus, file_format: str) -> FocusTerms:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.admin.export_views import ScheduleView, schedule_view, schedule_views
 from gateway.admin.views import epoch_ms_of, instant
 from gateway.clock import Clock
-from gateway.commands.export_focus import Focus, terms_of_focus
+from gateway.commands.export_focus import Focus, Side, Version, terms_of_focus
 from gateway.commands.options import with_options
 from gateway.commands.report import By, Where
 from gateway.commands.terminal import (
@@ -52,8 +52,11 @@ class Content:
     rows: Annotated[str, typer.Option(help="groups, or attempts")] = "groups"
     where: Where = None
     raw: Annotated[bool, typer.Option("--raw", help="leave text that looks like a formula")] = False
+    focus_version: Version = "1.2"
+    side: Side = "demand"
 
-    def export(self, focus: Focus) -> Export:
+    @property
+    def export(self) -> Export:
         """Of any period.
 
         Raises:
@@ -69,7 +72,7 @@ class Content:
             group_by=tuple(each.strip() for each in self.by.split(",")) if self.by.strip() else (),
             filters=tuple(self.where or ()),
             is_formula_safe=not self.raw,
-            focus=terms_of_focus(focus, self.file_format),
+            focus=terms_of_focus(Focus(self.focus_version, self.side), self.file_format),
         )
 
 
@@ -78,14 +81,13 @@ class Content:
     epilog="Example: `tollgate export schedule add finance --every month --format xlsx --by tenant,model"
     " --to /srv/exports`",
 )
-@with_options(content=Content, focus=Focus)
+@with_options(content=Content)
 def add(
     name: Annotated[str, typer.Argument(help="what people call it; begins the names of its files")],
     every: Annotated[str, typer.Option(help="day, week or month, in UTC")],
     to: Annotated[str, typer.Option(help="a folder, or s3://bucket/prefix")],
     *,
     content: Content,
-    focus: Focus,
     since: Annotated[
         str | None, typer.Option("--from", help="begin with the period around this instant; default: now")
     ] = None,
@@ -101,7 +103,7 @@ def add(
     new = NewSchedule(
         name=name,
         every=every,
-        wanted=content.export(focus),
+        wanted=content.export,
         target=to,
         endpoint_url=endpoint_url,
         delay_s=delay_s,
