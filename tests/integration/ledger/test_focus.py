@@ -231,7 +231,7 @@ GOOD: Row = {
     "SkuPriceId": "llm/a/input/uncached",
     "Tags": '{"team":"search"}',
 }
-WRONG = {
+WRONG: dict[str, dict[str, str | None]] = {
     "allowed.ChargeCategory": {"ChargeCategory": "usage", "ConsumedQuantity": None, "ConsumedUnit": None},
     "allowed.ChargeFrequency": {"ChargeFrequency": None},
     "allowed.ChargeClass": {"ChargeClass": "correction"},
