@@ -31,6 +31,7 @@ from gateway.admin import (
     audit,
     budgets,
     exports,
+    forecast,
     keys,
     learned,
     limits,
@@ -165,7 +166,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    for room in (policies, prices, audit, supply, savings):
+    for room in (policies, prices, audit, supply, savings, forecast):
         app.include_router(room.router)
     app.include_router(policy_explain.router)
     app.include_router(console_router())

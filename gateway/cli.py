@@ -25,7 +25,7 @@ app = lazy_group(
         "config": Entry(
             "gateway.commands.config:settings.config", "Print the effective settings, secrets masked."
         ),
-        "report": Entry("gateway.commands.savings:reports", "What was spent, and on what."),
+        "report": Entry("gateway.commands.forecast:reports", "What was spent, and on what."),
         "export": Entry("gateway.commands.export:exports", "The ledger as files."),
         "statement": Entry(
             "gateway.commands.statement:statements.statement",

@@ -130,6 +130,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/admin/v1/reports/spend"): _READ,
     ("GET", "/admin/v1/reports/supply"): _READ,
     ("GET", "/admin/v1/reports/savings"): _READ,
+    ("GET", "/admin/v1/reports/forecast"): _READ,
     ("GET", "/admin/v1/reports/budgets"): _READ,
     ("GET", "/admin/v1/exports"): _READ,
     ("GET", "/admin/v1/exports/schedules"): _READ,
