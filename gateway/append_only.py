@@ -11,6 +11,8 @@ from __future__ import annotations
 from sqlalchemy import Connection, inspect, text
 
 APPEND_ONLY = (
+    "alert_messages",
+    "anomalies",
     "attempts",
     "audit_chain",
     "audit_entries",

@@ -10,6 +10,8 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
+import gateway.alerts.tables
+import gateway.analysis.tables
 import gateway.audit
 import gateway.identity.tables
 import gateway.jobs.tables

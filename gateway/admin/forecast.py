@@ -21,9 +21,7 @@ async def forecast(
     session: SessionDep,
     *,
     by: Annotated[str, Query(description="tenant or pool")] = "tenant",
-    top: Annotated[
-        int, Query(ge=1, le=TOP_MAX, description="rows; the others are forecast together")
-    ] = TOP,
+    top: Annotated[int, Query(ge=1, le=TOP_MAX, description="rows; the others are forecast together")] = TOP,
 ) -> ForecastView:
     """To the month's end and for 30 days, money as decimal strings in USD; takes seconds.
 

@@ -107,5 +107,3 @@ def _back_test(name: str, errors: Errors) -> BackTestView:
     return BackTestView(
         method=name, day_error_ratio=errors.per_period_ratio, sum_error_ratio=errors.of_sum_ratio
     )
-
-

@@ -38,9 +38,7 @@ def answer(errand: Errand) -> Found:
     """Forecast every series."""
     models = library.models(errand.season)
     made = {
-        name: forecast(
-            values, ahead=errand.ahead, season=errand.season, models=models, period=errand.period
-        )
+        name: forecast(values, ahead=errand.ahead, season=errand.season, models=models, period=errand.period)
         for name, values in errand.series.items()
     }
     return Found(

@@ -138,7 +138,7 @@ def forecast(
     values = _checked(tested[method].model(known, ahead), ahead)
     if values is None:  # it could forecast the past and not the future
         method, why = NAIVE, "the better model failed on the whole history"
-        values = naive(season)(known, ahead)
+        values = list(naive(season)(known, ahead))
     return Forecast(
         method=method,
         why=why,

@@ -6,8 +6,6 @@ that today can come to.
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.analysis.child import Errand, Found
 from gateway.analysis.forecast import Forecast
 from gateway.analysis.library import MISSING
-from gateway.errors import ConfigurationError, InvalidRequest
+from gateway.analysis.processes import ask_process
+from gateway.errors import InvalidRequest
 from gateway.ledger.cuts import MS_PER_DAY, epoch_ms, moment_of, month_of
 from gateway.ledger.spend_series import spend_series
 from gateway.spend_names import Names
@@ -31,7 +30,6 @@ AHEAD_DAYS = 31
 DIMENSIONS = ("tenant", "pool")
 TOP = 20
 TOP_MAX = 100
-CHILD_S = 300.0
 TOTAL = "total"
 OTHERS = "others"
 
@@ -158,20 +156,6 @@ async def ask(errand: Errand) -> Found:
     """Have a process of its own forecast.
 
     Raises:
-        ConfigurationError: it died, or took too long.
+        ConfigurationError: see `ask_process`.
     """
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", CHILD, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        async with asyncio.timeout(CHILD_S):
-            text, _ = await child.communicate(msgspec.json.encode(errand))
-    except TimeoutError:
-        raise ConfigurationError(f"the forecast took longer than {CHILD_S:.0f} s: ask for fewer rows") from None
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    if child.returncode != 0:
-        raise ConfigurationError("the process that forecasts ended early; its log may say why")
-    return msgspec.json.decode(text, type=Found)
+    return msgspec.json.decode(await ask_process(CHILD, msgspec.json.encode(errand)), type=Found)

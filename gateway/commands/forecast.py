@@ -7,7 +7,13 @@ from typing import Annotated
 import typer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.admin.forecast_views import BackTestView, EstimateView, ForecastLineView, ForecastView, forecast_view
+from gateway.admin.forecast_views import (
+    BackTestView,
+    EstimateView,
+    ForecastLineView,
+    ForecastView,
+    forecast_view,
+)
 from gateway.analysis.forecast import NAIVE
 from gateway.analysis.outlook import TOP, SpendOutlook, spend_outlook
 from gateway.clock import Clock

@@ -131,6 +131,8 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/admin/v1/reports/supply"): _READ,
     ("GET", "/admin/v1/reports/savings"): _READ,
     ("GET", "/admin/v1/reports/forecast"): _READ,
+    ("GET", "/admin/v1/reports/anomalies"): _READ,
+    ("GET", "/admin/v1/alerts"): _READ,
     ("GET", "/admin/v1/reports/budgets"): _READ,
     ("GET", "/admin/v1/exports"): _READ,
     ("GET", "/admin/v1/exports/schedules"): _READ,

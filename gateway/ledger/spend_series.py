@@ -59,9 +59,7 @@ async def spend_series(
         *(COLUMNS[name] == value for name, value in only),  # type: ignore[list-item]
     ]
     found = await session.execute(
-        select(step, func.sum(col(SpendHour.charge_usd_nanos)), *key)
-        .where(*conditions)
-        .group_by(step, *key)
+        select(step, func.sum(col(SpendHour.charge_usd_nanos)), *key).where(*conditions).group_by(step, *key)
     )
     series: dict[str, list[int]] = {}
     for index, amount, *value in found:
