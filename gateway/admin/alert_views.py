@@ -1,4 +1,4 @@
-"""How do alerts and anomalies look outside? One form for the API's answers and the command line's `--json`."""
+"""How do alerts and anomalies look outside? One form for the API and the command line's `--json`."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ A webhook gets the message as JSON, signed: `X-Tollgate-Signature: v1=` and the 
 `<X-Tollgate-Timestamp>.<body>` under the key that `tollgate alerts key` shows. `X-Tollgate-Alert` is the id,
 the same at every try. Any 2xx means taken; redirects are not followed. Mail has the id as its Message-ID.
 
-Addresses are the operator's settings, nobody else's: they may be inside the company. Neither they nor passwords
-are logged or stored; a channel is known by its host and a hash.
+Addresses are the operator's settings, nobody else's: they may be inside the company. Neither they nor
+passwords are logged or stored; a channel is known by its host and a hash.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Channel(Protocol):
     """A way to tell."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What deliveries by it are noted under."""
+        ...
 
     async def send(self, message: AlertMessage) -> None:
         """Deliver it.

@@ -1,8 +1,8 @@
 """Which tenants, projects, keys, pools, models and tasks stand out now, each excess told once?
 
-Looked for from who pays to what was used: a key's excess that is its tenant's is no anomaly of its own. Run by
-`python -m gateway.analysis.anomaly_search`, which reads one JSON object from standard input, so that neither
-reading nor counting holds up what serves.
+Looked for from who pays to what was used: a key's excess that is its tenant's is no anomaly of its own.
+`python -m gateway.analysis.anomaly_search` reads one JSON object from standard input and does it, so that
+neither reading nor counting holds up what serves.
 """
 
 from __future__ import annotations

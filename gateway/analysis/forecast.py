@@ -5,9 +5,9 @@ several earlier instants what is known today (rolling origin), it was closer by 
 sum; so the error beside a forecast is never worse than the yardstick's. It was chosen by that error, which
 therefore flatters it a little.
 
-Intervals are split conformal: the quantile of what the chosen method was off by at those origins, for the sum
-of the next k periods; no distribution is assumed (Lei et al., "Distribution-Free Predictive Inference for
-Regression", JASA 2018). Fewer origins than the level needs: no interval. Pure arithmetic; units are the series'.
+Intervals are split conformal: the quantile of what the chosen method was off by at those origins, for the
+sum of the next k periods; no distribution is assumed (Lei et al., "Distribution-Free Predictive Inference for
+Regression", JASA 2018). Fewer origins than the level needs: no interval. Pure arithmetic; units are as given.
 """
 
 from __future__ import annotations

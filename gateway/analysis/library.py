@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,9 @@ def models(season: int) -> dict[str, Model]:
 
     def of(made: Any) -> Model:
         def model(history: Sequence[float], ahead: int) -> list[float]:
-            said = made.forecast(numpy.asarray(history, dtype=float), ahead)
+            with warnings.catch_warnings():  # what it divides by zero is no part of the mean
+                warnings.simplefilter("ignore", RuntimeWarning)
+                said = made.forecast(numpy.asarray(history, dtype=float), ahead)
             return [float(value) for value in said["mean"]]
 
         return model
