@@ -385,12 +385,7 @@ class _Parts:
             admin_key=self._admin_key,
             root_key=self._root_key,
         )
-        watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
-        self._policies.follow(functools.partial(setattr, pipeline, "routing"))
-        watcher.watch(price_tables.TOPIC, self._policies.reload_prices)
-        watcher.watch(policy_tables.TOPIC, self._policies.reload)
-        watcher.watch(BUDGETS_TOPIC, _reload_budgets(admission))
-        watcher.watch(SLICES_TOPIC, lessor.recalled)
+        self._follow_changes(watcher, pipeline, admission=admission, lessor=lessor)
         await watcher.refresh()
         reader, levels = readers
         await reader.refresh()
@@ -400,6 +395,17 @@ class _Parts:
         self._watch_gauges(services, lessor.holds)
         self._watch_cache(cache)
         return services, shipper
+
+    def _follow_changes(
+        self, watcher: ChangeWatcher, pipeline: Pipeline, *, admission: Budgets, lessor: Lessor
+    ) -> None:
+        """Take over what others change, as soon as it is told."""
+        watcher.watch(TOPIC, self._reload_keys, confirm=self._confirm_keys)
+        self._policies.follow(functools.partial(setattr, pipeline, "routing"))
+        watcher.watch(price_tables.TOPIC, self._policies.reload_prices)
+        watcher.watch(policy_tables.TOPIC, self._policies.reload)
+        watcher.watch(BUDGETS_TOPIC, _reload_budgets(admission))
+        watcher.watch(SLICES_TOPIC, lessor.recalled)
 
     async def _ensure_partitions(self, sessions: SessionFactory) -> None:
         async with sessions() as session:

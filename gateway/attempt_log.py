@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from gateway.asked import asked_text
 from gateway.clock import Clock
 from gateway.errors import UpstreamError, UpstreamRejected
 from gateway.identity.auth import Caller
@@ -22,6 +23,7 @@ from gateway.ledger.settlement import OpenAttempt, Outcome, Settlement, estimate
 from gateway.money import charge_text
 from gateway.plan import Plan
 from gateway.pricing.rates import UNPRICED, Price, charge
+from gateway.protocols.prompt_size import tokens_at_least
 from gateway.telemetry import Telemetry
 
 
@@ -145,8 +147,8 @@ def start_of(
     # Not refused here: what may not be used without a price was dropped when it was decided, and refused when
     # it was held for. What an answer from the cache once cost does not matter.
     price = plan.prices.find(target.pool) or UNPRICED
-    # Never above what was held: a long body may be an image, or a prompt that the engine has counted.
-    estimate = min(estimated_input_tokens(call.body_bytes), target.max_model_len * call.prompts)
+    # Never above what was held: an engine may have counted the prompt, or takes no more.
+    estimate = min(tokens_at_least(call), target.max_model_len * call.prompts)
     input_tokens = estimate if plan.counted_input is None else min(estimate, plan.counted_input)
     start = AttemptStart(
         # Of the first attempt as unique as the request's: random digits are dear where every call takes some.
@@ -185,7 +187,8 @@ def start_of(
 def _receipt(plan: Plan) -> msgspec.Raw:
     forecasts = plan.forecasts
     texts = None if forecasts is None else forecasts.texts(len(plan.bounds))
-    return plan.course.receipt(plan.call, plan.bounds, texts)
+    asked = asked_text(plan.call, plan.caller, plan.slot)
+    return plan.course.receipt(plan.call, plan.bounds, texts, asked=asked)
 
 
 def _modelled(plan: Plan, target: Target) -> tuple[float | None, float | None]:

@@ -130,7 +130,12 @@ class Course:
         return most_of(self.bounds(call, input_tokens=input_tokens))
 
     def receipt(
-        self, call: Call, bounds: Sequence[int | None], forecasts: Sequence[bytes] | None = None
+        self,
+        call: Call,
+        bounds: Sequence[int | None],
+        forecasts: Sequence[bytes] | None = None,
+        *,
+        asked: bytes = b"null",
     ) -> msgspec.Raw:
         """How the request was decided, for its receipt: nothing that its sender wrote.
 
@@ -138,14 +143,15 @@ class Course:
             call: what was asked.
             bounds: of each target.
             forecasts: of each target, see `forecast_text`; None: none were made.
+            asked: what a replay needs of the call (`asked.asked_text`).
         """
         numbers = [b"null" if bound is None else b"%d" % bound for bound in bounds]
         most = call.max_tokens or self.decision.max_tokens_default
         removed = _encode(call.dropped)[1:-1] if call.dropped else b""
         if forecasts is None:
-            return msgspec.Raw(self._receipt % (*numbers, b"%d" % most, removed))
+            return msgspec.Raw(self._receipt % (*numbers, b"%d" % most, removed, asked))
         interleaved = [each for pair in zip(numbers, forecasts, strict=True) for each in pair]
-        return msgspec.Raw(self._form() % (*interleaved, b"%d" % most, removed))
+        return msgspec.Raw(self._form() % (*interleaved, b"%d" % most, removed, asked))
 
     def _form(self) -> bytes:
         if self._foretold is None:
@@ -268,7 +274,7 @@ NO_FORECAST: Final = b"null"
 def _receipt_form(
     decision: RouteDecision, task: Task, baseline: tuple[str, str] | None, *, why: Why | None
 ) -> bytes:
-    """The receipt with a `%b` for each bound, the output's limit, and what was removed.
+    """The receipt with a `%b` for each bound, the output's limit, what was removed, and what was asked.
 
     Where something was predicted (`why` is not None) one more stands behind each bound, for the forecast.
     """
@@ -293,4 +299,4 @@ def _receipt_form(
     )
     form = _encode(facts).replace(b"%", b"%%")
     form = form.replace(b"[%d,0,0,0,0,0,0,0]" % _PLACE, b"%b").replace(b"%d" % _PLACE, b"%b")
-    return form.removesuffix(b"[]}") + b"[%b]}"
+    return form.removesuffix(b"[]}") + b'[%b],"asked":%b}'

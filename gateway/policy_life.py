@@ -23,6 +23,7 @@ from gateway.identity.roles import Role
 from gateway.pricing.catalog import Card, cards_of
 from gateway.pricing.store import remember_versions
 from gateway.routing.policy import Policy, load_policy, parse_policy
+from gateway.routing.policy_check import Severity, check_policy
 from gateway.routing.versions import (
     Activation,
     Origin,
@@ -100,6 +101,23 @@ def fit(text: str, *, source: str, supply: Supply) -> Fitting:
     return Fitting(policy, cards)
 
 
+def fit_new(text: str, *, source: str, supply: Supply) -> Fitting:
+    """The same for a policy that somebody wants: its rules must do what they seem to say, too.
+
+    What was in force once may come back although a check has become stricter since.
+
+    Raises:
+        ConfigurationError: it is wrong, or it does not fit what there is; one sentence per mistake.
+    """
+    fitting = fit(text, source=source, supply=supply)
+    prices = {name: card.price for name, card in fitting.cards.items() if card.price is not None}
+    _, found = check_policy(text, source=source, pools=supply.pools, prices=prices)
+    mistakes = [each.told(source) for each in found if each.severity is Severity.ERROR]
+    if mistakes:
+        raise ConfigurationError("\n".join(mistakes))
+    return fitting
+
+
 def read_policy(text: str, *, source: str) -> Policy:
     """A policy's text by its grammar alone, as if every pool that it names existed: any version ever stored.
 
@@ -156,7 +174,7 @@ async def check(session: AsyncSession, wanted: str, *, act: Act, supply: Supply)
 def _complaint(text: str, *, source: str, supply: Supply) -> str | None:
     """What does not fit; None: everything does."""
     try:
-        fit(text, source=source, supply=supply)
+        fit_new(text, source=source, supply=supply)
     except ConfigurationError as error:
         return str(error)
     return None
@@ -186,7 +204,9 @@ async def publish(
         Conflict: another version is in force than expected.
         InvalidRequest: the message is no message.
     """
-    fitting = fit(_bounded(proposal), source=proposal.source, supply=supply)
+    # A gateway that starts takes any file that it can follow; whoever publishes is told what makes no sense.
+    fits = fit if origin is Origin.SEED else fit_new
+    fitting = fits(_bounded(proposal), source=proposal.source, supply=supply)
     await lock_activations(session)
     before = await read_active(session)
     refuse_other(before, expected)

@@ -29,6 +29,8 @@ PARTS = {
     "publishing": ["tests.load.publishing", "--versions", "200"],
     "fleet": ["tests.load.fleet_simulation"],
     "routing": ["tests.load.task_routing"],
+    "backtest": ["tests.load.backtest_truth"],
+    "backtest-vllm": ["tests.load.backtest_vllm"],
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
     "exports": ["tests.load.bench_exports", "--rows", "1000000"],
     "killed": ["tests.load.killed_replicas", "--seconds", "70", "--every", "10"],

@@ -280,6 +280,8 @@ class Replica:
             sequence.context_tokens + 1 + self._pool.draft_tokens, prefix, found
         )
         cached = found * self._pool.prefix_block_tokens
+        if sequence.scheduled_s < 0:
+            cached = max(cached, min(sequence.request.cached_tokens, sequence.context_tokens - 1))
         sequence.prefill_left = sequence.context_tokens - cached
         if sequence.scheduled_s < 0:
             sequence.scheduled_s = self.clock_s
@@ -296,7 +298,7 @@ class Replica:
             sequence.first_token_s = self.clock_s
             left = sequence.request.output_tokens - 1
             guessing = self._guessing_of(sequence)
-            sequence.steps_left = guessing.steps(left, self._draw) if guessing else left
+            sequence.steps_left = self._steps_of(sequence, left, guessing)
             if guessing:
                 sequence.draft_steps = sequence.steps_left
                 sequence.accepted_tokens = left - sequence.steps_left
@@ -312,6 +314,15 @@ class Replica:
         self._decoding += 1
         self._growth += sequence.growth
         self._context_tokens += sequence.context_tokens + 1
+
+    def _steps_of(self, sequence: Sequence, left: int, guessing: Guessing | None) -> int:
+        """Steps that so many tokens take."""
+        known = sequence.request.decode_steps
+        if guessing is None:
+            return left
+        if known is None:
+            return guessing.steps(left, self._draw)
+        return min(left, max(-(-left // (1 + self._pool.draft_tokens)), known))
 
     def _guessing_of(self, sequence: Sequence) -> Guessing | None:
         known = self._pool.guessing

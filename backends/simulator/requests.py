@@ -18,6 +18,11 @@ class SimulatedRequest:
     prefix: tuple[int, ...] = ()
     """Names of the input's leading blocks (`SimulatedPool.prefix_block_tokens` each): equal names, taken from
     the start, are input that the prefix cache can have."""
+    cached_tokens: int = 0
+    """Of the input, for sure in the prefix cache when it is first scheduled: as a record says, in place of
+    `prefix`."""
+    decode_steps: int | None = None
+    """Steps that its output takes after the first token, where that is known; None: drawn."""
 
     def __post_init__(self) -> None:
         if self.input_tokens < 1 or self.output_tokens < 1:

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from gateway.alerts.tables import AlertDelivery, AlertMessage
-from gateway.analysis.tables import Anomaly
-from gateway.analysis.words import PERMILLE, name_of
 from gateway.clock import instant_text
+from gateway.forecasts.tables import Anomaly
+from gateway.forecasts.words import PERMILLE, name_of
 from gateway.ledger.cuts import MS_PER_HOUR
 from gateway.money import usd_text
 from gateway.spend_names import Names

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query
 from gateway.admin.alert_views import AlertsView, AnomaliesView, alert_view, anomaly_view
 from gateway.admin.spend import period
 from gateway.alerts.outbox import recent
-from gateway.analysis.anomaly_store import anomalies_between
 from gateway.dependencies import ServicesDep, SessionDep
 from gateway.errors import InvalidRequest
+from gateway.forecasts.anomaly_store import anomalies_between
 from gateway.ledger.cuts import epoch_ms
 from gateway.spend_names import read_names
 

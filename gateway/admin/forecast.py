@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from gateway.admin.forecast_views import ForecastView, forecast_view
-from gateway.analysis.outlook import TOP, TOP_MAX, spend_outlook
 from gateway.db import database_ms
 from gateway.dependencies import ServicesDep, SessionDep
+from gateway.forecasts.outlook import TOP, TOP_MAX, spend_outlook
 from gateway.spend_names import read_names
 
 router = APIRouter(prefix="/admin/v1", tags=["reports"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from gateway.analysis.forecast import NAIVE, Errors, Forecast
-from gateway.analysis.outlook import Estimate, Line, SpendOutlook
 from gateway.clock import instant_text
+from gateway.forecasts.forecast import NAIVE, Errors, Forecast
+from gateway.forecasts.outlook import Estimate, Line, SpendOutlook
 from gateway.money import usd_text
 
 

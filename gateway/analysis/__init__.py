@@ -1,5 +1,5 @@
-"""What will be spent, and is what was spent unusual?
+"""What if? Recorded requests under another policy, another price, another fleet.
 
-Forecasts chosen by back-test, and spend that stands out, with the cut that explains it. What is heavy is done
-by a process of its own (`child.py`); only `library.py` knows the library of models, which may be missing.
+Answers from the ledger's attempts and from receipts, slowly and carefully; never on the request path, which
+may not import it. Owns no table and writes none.
 """

@@ -9,14 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.admin.alert_views import AnomaliesView, AnomalyView, anomaly_view
 from gateway.admin.spend import period
-from gateway.analysis.anomaly_search import search
-from gateway.analysis.anomaly_store import anomalies_between
-from gateway.analysis.tables import Anomaly
 from gateway.clock import Clock
 from gateway.commands.forecast import reports
 from gateway.commands.terminal import Json, in_session, out, print_json, print_table
 from gateway.db import database_ms
 from gateway.errors import InvalidRequest
+from gateway.forecasts.anomaly_search import search
+from gateway.forecasts.anomaly_store import anomalies_between
+from gateway.forecasts.tables import Anomaly
 from gateway.ledger.cuts import epoch_ms
 from gateway.money import NANOS_PER_USD
 from gateway.settings import load_settings

@@ -14,12 +14,12 @@ from gateway.admin.forecast_views import (
     ForecastView,
     forecast_view,
 )
-from gateway.analysis.forecast import NAIVE
-from gateway.analysis.outlook import TOP, SpendOutlook, spend_outlook
 from gateway.clock import Clock
 from gateway.commands.savings import reports
 from gateway.commands.terminal import Json, in_session, out, print_json, print_table
 from gateway.db import database_ms
+from gateway.forecasts.forecast import NAIVE
+from gateway.forecasts.outlook import TOP, SpendOutlook, spend_outlook
 from gateway.settings import load_settings
 from gateway.spend_names import read_names
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from gateway.commands.policy_backtest import backtest
 from gateway.commands.policy_explain import policy_explain
 from gateway.commands.policy_test import policy_test
 from gateway.commands.terminal import Json, load_pool_files, out, print_json
@@ -21,6 +22,11 @@ from gateway.routing.policy_check import Finding, Severity, check_policy
 from gateway.settings import load_settings
 
 policy = typer.Typer(help="Routing policies.", no_args_is_help=True)
+policy.command(
+    "backtest",
+    short_help="Say what recorded requests would have cost under another policy.",
+    epilog="Example: `tollgate policy backtest policies/cheaper.yaml --from 2026-11-20 --out report.html`",
+)(backtest)
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.OVERLAP: "dim"}
 
 

@@ -25,6 +25,7 @@ from gateway.explain import Explanation, explain
 from gateway.identity.auth import Caller
 from gateway.imagined import Given, asked_of, call_of, fleet_of, prices_by_files, task_of
 from gateway.inference import Call, Endpoint
+from gateway.policy_life import active_policy
 from gateway.pricing.book import Prices
 from gateway.protocols.openai import ParseLimits, parse_call
 from gateway.recorded import Recorded, caller_of, recorded
@@ -66,12 +67,17 @@ def policy_explain(
     """Say why a request goes where it goes: facts, rules tried, candidates, drops and the choice.
 
     By the pools' files, with all replicas up and idle but for those of `--given down=POOL`; nothing is sent.
-    The database is asked for --receipt and --key alone. What the running gateway would do now:
-    POST /admin/v1/policies/explain. Exit status 1: the request would be refused.
+    The policy is the one in force, or --policy. What the running gateway would do now, by what it has
+    learned and by the book's prices: POST /admin/v1/policies/explain. Exit status 1: the request would be
+    refused.
     """
     settings = load_settings()
     specs = load_pool_files(settings)
-    policy = load_policy(draft or settings.policy, pools=specs)
+    policy = (
+        load_policy(draft, pools=specs)
+        if draft
+        else in_session(lambda session: active_policy(session, settings, specs))
+    )
     said = _given(given or [], tenant)
     if (file is None) == (receipt is None) and (file is not None or not given):
         raise InvalidRequest(

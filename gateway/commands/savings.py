@@ -15,7 +15,7 @@ from gateway.commands.terminal import Json, in_session, load_pool_files, out, pr
 from gateway.db import database_ms
 from gateway.ledger.savings import Comparison, Line
 from gateway.money import usd_text
-from gateway.routing.policy import load_policy
+from gateway.policy_life import active_policy
 from gateway.savings import SavingsReport, savings_report
 from gateway.settings import load_settings
 
@@ -36,10 +36,10 @@ def savings(
     """What was saved against the baselines that the policy declares, and how sure that is."""
     settings, clock = load_settings(), Clock()
     specs = load_pool_files(settings)
-    policy = load_policy(settings.policy, pools=specs)
     start, end = period(since, until, clock.now())
 
     async def work(session: AsyncSession) -> SavingsReport:
+        policy = await active_policy(session, settings, specs)
         now_ms = await database_ms(session, clock)
         return await savings_report(session, policy, specs, start=start, end=end, now_ms=now_ms)
 

@@ -15,12 +15,12 @@ import msgspec
 
 from gateway.alerts import outbox, sources
 from gateway.alerts.channels import PURPOSE, Channel, NotTaken, channels_of
-from gateway.analysis.anomaly_search import Finding, Search
-from gateway.analysis.anomaly_store import note_findings
-from gateway.analysis.processes import ask_process
-from gateway.analysis.words import anomaly_alert
 from gateway.clock import Clock
 from gateway.db import SessionFactory, database_ms
+from gateway.forecasts.anomaly_search import Finding, Search
+from gateway.forecasts.anomaly_store import note_findings
+from gateway.forecasts.processes import ask_process
+from gateway.forecasts.words import anomaly_alert
 from gateway.identity.root_key import derive
 from gateway.jobs.leases import Turn
 from gateway.jobs.scheduler import Job, Scheduler
@@ -32,7 +32,7 @@ ALERTS = "alerts"
 ANOMALIES = "anomalies"
 ANOMALIES_S = 3_600.0
 FIRST_AFTER_S = 60.0
-SEARCH = "gateway.analysis.anomaly_search"
+SEARCH = "gateway.forecasts.anomaly_search"
 
 _log = logging.getLogger(__name__)
 

@@ -93,6 +93,11 @@ class Priors:
             name: load_profile(Path(spec.profile)) for name, spec in specs.items() if spec.profile is not None
         }
 
+    @property
+    def published(self) -> Profile:
+        """What stands in for pools without a profile of their own."""
+        return self._published
+
     def profile(self, pool: str) -> Profile | None:
         """The pool's own, where it has one."""
         return self._profiles.get(pool)

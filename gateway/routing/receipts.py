@@ -5,6 +5,7 @@ A receipt holds facts, candidates and reasons, never a word of a prompt or an an
 
 from __future__ import annotations
 
+from enum import IntFlag
 from typing import Any
 
 import msgspec
@@ -51,6 +52,44 @@ class Dropped(msgspec.Struct, frozen=True, array_like=True):
     reason: str
 
 
+class Asked(msgspec.Struct, frozen=True, array_like=True):
+    """What a replay needs of the request beside its decision: shapes and sizes, nothing that was written."""
+
+    shows: int
+    """What holds of it, as bits: `Shows`."""
+    body_bytes: int
+    prompts: int
+    choices: int
+    max_tokens: int | None
+    """As the client said."""
+    temperature: float | None
+    latency_class: str
+    slot: str | None
+    """Half of the first half of its key in the answer cache, hex: equal for equal requests of a tenant."""
+    ttl_s: int | None
+    """How long the caller lets its answer be kept; None: as long as the policy does."""
+    fixed_tags: tuple[str, ...] = ()
+    """Names of the cost tags that the operator fixed."""
+
+
+class Shows(IntFlag):
+    """Of a request, in `Asked.shows`."""
+
+    MEDIA = 1
+    FULL_SAMPLING = 2
+    SCHEMA = 4
+    JSON_MODE = 8
+    TOOLS = 16
+    PREDICTION = 32
+    MAY_LEAVE = 64
+    """Its tenant's requests may be sent outside the company."""
+    MAY_READ = 128
+    MAY_KEEP = 256
+    """The caller has nothing against an answer from the cache, and against keeping its own there."""
+    CACHES = 512
+    """Its tenant's answers may be kept at all."""
+
+
 class ReceiptFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is kept of a decision."""
 
@@ -75,9 +114,12 @@ class ReceiptFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """What put the first candidate first, where something was predicted."""
     removed: list[str]
     """Fields and headers that tenants may not set."""
+    asked: Asked | None = None
+    """None: of a receipt that is older than this field."""
 
 
-_decode = msgspec.json.Decoder(ReceiptFacts).decode
+read_receipt_body = msgspec.json.Decoder(ReceiptFacts).decode
+"""A receipt as it is kept."""
 CLOCKS_MS = 3_600_000
 """An attempt starts soon after its request's id is made; generous, for it only narrows the search."""
 
@@ -121,7 +163,7 @@ async def find_receipt(session: AsyncSession, request_id: str, tenant_id: str) -
         )
     )
     body = found.scalar()
-    return None if body is None else _decode(body)
+    return None if body is None else read_receipt_body(body)
 
 
 def made_at(request_id: str) -> int | None:

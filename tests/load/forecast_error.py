@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.analysis import library
-from gateway.analysis.anomalies import HISTORY_HOURS, look
-from gateway.analysis.forecast import NAIVE, Forecast, forecast, naive
+from gateway.forecasts import library
+from gateway.forecasts.anomalies import HISTORY_HOURS, look
+from gateway.forecasts.forecast import NAIVE, Forecast, forecast, naive
 from tests.support.spend_shapes import FIRST_HOUR, HOURS_PER_DAY, SHAPES, daily, hourly
 
 REAL = Path(__file__).with_name("servegen_hourly.csv")

@@ -290,7 +290,7 @@ def quantized(fitted: Fitted) -> tuple[list[tuple[list[str], bytes]], float, flo
     tables = []
     for names, rows in fitted.tables[:-1]:
         whole = np.rint(rows / step).astype(np.int8)
-        kept = np.flatnonzero(np.abs(whole).max(axis=1) > 0) if len(names) else []
+        kept: list[int] = np.flatnonzero(np.abs(whole).max(axis=1) > 0).tolist() if len(names) else []
         tables.append(([names[i] for i in kept], whole[kept].tobytes() if len(names) else b""))
     names, rows = fitted.tables[-1]
     tables.append((names, np.rint(rows / flag_step).astype(np.int8).tobytes()))

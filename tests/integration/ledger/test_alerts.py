@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.alerts.channels import Webhook, channels_of, signature
 from gateway.alerts.outbox import GIVEN_UP_MS, RETRY_MS, Alert, recent
-from gateway.analysis.anomaly_search import search
 from gateway.audit import Act, Actor, ActorKind, Source
 from gateway.clock import Clock
 from gateway.db import database_ms
+from gateway.forecasts.anomaly_search import search
 from gateway.jobs.alerts import Searcher, Teller
 from gateway.jobs.leases import Turn, begin_turn
 from gateway.ledger.buckets import Scope, Window

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from gateway.asked import asked_text
 from gateway.attempt_log import start_of
 from gateway.cache.lookup import CacheStatus, Slot
 from gateway.course import Course
@@ -38,6 +41,7 @@ REQUEST_ID = "req_0123456789ab0123456789abcdef01234567"
 
 def make_plan() -> Plan:
     call = make_call(
+        fields={"prompt": msgspec.Raw(b'"%s"' % (b"x" * 100))},
         client_request_id="theirs",
         end_user="bob",
         endpoint=Endpoint.COMPLETIONS,
@@ -87,7 +91,12 @@ def test_every_field_of_a_start_has_its_own_value() -> None:
         "started_at_ms": 1_234,
         "cache": CacheStatus.MISS,
         "buckets": (bucket,),
-        "receipt": plan.course.receipt(plan.call, plan.bounds, plan.forecasts.texts(1)),
+        "receipt": plan.course.receipt(
+            plan.call,
+            plan.bounds,
+            plan.forecasts.texts(1),
+            asked=asked_text(plan.call, plan.caller, plan.slot),
+        ),
         "modelled_ttft_ms": 500.0,
         "modelled_step_ms": 250.0,
     }

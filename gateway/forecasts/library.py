@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.analysis.forecast import Model
+from gateway.forecasts.forecast import Model
 
 PACKAGE = "statsforecast"
 MISSING = "statsforecast is not installed (pip install 'tollgate[forecast]'): only seasonal-naive is asked"

@@ -8,9 +8,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from gateway.analysis.anomaly_search import Finding
-from gateway.analysis.tables import Anomaly
 from gateway.db import insert_ignoring_duplicates
+from gateway.forecasts.anomaly_search import Finding
+from gateway.forecasts.tables import Anomaly
 
 
 async def note_findings(session: AsyncSession, findings: Sequence[Finding], *, now_ms: int) -> None:

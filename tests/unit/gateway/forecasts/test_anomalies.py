@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.analysis.anomalies import HISTORY_HOURS, cause_of, look, share_of, usual
+from gateway.forecasts.anomalies import HISTORY_HOURS, cause_of, look, share_of, usual
 from tests.support.spend_shapes import FIRST_HOUR, hourly
 
 FLOOR = 1.0

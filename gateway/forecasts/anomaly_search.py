@@ -1,7 +1,7 @@
 """Which tenants, projects, keys, pools, models and tasks stand out now, each excess told once?
 
 Looked for from who pays to what was used: a key's excess that is its tenant's is no anomaly of its own.
-`python -m gateway.analysis.anomaly_search` reads one JSON object from standard input and does it, so that
+`python -m gateway.forecasts.anomaly_search` reads one JSON object from standard input and does it, so that
 neither reading nor counting holds up what serves.
 """
 
@@ -14,10 +14,10 @@ import sys
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.analysis.anomalies import HISTORY_HOURS, Cause, Excess, cause_of, look, share_of
-from gateway.analysis.child import NICENESS
-from gateway.analysis.tables import Anomaly
 from gateway.db import create_engine, session_factory
+from gateway.forecasts.anomalies import HISTORY_HOURS, Cause, Excess, cause_of, look, share_of
+from gateway.forecasts.child import NICENESS
+from gateway.forecasts.tables import Anomaly
 from gateway.ledger.cuts import MS_PER_DAY, MS_PER_HOUR
 from gateway.ledger.invariants import take_snapshot
 from gateway.ledger.spend_series import COLUMNS, spend_series

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.analysis.child import Errand, Found
-from gateway.analysis.forecast import Forecast
-from gateway.analysis.library import MISSING
-from gateway.analysis.processes import ask_process
 from gateway.errors import InvalidRequest
+from gateway.forecasts.child import Errand, Found
+from gateway.forecasts.forecast import Forecast
+from gateway.forecasts.library import MISSING
+from gateway.forecasts.processes import ask_process
 from gateway.ledger.cuts import MS_PER_DAY, epoch_ms, moment_of, month_of
 from gateway.ledger.spend_series import spend_series
 from gateway.spend_names import Names
 
-CHILD = "gateway.analysis.child"
+CHILD = "gateway.forecasts.child"
 HISTORY_DAYS = 182
 WEEK_DAYS = 7
 NEXT_DAYS = 30

@@ -1,4 +1,4 @@
-"""What does the process do that forecasts for the one that serves? `python -m gateway.analysis.child`.
+"""What does the process do that forecasts for the one that serves? `python -m gateway.forecasts.child`.
 
 It reads one JSON object from standard input, series and how far to look, and writes one to standard output.
 """
@@ -10,8 +10,8 @@ import sys
 
 import msgspec
 
-from gateway.analysis import library
-from gateway.analysis.forecast import Forecast, NoForecast, forecast
+from gateway.forecasts import library
+from gateway.forecasts.forecast import Forecast, NoForecast, forecast
 
 NICENESS = 10
 """It yields to whatever serves."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gateway.alerts.outbox import Alert
-from gateway.analysis.anomaly_search import Finding
-from gateway.analysis.tables import Anomaly
 from gateway.clock import instant_text
+from gateway.forecasts.anomaly_search import Finding
+from gateway.forecasts.tables import Anomaly
 from gateway.ledger.cuts import MS_PER_DAY, MS_PER_HOUR
 from gateway.money import usd_text
 from gateway.spend_names import Names

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.analysis import library
-from gateway.analysis.child import Errand, answer
-from gateway.analysis.forecast import NAIVE, Forecast, NoForecast, forecast, naive
+from gateway.forecasts import library
+from gateway.forecasts.child import Errand, answer
+from gateway.forecasts.forecast import NAIVE, Forecast, NoForecast, forecast, naive
 from tests.support.spend_shapes import SHAPES, daily
 
 AHEAD = 28
