@@ -28,9 +28,11 @@ from backends.profile import ProfileError
 from backends.registry import PoolRegistry
 from gateway.admin import (
     admin_keys,
+    alerts,
     audit,
     budgets,
     exports,
+    forecast,
     keys,
     learned,
     limits,
@@ -69,6 +71,7 @@ from gateway.identity.limit_store import list_limits
 from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
+from gateway.jobs.alerts import alerts_scheduler
 from gateway.jobs.auditor import Auditor
 from gateway.jobs.replica_time import ReplicaTimeKeeper
 from gateway.jobs.scheduled_exports import exports_scheduler
@@ -166,7 +169,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    for room in (policies, prices, audit, supply, savings):
+    for room in (policies, prices, audit, supply, savings, forecast, alerts):
         app.include_router(room.router)
     for router in (policy_explain.router, *FINANCE):
         app.include_router(router)
@@ -271,7 +274,7 @@ class _Parts:
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
             keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
-            jobs = (scheduler, self._exports(engine, spool.owner_id))
+            jobs = (scheduler, self._exports(engine, spool.owner_id), self._alerts(engine, spool.owner_id))
             parts = (shipper, watcher, lessor, *jobs, reader, levels, self._policies, keeper)
             async with self._working(cache, monitor, parts):
                 yield services
@@ -449,6 +452,10 @@ class _Parts:
     def _exports(self, engine: AsyncEngine, holder: str) -> Scheduler:
         url = self._settings.effective_database_url
         return exports_scheduler(session_factory(engine), self._clock, database_url=url, holder=holder)
+
+    def _alerts(self, engine: AsyncEngine, holder: str) -> Scheduler:
+        sessions, key = session_factory(engine), self._root_key
+        return alerts_scheduler(sessions, self._clock, self._settings, root_key=key, holder=holder)
 
     def _monitor(self, books: UpkeepBooks) -> FleetMonitor:
         fleet_file: Path = self._settings.state_dir / FLEET_FILE_NAME

@@ -12,6 +12,8 @@ from sqlalchemy import Connection, inspect, text
 
 APPEND_ONLY = (
     "adjustments",
+    "alert_messages",
+    "anomalies",
     "attempts",
     "audit_chain",
     "audit_entries",

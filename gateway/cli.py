@@ -25,7 +25,7 @@ app = lazy_group(
         "config": Entry(
             "gateway.commands.config:settings.config", "Print the effective settings, secrets masked."
         ),
-        "report": Entry("gateway.commands.savings:reports", "What was spent, and on what."),
+        "report": Entry("gateway.commands.anomalies:reports", "What was spent, and on what."),
         "export": Entry("gateway.commands.export:exports", "The ledger as files."),
         "statement": Entry(
             "gateway.commands.statement:statements.statement",
@@ -41,6 +41,9 @@ app = lazy_group(
         "keys": Entry("gateway.commands.keys:keys", "API keys."),
         "limits": Entry("gateway.commands.limits:limits", "How fast tenants, projects and keys may call."),
         "budgets": Entry("gateway.commands.budgets:budgets", "Budgets: who may spend how much."),
+        "alerts": Entry(
+            "gateway.commands.alerts:alerts", "What people are told of budgets and unusual spend."
+        ),
         "prices": Entry("gateway.commands.prices:prices", "What each target costs."),
         "admins": Entry(
             "gateway.commands.admins:admins",

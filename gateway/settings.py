@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -302,6 +302,54 @@ class CacheSettings(BaseModel):
     )
 
 
+class AlertSettings(BaseModel):
+    """Who is told of budgets and of unusual spend, and what is unusual."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    webhook_urls: list[SecretStr] = Field(
+        default_factory=list, description="where messages are posted as signed JSON"
+    )
+    smtp_host: str | None = Field(default=None, description="mail server; unset: no mail")
+    smtp_port: int = Field(default=587, gt=0, le=65535, description="of the mail server")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls", description="none: in the clear, and without a password"
+    )
+    smtp_user: str | None = Field(default=None, description="to log in with")
+    smtp_password: SecretStr | None = Field(default=None, description="to log in with")
+    mail_from: str | None = Field(default=None, description="sender's address")
+    mail_to: list[str] = Field(default_factory=list, description="receivers' addresses")
+    ca_file: Path | None = Field(
+        default=None, description="certificate authorities of webhooks and the mail server, PEM"
+    )
+    timeout_s: float = Field(default=10.0, gt=0, le=60, description="for one delivery")
+    interval_s: float = Field(default=15.0, gt=0, description="between two looks for what is to be told")
+    anomaly_floor_usd: float = Field(
+        default=1.0, gt=0, description="an excess of less, in an hour or a day, is no anomaly"
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        for url in self.webhook_urls:
+            if not re.match(r"https?://[^/\s]", url.get_secret_value()):
+                message = "webhook_urls: an address begins with http:// or https:// and a host"
+                raise ValueError(message)
+        if self.smtp_host is not None and not (self.mail_from and self.mail_to):
+            message = "smtp_host needs mail_from and mail_to too"
+            raise ValueError(message)
+        for address in (*self.mail_to, *([self.mail_from] if self.mail_from else [])):
+            if not re.fullmatch(r"[^\s@<>,]+@[^\s@<>,]+", address):
+                message = "mail_from and mail_to are plain addresses, such as finance@example.com"
+                raise ValueError(message)
+        if (self.smtp_user is None) != (self.smtp_password is None):
+            message = "smtp_user and smtp_password go together"
+            raise ValueError(message)
+        if self.smtp_password is not None and self.smtp_security == "none":
+            message = "a password is not sent in the clear: set smtp_security to starttls or tls"
+            raise ValueError(message)
+        return self
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -346,6 +394,7 @@ class Settings(BaseSettings):
     periods: PeriodSettings = Field(default_factory=PeriodSettings)
     finance: FinanceSettings = Field(default_factory=FinanceSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    alerts: AlertSettings = Field(default_factory=AlertSettings)
 
     @field_validator("external_keys")
     @classmethod
@@ -458,7 +507,7 @@ def _readable(error: ValidationError) -> str:
 _SECRETS = frozenset(
     name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
 )
-_CONFIDENTIAL = _SECRETS | {"database_url"}
+_CONFIDENTIAL = _SECRETS | {"database_url", "alerts"}
 """Never shown as they are, in mistakes either."""
 
 

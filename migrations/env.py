@@ -10,7 +10,9 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
+import gateway.alerts.tables
 import gateway.audit
+import gateway.forecasts.tables
 import gateway.identity.tables
 import gateway.jobs.tables
 import gateway.ledger.period_tables
