@@ -30,6 +30,7 @@ from gateway.admin import (
     admin_keys,
     audit,
     budgets,
+    canaries,
     keys,
     learned,
     limits,
@@ -66,6 +67,7 @@ from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.auditor import Auditor
+from gateway.jobs.canary_guard import CanaryGuard
 from gateway.jobs.scheduler import Scheduler, jobs_of
 from gateway.learned_metrics import watch_learned
 from gateway.ledger.admission import Budgets
@@ -159,9 +161,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    for room in (policies, prices, audit):
+    for room in (canaries, policies, prices, audit, policy_explain):
         app.include_router(room.router)
-    app.include_router(policy_explain.router)
     app.include_router(console_router())
     add_docs(app)
     openapi.describe(app)
@@ -254,7 +255,15 @@ class _Parts:
             books = UpkeepBooks(spool, self._clock, routing=lambda: services.pipeline.routing)
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
-            parts = (shipper, watcher, lessor, scheduler, reader, levels, self._policies)
+            guard = CanaryGuard(
+                services.sessions,
+                self._clock,
+                policies=self._policies,
+                settings=settings,
+                holder=spool.owner_id,
+            )
+            guard.watch(self._telemetry)
+            parts = (shipper, watcher, lessor, scheduler, reader, levels, self._policies, guard)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -271,7 +280,7 @@ class _Parts:
         self,
         cache: AnswerCache,
         monitor: FleetMonitor,
-        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader, PolicyInForce],
+        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader, PolicyInForce, CanaryGuard],
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:
@@ -378,7 +387,7 @@ class _Parts:
         await watcher.refresh()
         reader, levels = readers
         await reader.refresh()
-        levels.serve(admission, is_wanted=lambda: pipeline.routing.policy.rules.watches_budgets)
+        levels.serve(admission, is_wanted=lambda: pipeline.routing.watches_budgets)
         await levels.refresh()
         watch_rules(self._telemetry, pipeline)
         self._watch_gauges(services, lessor.holds)

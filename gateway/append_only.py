@@ -19,6 +19,8 @@ APPEND_ONLY = (
     "journal_entries",
     "journal_transactions",
     "policy_activations",
+    "policy_canaries",
+    "policy_canary_ends",
     "policy_checks",
     "policy_versions",
     "price_entries",

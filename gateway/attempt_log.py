@@ -22,6 +22,7 @@ from gateway.ledger.settlement import OpenAttempt, Outcome, Settlement, estimate
 from gateway.money import charge_text
 from gateway.plan import Plan
 from gateway.pricing.rates import UNPRICED, Price, charge
+from gateway.routing.receipts import with_unit
 from gateway.telemetry import Telemetry
 
 
@@ -185,7 +186,9 @@ def start_of(
 def _receipt(plan: Plan) -> msgspec.Raw:
     forecasts = plan.forecasts
     texts = None if forecasts is None else forecasts.texts(len(plan.bounds))
-    return plan.course.receipt(plan.call, plan.bounds, texts)
+    receipt = plan.course.receipt(plan.call, plan.bounds, texts)
+    # All but a few requests have none: the receipt's form does not provide for it.
+    return receipt if plan.unit is None else msgspec.Raw(with_unit(bytes(receipt), plan.unit))
 
 
 def _modelled(plan: Plan, target: Target) -> tuple[float | None, float | None]:

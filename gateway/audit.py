@@ -98,6 +98,8 @@ class ActorKind(StrEnum):
     CLI = "cli"
     GATEWAY = "gateway"
     """The program itself, as it starts."""
+    GUARD = "guard"
+    """The program itself, as it watches over a canary."""
 
 
 class Source(StrEnum):
@@ -107,6 +109,7 @@ class Source(StrEnum):
     CLI = "cli"
     CONSOLE = "console"
     START = "start"
+    JOB = "job"
 
 
 @dataclass(frozen=True, slots=True)
