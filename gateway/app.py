@@ -280,7 +280,9 @@ class _Parts:
         self,
         cache: AnswerCache,
         monitor: FleetMonitor,
-        parts: tuple[Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader, PolicyInForce, CanaryGuard],
+        parts: tuple[
+            Shipper, ChangeWatcher, Lessor, Scheduler, Reader, LevelReader, PolicyInForce, CanaryGuard
+        ],
     ) -> AsyncIterator[None]:
         """What runs beside the requests."""
         async with asyncio.TaskGroup() as group:

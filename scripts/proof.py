@@ -27,6 +27,7 @@ PARTS = {
     "replicas": ["tests.load.replica_choice"],
     "simulator": ["tests.load.simulator_error"],
     "publishing": ["tests.load.publishing", "--versions", "200"],
+    "canary": ["tests.load.canary_guard"],
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
     "killed": ["tests.load.killed_replicas", "--seconds", "70", "--every", "10"],
     "streams": ["tests.load.streams_soak", "--streams", "1000", "--seconds", "60"],

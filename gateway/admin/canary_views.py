@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.admin.views import moment, optional_moment
-from gateway.jobs.canary_guard import JOB, State, evidence_of, state_of
 from gateway.jobs.leases import job_states
 from gateway.paging import PageRequest
 from gateway.routing.canaries import Canary, How, page_canaries
+from gateway.routing.canary_state import JOB, State, evidence_of, state_of
 from gateway.routing.split import Stickiness
 
 _EXAMPLE: dict[str, Any] = {

@@ -54,7 +54,7 @@ class _Canary(TyperGroup):
 
 canary = typer.Typer(
     cls=_Canary,
-    help="A candidate beside the active policy takes a part of the traffic, and is taken back if it does harm.",
+    help="A candidate beside the active policy takes a part of the traffic; a guard takes a bad one back.",
     no_args_is_help=True,
 )
 policy.add_typer(canary, name="canary")
@@ -128,7 +128,7 @@ def canary_start(
 
 @canary.command("status", epilog="Example: `tollgate policy canary status`")
 def canary_status(*, as_machine: Json = False) -> None:
-    """Show the canary under way, or the last one, and what its guard has seen; status 1 if it was rolled back."""
+    """Show the newest canary, and what its guard has seen; status 1 if it was rolled back."""
     view = in_session(newest_canary)
     if view is None:
         raise NotFound("There never was a canary: `tollgate policy canary FILE --percent 5` starts one.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,15 +27,16 @@ from gateway.ledger.comparison import Fared, fared
 from gateway.policy_canary import promote_canary, stop_canary
 from gateway.policy_in_force import PolicyInForce
 from gateway.routing.canaries import Canary, How, live_canary
-from gateway.routing.harm import FAILURES, Observation, Suspicion, Tolerance
+from gateway.routing.canary_state import JOB, State, evidence_of, state_of, told_harm
+from gateway.routing.harm import Observation, Suspicion, Tolerance
 from gateway.routing.receipts import units_of
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 
-JOB: Final = "canary"
 TURN_S: Final = 10.0
 STRETCH_UNITS: Final = 4
-"""A stretch ends when it has so many of the candidate's."""
+"""A stretch ends when so many of its units should be the candidate's: by counting all, so that which one is
+the last says nothing."""
 UNITS_KNOWN_MAX: Final = 20_000
 """So many units are remembered, so that none counts twice."""
 BEFORE_MS: Final = 3_600_000
@@ -44,31 +45,6 @@ _SHORT: Final = 8
 """Hexadecimal digits by which a unit is remembered."""
 
 _log = logging.getLogger(__name__)
-
-
-class State(msgspec.Struct):
-    """What is known of the canary under way."""
-
-    number: int
-    seen_until_ms: int
-    suspicion: Suspicion
-    known: list[str] = msgspec.field(default_factory=list)
-    """Units that were counted, the latest last."""
-    open: list[Observation] = msgspec.field(default_factory=list)
-    """The stretch that has not ended yet."""
-    verdict: str | None = None
-    """What was found; None: nothing yet."""
-
-
-def state_of(text: str | None, number: int) -> State | None:
-    """What was kept of a canary; None: nothing, or of another one."""
-    if text is None:
-        return None
-    try:
-        state = msgspec.json.decode(text, type=State)
-    except msgspec.MsgspecError:
-        return None
-    return state if state.number == number else None
 
 
 class CanaryGuard:
@@ -195,7 +171,7 @@ class CanaryGuard:
             known.add(unit)
             state.known.append(unit)
             state.open.append(_observation(one, canary))
-            if sum(each.is_candidate for each in state.open) >= STRETCH_UNITS:
+            if len(state.open) * canary.terms.split.share >= STRETCH_UNITS:
                 state.suspicion.add(state.open)
                 state.open = []
         state.known = state.known[-UNITS_KNOWN_MAX:]
@@ -231,9 +207,7 @@ class CanaryGuard:
                     " enough seen"
                 )
                 async with turn.writing() as session:
-                    await stop_canary(
-                        session, act=act, reason=reason, how=How.EXPIRED, number=canary.number
-                    )
+                    await stop_canary(session, act=act, reason=reason, how=How.EXPIRED, number=canary.number)
                 _log.warning("canary %d (%s) has expired: %s", canary.number, canary.version, reason)
         except Conflict as error:  # a person was faster
             _log.info("canary %d: %s", canary.number, error)
@@ -281,42 +255,3 @@ def _observation(one: Fared, canary: Canary) -> Observation:
         total_ms=one.total_ms,
         cost_usd_nanos=one.charge_usd_nanos,
     )
-
-
-def told_harm(suspicion: Suspicion, measure: str, *, error_probability: float) -> str:
-    """What was seen, for people."""
-    seen = suspicion.evidence[measure]
-    theirs, ours = seen.total / max(1, seen.units), seen.control_total / max(1, seen.control_units)
-    if measure == FAILURES:
-        what = f"{theirs:.1%} of its requests failed, {ours:.1%} of the control's"
-    elif measure == "cost":
-        what = f"a request costs {theirs / ours - 1:.0%} more than the control's" if ours else "it costs more"
-    else:
-        kind, _, tier = measure.partition("_")
-        name = "the time to the first token" if kind == "ttft" else "the whole time"
-        what = f"{theirs:.1%} of its {tier} requests exceed the control's P95 of {name}, {ours:.1%} of its own"
-    return (
-        f"{what} ({seen.units} units against {seen.control_units}; by chance with a probability of at most"
-        f" {error_probability:g})"
-    )
-
-
-def evidence_of(suspicion: Suspicion, harmed: str | None) -> dict[str, Any]:
-    """What was seen, for the record."""
-    return {
-        "harmed": harmed,
-        "units": suspicion.units,
-        "control_units": suspicion.control_units,
-        "measures": {
-            name: {
-                "units": one.units,
-                "control_units": one.control_units,
-                "mean": round(one.total / one.units, 6) if one.units else None,
-                "control_mean": round(one.control_total / one.control_units, 6)
-                if one.control_units
-                else None,
-                "log_e": round(one.log_e, 3),
-            }
-            for name, one in suspicion.evidence.items()
-        },
-    }

@@ -193,7 +193,9 @@ def refuse_no_canary(canary: Canary | None, number: int | None = None) -> Canary
         Conflict: none does, or another one.
     """
     if canary is None:
-        raise Conflict("There is no canary now: `tollgate policy canary status` shows how the last one ended.")
+        raise Conflict(
+            "There is no canary now: `tollgate policy canary status` shows how the last one ended."
+        )
     if number is not None and canary.number != number:
         raise Conflict(f"The canary that lives is number {canary.number}, not {number}. Nothing was changed.")
     return canary

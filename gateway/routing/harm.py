@@ -1,4 +1,4 @@
-"""Is the candidate worse than the control? A sequential test that may be looked at as often as one likes. Pure.
+"""Is the candidate worse than the control? A sequential test, to be looked at as often as one likes. Pure.
 
 A canary gives each unit (a conversation, a key, a request) to the candidate by a hash. If the candidate does
 no harm, then of the units that ended in one stretch of time any others might just as well have been the
@@ -9,10 +9,10 @@ a cost), n₁ units of the candidate among n, and any λ > 0 that was fixed befo
 
 has an expectation of at most 1: for a convex function of the sum a draw without replacement comes to no more
 than one with replacement (Hoeffding 1963, "Probability inequalities for sums of bounded random variables",
-theorem 4), and that one's expectation is the denominator. Whatever the distribution and however it drifts from
-stretch to stretch; an outage that hits both is in the denominator. The product over stretches is a
+theorem 4), and that one's expectation is the denominator. Whatever the distribution and however it drifts
+from stretch to stretch; an outage that hits both is in the denominator. The product over stretches is a
 non-negative supermartingale that starts at 1, so is the mixture over several λ, and by Ville's inequality it
-ever exceeds 1/α with a probability of at most α (Ramdas, Grünwald, Vovk, Shafer 2023, "Game-theoretic
+ever exceeds 1/a with a probability of at most a (Ramdas, Grünwald, Vovk, Shafer 2023, "Game-theoretic
 statistics and safe anytime-valid inference", Statistical Science 38; for tables of two by two Turner, Ly,
 Grünwald 2024, "Generic E-variables for exact sequential k-sample tests").
 
@@ -21,14 +21,15 @@ Grünwald 2024, "Generic E-variables for exact sequential k-sample tests").
 - Cost: y is the cost in terms of the control's mean before that stretch, cut off at its 99th percentile, so
   that one huge request decides nothing.
 
-The candidate's times and costs are divided by what is tolerated first: what is tested is "worse by more than".
-What it does not do: it never proves that there is no harm, it only fails to see any.
+The candidate's times and costs are divided by what is tolerated first: what is tested is "worse by
+more than". What it does not do: it never proves that there is no harm, it only fails to see any.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -70,14 +71,14 @@ class Evidence(msgspec.Struct):
         Args:
             lambdas: as many as `logs`.
             candidate: y of each of its units, shape (n₁,), at least 0.
-            control: the same of the control's, shape (n − n₁,).
+            control: the same of the control's, shape (n - n₁,).
         """
         if not candidate or not control:
             return
-        values = [*candidate, *control]
+        counts = Counter([*candidate, *control])  # most values are 0 or 1
         summed = sum(candidate)
         for place, each in enumerate(lambdas):
-            log_mean = _log_mean([each * value for value in values])
+            log_mean = _log_mean([each * value for value in counts], counts.values())
             self.logs[place] += each * summed - len(candidate) * log_mean
         self.units += len(candidate)
         self.control_units += len(control)
@@ -86,10 +87,11 @@ class Evidence(msgspec.Struct):
         self.most = max(self.most, self.log_e)
 
 
-def _log_mean(logs: Sequence[float]) -> float:
-    """The logarithm of the mean of what these are the logarithms of."""
-    most = max(logs)
-    return most + math.log(sum(math.exp(each - most) for each in logs) / len(logs))
+def _log_mean(logs: Sequence[float], counts: Collection[int] | None = None) -> float:
+    """The logarithm of the mean of what these are the logarithms of, each so many times."""
+    most, times = max(logs), counts or [1] * len(logs)
+    summed = sum(n * math.exp(each - most) for each, n in zip(logs, times, strict=True))
+    return most + math.log(summed / sum(times))
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -15,6 +15,20 @@ branch_labels = None
 depends_on = None
 
 
+_COMMENTS = (
+    (
+        "source",
+        "how it was done: api, cli, console or start",
+        "how it was done: api, cli, console, start or job",
+    ),
+    (
+        "actor_kind",
+        "bootstrap, admin_key, cli or gateway",
+        "bootstrap, admin_key, cli, gateway or guard",
+    ),
+)
+
+
 def upgrade() -> None:
     # A migration that cannot get its locks soon must fail, not queue in front of every request.
     if op.get_bind().dialect.name == "postgresql":
@@ -87,9 +101,7 @@ def upgrade() -> None:
             comment="stopped, rolled_back (by its guard), promoted or expired",
         ),
         sa.Column("reason", sa.Text(), nullable=False, comment="why, for people"),
-        sa.Column(
-            "evidence", sa.JSON(), nullable=True, comment="what the guard saw; empty: nobody looked"
-        ),
+        sa.Column("evidence", sa.JSON(), nullable=True, comment="what the guard saw; empty: nobody looked"),
         sa.Column("at_ms", sa.BigInteger(), nullable=False, comment="when, epoch ms"),
         *_actor(),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_policy_canary_ends")),
@@ -98,6 +110,20 @@ def upgrade() -> None:
         ),
         _refers("policy_canary_ends", "version"),
     )
+    _say(new=True)
+
+
+def _say(*, new: bool) -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        for column, old, comment in _COMMENTS:
+            op.alter_column(
+                "audit_entries",
+                column,
+                existing_type=sa.String(16),
+                existing_nullable=False,
+                comment=comment if new else old,
+                existing_comment=old if new else comment,
+            )
 
 
 def _actor() -> tuple[sa.Column[str], sa.Column[str]]:
@@ -115,5 +141,6 @@ def _refers(table: str, column: str) -> sa.ForeignKeyConstraint:
 
 
 def downgrade() -> None:
+    _say(new=False)
     op.drop_table("policy_canary_ends")
     op.drop_table("policy_canaries")

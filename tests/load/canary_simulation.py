@@ -1,8 +1,8 @@
 """What would a guard have seen of simulated traffic? Times and costs of requests, a candidate, its evidence.
 
-Times to the first token are lognormal with a heavy upper tail, as serving traces show them; the whole time adds
-a lognormal answer; costs are lognormal with the answer's length; the base rates drift over the day and one in
-fifty stretches has an outage that hits both versions.
+Times to the first token are lognormal with a heavy upper tail, as serving traces show them; the whole time
+adds a lognormal answer; costs are lognormal with the answer's length. The base rates drift, and one in fifty
+stretches has an outage that hits both versions.
 """
 
 import math
@@ -69,16 +69,13 @@ class Traffic:
         )
 
     def stretch(self) -> list[Observation]:
-        """Requests until there are enough of the candidate's, as the guard's job cuts them."""
+        """So many requests as the guard's job takes in at once."""
         self._stretch += 1
         self._is_outage = self._random.random() < OUTAGE
-        found: list[Observation] = []
-        candidates = 0
-        while candidates < STRETCH_UNITS:
-            is_candidate = self._random.random() < self._world.share
-            candidates += is_candidate
-            found.append(self.request(is_candidate=is_candidate))
-        return found
+        share, draw = self._world.share, self._random
+        return [
+            self.request(is_candidate=draw.random() < share) for _ in range(math.ceil(STRETCH_UNITS / share))
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.settings import CanarySettings
-from tests.integration.gateway.rig import Gateway, running, settings_for
+from tests.integration.gateway.rig import running, settings_for
 from tests.integration.gateway.test_policy_life import Desk
 from tests.support.mock_process import MockVllm
 from tests.support.pool_files import DEFAULT_POLICY
@@ -23,9 +23,7 @@ class Canaries(Desk):
     """An operator of canaries."""
 
     async def start(self, **more: Any) -> Answer:
-        told: Answer = await self.ask(
-            "POST", "/canary", 201, json={"text": CANDIDATE, "percent": 50, **more}
-        )
+        told: Answer = await self.ask("POST", "/canary", 201, json={"text": CANDIDATE, "percent": 50, **more})
         return told
 
     async def status(self) -> Answer:
