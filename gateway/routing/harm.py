@@ -18,8 +18,8 @@ Grünwald 2024, "Generic E-variables for exact sequential k-sample tests").
 
 - Failures: y is 0 or 1.
 - Latency: y says whether it exceeded the control's 95th percentile, as it was before that stretch.
-- Cost: y is the cost in terms of the control's mean before that stretch, cut off at its 99th percentile, so
-  that one huge request decides nothing.
+- Cost: y is the cost in terms of the control's mean before that stretch, cut off at its 99th percentile
+  (at 3 times the mean, if that is more), so that one huge request decides nothing.
 
 The candidate's times and costs are divided by what is tolerated first: what is tested is "worse by
 more than". What it does not do: it never proves that there is no harm, it only fails to see any.
@@ -36,6 +36,8 @@ import msgspec
 
 LATENCY_QUANTILE: Final = 0.95
 COST_QUANTILE: Final = 0.99
+CAP_MEANS: Final = 3.0
+"""Costs are not cut off below so many times their mean: where all are alike, a dearer one would be cut too."""
 REFERENCE_MIN: Final = 60
 """So many of the control's values are needed before a quantile of them says anything."""
 REFERENCE_MAX: Final = 600
@@ -188,7 +190,8 @@ class Suspicion(msgspec.Struct):
         sizes = self.sizes.get(COST)
         if sizes is None or not sizes.is_enough:
             return
-        mean, cap = sum(sizes.values) / len(sizes.values), quantile(sizes.values, COST_QUANTILE)
+        mean = sum(sizes.values) / len(sizes.values)
+        cap = max(quantile(sizes.values, COST_QUANTILE), CAP_MEANS * mean)
         if mean <= 0:
             return
         allowed = 1 + self.tolerance.cost_ratio

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.settings import CanarySettings
+from gateway.settings import CanarySettings, HealthSettings
 from tests.integration.gateway.rig import running, settings_for
 from tests.integration.gateway.test_policy_life import Desk
 from tests.support.mock_process import MockVllm
@@ -51,7 +51,12 @@ async def canaries(home: Path, urls: dict[str, list[str]]) -> AsyncIterator[Cana
     policy = home / "policy.yaml"
     policy.write_text(CONTROL)
     settings = settings_for(
-        home, urls, policy=policy, canary=CanarySettings(interval_s=0.1, settle_s=0.1, units_min=5)
+        home,
+        urls,
+        policy=policy,
+        canary=CanarySettings(interval_s=0.1, settle_s=0.1, units_min=5),
+        # A pool that fails now and then, not one that is taken out.
+        health=HealthSettings(idle_probe_s=86_400, stall_s=86_400, failures_in_a_row=1000, failure_ratio=1),
     )
     async with running(settings) as gateway:
         yield Canaries(gateway)
@@ -78,3 +83,76 @@ async def test_a_candidate_that_fails_is_taken_back_by_the_guard(
     assert (ended["how"], ended["actor"]) == ("rolled_back", "guard")
     assert ended["evidence"]["harmed"] == "failures"
     assert await canaries.active() == control
+    status = await canaries.status()
+    assert status["verdict"] == ended["reason"]
+    assert "of its requests failed" in ended["reason"]
+    assert await canaries.active() == control
+    told = await canaries.gateway.client.get(
+        "/admin/v1/audit", params={"actor": "guard"}, headers=canaries.gateway.admin
+    )
+    (entry,) = told.json()["data"]
+    assert (entry["action"], entry["actor"]["kind"]) == ("policy.canary_rolled_back", "guard")
+    metrics = await canaries.gateway.client.get("/metrics", headers=canaries.gateway.admin)
+    assert "tollgate_policy_canary_rollbacks_total 1.0" in metrics.text
+
+
+async def test_a_request_names_the_version_that_it_followed(canaries: Canaries) -> None:
+    control = await canaries.active()
+    candidate = (await canaries.start())["version"]
+    await canaries.followed_beside(candidate)
+    first, again = await canaries.versions(20), await canaries.versions(20)
+    assert set(first) == {control, candidate}
+    assert first == again, "a conversation stays where it is"
+    rows = await canaries.gateway.rows(40)
+    assert [row.policy_version for row in rows] == first + again
+    assert {row.policy_version: row.pool for row in rows} == {control: "speculative", candidate: "plain"}
+
+
+async def test_from_the_start_to_the_promotion(canaries: Canaries) -> None:
+    control = await canaries.active()
+    candidate = (await canaries.start(message="plain first"))["version"]
+    for status, path, body, why in (
+        (409, "", {"version": candidate, "percent": 5}, "is under way"),
+        (400, "", {"version": candidate, "percent": 60}, "at most 50%"),
+        (400, "", {"percent": 5}, "either `version` or `text`"),
+        (409, "/stop", {"number": 7}, "not 7"),
+    ):
+        refused = await canaries.ask("POST", f"/canary{path}", status, json=body)
+        assert why in refused["error"]["message"]
+    await canaries.followed_beside(candidate)
+    stopped = await canaries.ask("POST", "/canary/stop", json={"message": "not today"})
+    assert (stopped["end"]["how"], stopped["end"]["reason"]) == ("stopped", "not today")
+    await canaries.followed_beside(None)
+    refused = await canaries.ask("POST", "/canary/promote", 409)
+    assert "There is no canary now" in refused["error"]["message"]
+
+    order = {"version": candidate[-6:], "percent": 10, "stickiness": "key", "expected": control}
+    refused = await canaries.ask("POST", "/canary", 404, json={**order, "version": "ffff"})
+    started = await canaries.ask("POST", "/canary", 201, json={**order, "version": candidate})
+    assert started["number"] == 2
+    told = await canaries.ask("POST", "/canary/promote", json={"message": "good"})
+    assert (told["active"]["version"], told["before"]) == (candidate, control)
+    await canaries.followed(candidate)
+    await canaries.followed_beside(None)
+    history = (await canaries.ask("GET", "/canary/history"))["data"]
+    assert [one["end"]["how"] for one in history] == ["promoted", "stopped"]
+    refused = await canaries.ask("POST", "/canary", 409, json={"version": candidate, "percent": 5})
+    assert "is active already" in refused["error"]["message"]
+
+
+async def test_another_activation_ends_it(canaries: Canaries) -> None:
+    candidate = (await canaries.start())["version"]
+    await canaries.followed_beside(candidate)
+    await canaries.publish(CONTROL.replace("max_tokens_default: 256", "max_tokens_default: 300"))
+    await canaries.followed_beside(None)
+    assert (await canaries.status())["end"]["how"] == "superseded"
+
+
+async def test_a_good_one_is_told_to_be_so_and_promoted_where_asked(canaries: Canaries) -> None:
+    candidate = (await canaries.start(units=8, auto_promote=True))["version"]
+    await canaries.followed_beside(candidate)
+    await canaries.versions(40)
+    await canaries.followed(candidate)
+    end = (await canaries.status())["end"]
+    assert (end["how"], end["actor"]) == ("promoted", "guard")
+    assert "no harm found in" in end["reason"]
