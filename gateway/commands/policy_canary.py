@@ -21,9 +21,8 @@ from gateway.commands.terminal import (
     print_json,
     print_table,
 )
-from gateway.errors import NotFound
+from gateway.errors import InvalidRequest, NotFound
 from gateway.policy_canary import (
-    HOURS_DEFAULT,
     UNITS_DEFAULT,
     Order,
     promote_canary,
@@ -75,28 +74,27 @@ def canary_start(
             help="what stays with one version; with key the guard's error bound needs keys that send alike"
         ),
     ] = Stickiness.CONVERSATION,
-    tenants: Annotated[
-        list[str] | None, typer.Option("--tenant", help="only this tenant's requests; several times")
-    ] = None,
-    models: Annotated[
-        list[str] | None, typer.Option("--model", help="only this alias; several times")
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="tenant=NAME|model=ALIAS", help="only these tenants' or aliases' requests; several times"
+        ),
     ] = None,
     requests: Annotated[
         int, typer.Option(help="units of the candidate after which a good one is told to be so")
     ] = UNITS_DEFAULT,
-    hours: Annotated[float, typer.Option(help="after which it ends whatever was found")] = HOURS_DEFAULT,
     auto_promote: Annotated[
         bool, typer.Option("--auto-promote", help="activate it once no harm was found in --requests")
     ] = False,
-    keys_elsewhere: KeysElsewhere = False,
     as_machine: Json = False,
 ) -> None:
     """Let a part of the requests follow a candidate; running gateways do so within two seconds.
 
-    Its guard compares failures, latency and cost with the control's and takes a candidate that does harm back
-    by itself.
+    A gateway that lacks a pool or a key of it lets nobody follow it, and says so. It ends after a day
+    whatever was found. Its guard compares failures, latency and cost with the
+    control's and takes a candidate that does harm back by itself.
     """
-    supply, act = supply_here(keys_elsewhere=keys_elsewhere), act_of_the_user()
+    supply, act = supply_here(keys_elsewhere=True), act_of_the_user()
     wanted: str | Proposal = candidate
     if Path(candidate).exists():
         path, text = policy_file(Path(candidate))
@@ -104,10 +102,9 @@ def canary_start(
     order = Order(
         percent=percent,
         stickiness=sticky,
-        tenants=tenants or (),
-        models=models or (),
+        tenants=_matched(match, "tenant"),
+        models=_matched(match, "model"),
         units=requests,
-        hours=hours,
         auto_promote=auto_promote,
         message=message,
     )
@@ -124,6 +121,18 @@ def canary_start(
         f" {view.control}.",
         "How it fares: tollgate policy canary status; end it: tollgate policy canary stop",
     )
+
+
+def _matched(pairs: list[str] | None, name: str) -> list[str]:
+    """The values of one name.
+
+    Raises:
+        InvalidRequest: a pair is of neither.
+    """
+    for pair in pairs or ():
+        if not pair.startswith(("tenant=", "model=")) or pair.endswith("="):
+            raise InvalidRequest(f"--match takes tenant=NAME or model=ALIAS, not {pair[:80]!r}.")
+    return [pair.partition("=")[2] for pair in pairs or () if pair.startswith(f"{name}=")]
 
 
 @canary.command("status", epilog="Example: `tollgate policy canary status`")

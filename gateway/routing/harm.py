@@ -37,7 +37,7 @@ import msgspec
 LATENCY_QUANTILE: Final = 0.95
 COST_QUANTILE: Final = 0.99
 CAP_MEANS: Final = 3.0
-"""Costs are not cut off below so many times their mean: where all are alike, a dearer one would be cut too."""
+"""Costs are not cut off below so many times their mean: where all are alike a dearer one would be, too."""
 REFERENCE_MIN: Final = 60
 """So many of the control's values are needed before a quantile of them says anything."""
 REFERENCE_MAX: Final = 600

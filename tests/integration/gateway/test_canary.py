@@ -1,6 +1,7 @@
 """Does a part of the requests follow a candidate, and does the guard take a bad one back?"""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,19 @@ async def test_a_candidate_that_fails_is_taken_back_by_the_guard(
     candidate = started["version"]
     await canaries.followed_beside(candidate)
     seen = set()
-    for number in range(400):
-        if number % 4 == 0:
-            plain.fault("status", 500, times=1)
-        answer = await canaries.gateway.chat(f"Hm {number}")
-        seen.add(answer.headers.get("x-tollgate-policy"))
-        if canaries.gateway.services.pipeline.routing.beside is None:
-            break
+    async with asyncio.timeout(60):
+        for number in itertools.count():
+            if number % 4 == 0:
+                plain.fault("status", 500, times=1)
+            answer = await canaries.gateway.chat(f"Hm {number}")
+            seen.add(answer.headers.get("x-tollgate-policy"))
+            if canaries.gateway.services.pipeline.routing.beside is None:
+                break
+            await asyncio.sleep(0.01)  # the guard looks ten times a second
     assert seen >= {control, candidate}
-    ended = (await canaries.status())["end"]
+    status = await canaries.status()
+    ended = status["end"]
+    assert ended is not None, status
     assert (ended["how"], ended["actor"]) == ("rolled_back", "guard")
     assert ended["evidence"]["harmed"] == "failures"
     assert await canaries.active() == control
