@@ -31,6 +31,7 @@ from gateway.admin import (
     alerts,
     audit,
     budgets,
+    canaries,
     exports,
     forecast,
     keys,
@@ -73,6 +74,7 @@ from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.alerts import alerts_scheduler
 from gateway.jobs.auditor import Auditor
+from gateway.jobs.canary_guard import CanaryGuard
 from gateway.jobs.replica_time import ReplicaTimeKeeper
 from gateway.jobs.scheduled_exports import exports_scheduler
 from gateway.jobs.scheduler import Scheduler, jobs_of
@@ -169,9 +171,9 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    for room in (policies, prices, audit, supply, savings, forecast, alerts):
+    for room in (canaries, policies, prices, audit, supply, savings, forecast, alerts, policy_explain):
         app.include_router(room.router)
-    for router in (policy_explain.router, *FINANCE):
+    for router in FINANCE:
         app.include_router(router)
     app.include_router(console_router())
     add_docs(app)
@@ -274,8 +276,9 @@ class _Parts:
             monitor = self._monitor(books)
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
             keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
+            guard = self._guard(services)
             jobs = (scheduler, self._exports(engine, spool.owner_id), self._alerts(engine, spool.owner_id))
-            parts = (shipper, watcher, lessor, *jobs, reader, levels, self._policies, keeper)
+            parts = (shipper, watcher, lessor, *jobs, reader, levels, self._policies, keeper, guard)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -391,7 +394,7 @@ class _Parts:
         await watcher.refresh()
         reader, levels = readers
         await reader.refresh()
-        levels.serve(admission, is_wanted=lambda: pipeline.routing.policy.rules.watches_budgets)
+        levels.serve(admission, is_wanted=lambda: pipeline.routing.watches_budgets)
         await levels.refresh()
         watch_rules(self._telemetry, pipeline)
         self._watch_gauges(services, lessor.holds)
@@ -448,6 +451,17 @@ class _Parts:
         jobs = jobs_of(auditor, clock=clock, audit=settings.audit, budgets=settings.budgets)
         jobs += supply_jobs(self._registry, sessions, clock=clock, settings=settings.supply)
         return Scheduler(sessions, clock, jobs, holder=holder, first_after_s=settings.audit.interval_s)
+
+    def _guard(self, services: Services) -> CanaryGuard:
+        guard = CanaryGuard(
+            services.sessions,
+            self._clock,
+            policies=self._policies,
+            settings=self._settings,
+            holder=services.spool.owner_id,
+        )
+        guard.watch(self._telemetry)
+        return guard
 
     def _exports(self, engine: AsyncEngine, holder: str) -> Scheduler:
         url = self._settings.effective_database_url

@@ -25,6 +25,8 @@ APPEND_ONLY = (
     "journal_transactions",
     "late_hours",
     "policy_activations",
+    "policy_canaries",
+    "policy_canary_ends",
     "policy_checks",
     "policy_versions",
     "price_entries",

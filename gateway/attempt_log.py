@@ -24,6 +24,7 @@ from gateway.money import charge_text
 from gateway.plan import Plan
 from gateway.pricing.rates import UNPRICED, Price, charge
 from gateway.protocols.prompt_size import tokens_at_least
+from gateway.routing.receipts import with_unit
 from gateway.telemetry import Telemetry
 
 
@@ -188,7 +189,9 @@ def _receipt(plan: Plan) -> msgspec.Raw:
     forecasts = plan.forecasts
     texts = None if forecasts is None else forecasts.texts(len(plan.bounds))
     asked = asked_text(plan.call, plan.caller, plan.slot)
-    return plan.course.receipt(plan.call, plan.bounds, texts, asked=asked)
+    receipt = plan.course.receipt(plan.call, plan.bounds, texts, asked=asked)
+    # All but a few requests have none: the receipt's form does not provide for it.
+    return receipt if plan.unit is None else msgspec.Raw(with_unit(bytes(receipt), plan.unit))
 
 
 def _modelled(plan: Plan, target: Target) -> tuple[float | None, float | None]:

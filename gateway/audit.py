@@ -67,10 +67,10 @@ class AuditEntry(SQLModel, table=True):
 
     id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, aud_…"))
     at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when, epoch ms"))
-    source: str = _text(16, "how it was done: api, cli, console or start")
+    source: str = _text(16, "how it was done: api, cli, console, start or job")
     request_id: str | None = _text(64, "the request that did it, as in x-request-id", optional=True)
     client: str | None = _text(64, "address of whoever connected; empty: nobody did", optional=True)
-    actor_kind: str = _text(16, "bootstrap, admin_key, cli or gateway")
+    actor_kind: str = _text(16, "bootstrap, admin_key, cli, gateway or guard")
     actor_id: str = _text(160, "public id of the administrator key, or cli:<user of the machine>")
     actor_name: str = _text(128, "what people called the actor then")
     actor_role: str = _text(16, "the actor's role then")
@@ -98,6 +98,8 @@ class ActorKind(StrEnum):
     CLI = "cli"
     GATEWAY = "gateway"
     """The program itself, as it starts."""
+    GUARD = "guard"
+    """The program itself, as it watches over a canary."""
 
 
 class Source(StrEnum):
@@ -107,6 +109,7 @@ class Source(StrEnum):
     CLI = "cli"
     CONSOLE = "console"
     START = "start"
+    JOB = "job"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,16 @@ from gateway.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
 
 
+class _Arm:
+    """What is remembered of the calls that follow one policy: the active one, or a candidate beside it."""
+
+    __slots__ = ("courses", "tasks")
+
+    def __init__(self) -> None:
+        self.courses = Courses()
+        self.tasks = TaskFinder()
+
+
 class Pipeline:
     """Serves inference calls."""
 
@@ -62,8 +72,7 @@ class Pipeline:
         self.shedder = shedder
         self._telemetry = telemetry
         self._clock = clock
-        self._courses = Courses()
-        self._tasks = TaskFinder()
+        self._arms = (_Arm(), _Arm())
         self.watch = BudgetWatch()
         """Which rules found a budget low."""
 
@@ -170,14 +179,31 @@ class Pipeline:
             asked = tokens_for(call, max_tokens_default=self.routing.policy.max_tokens_default)
             permit = caller.limits.admit(asked)
         with permit:
-            return self._routed(call, caller, request_id, permit=permit)
+            routing, beside, unit = self.routing, self.routing.beside, None
+            if beside is not None:
+                key_id = caller.key_lineage[-1] if caller.key_lineage else caller.key_id
+                unit = beside.split.unit_of(
+                    call, tenant=caller.tenant_name, key_id=key_id, request_id=request_id
+                )
+                if unit is not None and beside.split.is_candidates(unit):
+                    routing = beside.routing
+            return self._routed(call, caller, request_id, permit=permit, routing=routing, unit=unit)
 
-    def _routed(self, call: Call, caller: Caller, request_id: str, *, permit: Permit) -> Plan:
-        routing = self.routing
-        policy = routing.policy
+    def _routed(
+        self,
+        call: Call,
+        caller: Caller,
+        request_id: str,
+        *,
+        permit: Permit,
+        routing: Routing,
+        unit: int | None,
+    ) -> Plan:
+        policy, arm = routing.policy, self._arms[routing is not self.routing]
         prices = routing.prices.at(self._clock.epoch_ms())
-        task = self._tasks.find(call, policy, key_id=caller.key_id)
-        course = self._course(call, caller, task, policy=policy, prices=prices).fitting(call)
+        task = arm.tasks.find(call, policy, key_id=caller.key_id)
+        course = self._course(call, caller, task, policy=policy, prices=prices, courses=arm.courses)
+        course = course.fitting(call)
         terms, forecasts = course.decision.terms, None
         usually = policy.economics.is_enabled
         if usually if terms is NO_TERMS else is_measured(terms, usually=usually):
@@ -191,9 +217,11 @@ class Pipeline:
             rule = terms.cache or policy.cache
             slot = slot_for(call, rule, secret=caller.cache_secret, scope=scope)
         bounds = course.bounds(call)
-        return Plan(call, caller, request_id, task, course, prices, bounds, slot, permit, forecasts)
+        return Plan(call, caller, request_id, task, course, prices, bounds, slot, permit, forecasts, unit)
 
-    def _course(self, call: Call, caller: Caller, task: Task, *, policy: Policy, prices: Prices) -> Course:
+    def _course(
+        self, call: Call, caller: Caller, task: Task, *, policy: Policy, prices: Prices, courses: Courses
+    ) -> Course:
         may_leave, unpriced = not caller.is_internal_only, self._unusable(prices, caller, policy)
         tier = latency_class(caller, call)
         situation, match = NOBODY, None
@@ -232,7 +260,7 @@ class Pipeline:
             self._registry.ready_pools(),
             None if match is None else (match.rule.index, match.branch, match.low),
         )
-        return self._courses.find(key, make, policy=policy, prices=prices)
+        return courses.find(key, make, policy=policy, prices=prices)
 
     def _situation(self, caller: Caller, policy: Policy, prices: Prices) -> Situation:
         """Who asks, and when, as rules want to be told."""

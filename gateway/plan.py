@@ -16,6 +16,7 @@ from gateway.inference import Call, RouteDecision, Target, Task
 from gateway.money import UsdNanos
 from gateway.pricing.book import PriceBook, Prices
 from gateway.routing.policy import Policy
+from gateway.routing.split import Split
 from gateway.upstream.vllm import output_bound
 
 CACHE_REPLICA = "cache"
@@ -32,6 +33,22 @@ class Routing:
     """By alias: what decides its answers beside the request (see `cache.key.answer_scope`)."""
     economist: Economist
     """Who predicts, where the policy asks for it."""
+    beside: Beside | None = None
+    """A candidate that a part of the requests follows; None: there is none."""
+
+    @property
+    def watches_budgets(self) -> bool:
+        """Some rule asks how much of a budget is used."""
+        beside = self.beside
+        return self.policy.rules.watches_budgets or (beside is not None and beside.routing.watches_budgets)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A candidate and who follows it."""
+
+    split: Split
+    routing: Routing
 
 
 class ServedFacts(msgspec.Struct, frozen=True):
@@ -66,6 +83,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Ends with the request."""
     forecasts: Forecasts | None = None
     """What was predicted of its targets; None: nothing."""
+    unit: int | None = None
+    """What it belongs to in the canary under way; None: there is none, or it is not about this request."""
     counted_input: int | None = None
     """Input tokens as an engine counts them, where only those are held for; None: nobody was asked."""
 

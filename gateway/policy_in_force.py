@@ -4,7 +4,8 @@ A request takes one `Routing` and keeps it to its end: policy, prices and what i
 ready first, beside the requests, and then exchanged in one assignment. A version that cannot be used here (a
 pool that this process does not know, a key that it does not have) is not half taken over: the one before
 stays, `/readyz` and the metrics say so, the control plane and the log why. A candidate beside the active
-policy would be a further field of `Routing`, made ready and exchanged in the same way.
+policy is a further field of `Routing`, made ready and exchanged in the same way; where it cannot be used,
+everybody follows the active one.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from gateway.clock import Clock
 from gateway.db import SessionFactory
 from gateway.economist import Economist
 from gateway.errors import ConfigurationError
-from gateway.plan import Routing
+from gateway.plan import Beside, Routing
 from gateway.policy_life import Fitting, begin, difference_from_file, fit, supply_of
 from gateway.pricing.book import Entry, PriceBook
 from gateway.pricing.store import list_entries, remember_versions
+from gateway.routing.canaries import Canary, live_canary
 from gateway.routing.policy import Policy
 from gateway.routing.versions import Activation, read_active, text_of
 from gateway.settings import Settings
@@ -49,6 +51,14 @@ class _Wanted:
 
     activation: Activation
     text: str
+    canary: Canary | None = None
+    candidate: str | None = None
+    """The YAML of its candidate."""
+
+    @property
+    def numbers(self) -> tuple[int, int | None]:
+        """What tells it from others."""
+        return self.activation.number, None if self.canary is None else self.canary.number
 
 
 class PolicyInForce:
@@ -66,7 +76,7 @@ class PolicyInForce:
             clock: the time of a takeover.
         """
         self._settings = settings
-        self._supply = supply_of(settings, pools)
+        self.supply = supply_of(settings, pools)
         self._economist = economist
         self._clock = clock
         self.outside = OutsideByVersion(
@@ -76,6 +86,7 @@ class PolicyInForce:
         )
         self._entries: list[Entry] = []
         self._fitting: Fitting | None = None
+        self._fitting_beside: Fitting | None = None
         self._routing: Routing | None = None
         self._take: Callable[[Routing], None] = lambda _: None
         self._wanted: _Wanted | None = None
@@ -85,6 +96,12 @@ class PolicyInForce:
         """Of the version that requests follow here."""
         self.refused: Refused | None = None
         """The active version, if it is another one."""
+        self.canary: Canary | None = None
+        """The one that lives, whether or not its candidate can be used here."""
+        self.candidate_refused: Refused | None = None
+        """Its candidate, if it cannot."""
+        self.on_canary: Callable[[], None] = lambda: None
+        """Is told when one begins or ends."""
         self.takeovers = 0
 
     @property
@@ -106,11 +123,12 @@ class PolicyInForce:
             ConfigurationError: it cannot be used here, or the file that is needed is wrong.
         """
         async with sessions() as session:
-            activation = await begin(session, self._settings, self._supply, at_ms=self._clock.epoch_ms())
-            text = await text_of(session, activation.version)
+            activation = await begin(session, self._settings, self.supply, at_ms=self._clock.epoch_ms())
+            wanted = await _wanted(session, activation)
             self._entries = await list_entries(session)
             await session.commit()
-        await self._take_over(_Wanted(activation, text))
+        await self._take_over(wanted)
+        self._wanted = wanted
         async with sessions() as session:
             now_ms = self._clock.epoch_ms()
             await remember_versions(session, self.routing.prices.at(now_ms).by_target, now_ms=now_ms)
@@ -137,6 +155,8 @@ class PolicyInForce:
                 await self._take_over(wanted)
             except (ConfigurationError, ImportError) as error:
                 self.refused = Refused(wanted.activation.version, str(error))
+                self._exchange(replace(self.routing, beside=None))  # it stood beside what is over
+                self._tell_canary(None)
                 _log.error(
                     "policy %s is active and cannot be used here, %s stays in force: %s",
                     wanted.activation.version,
@@ -155,38 +175,37 @@ class PolicyInForce:
         activation = await read_active(session)
         if activation is None:
             return
-        known = self.activation if self._wanted is None else self._wanted.activation
-        if known is not None and known.number == activation.number:
+        wanted = await _wanted(session, activation)
+        if self._wanted is not None and self._wanted.numbers == wanted.numbers:
             return
-        self._wanted = _Wanted(activation, await text_of(session, activation.version))
+        self._wanted = wanted
         self._changed.set()
 
     async def reload_prices(self, session: AsyncSession) -> None:
         """Take over what finance has entered."""
         self._entries = await list_entries(session)
         if self._fitting is not None:
-            self._exchange(replace(self.routing, prices=self._book(self._fitting)))
+            beside = self.routing.beside
+            if beside is not None and self._fitting_beside is not None:
+                theirs = replace(beside.routing, prices=self._book(self._fitting_beside))
+                beside = replace(beside, routing=theirs)
+            self._exchange(replace(self.routing, prices=self._book(self._fitting), beside=beside))
 
     async def _take_over(self, wanted: _Wanted) -> None:
         activation = wanted.activation
         # Reading YAML takes milliseconds, in which requests must not stand still.
-        fitting = await asyncio.to_thread(fit, wanted.text, source=activation.version, supply=self._supply)
+        fitting = await asyncio.to_thread(fit, wanted.text, source=activation.version, supply=self.supply)
         # Its name is what it was when it was stored.
         policy = replace(fitting.policy, version=activation.version)
         await self.outside.load(policy.version, self._endpoints(policy))
+        beside = await self._made_ready(wanted, beside=policy.version)
         # From here to the end nothing waits: a request sees all of it or nothing.
         self._fitting = replace(fitting, policy=policy)
-        self._exchange(
-            Routing(
-                policy=policy,
-                prices=self._book(self._fitting),
-                answer_scopes=self._answer_scopes(policy),
-                economist=self._economist,
-            )
-        )
+        self._exchange(replace(self._routing_of(self._fitting), beside=beside))
         replaced, self.activation = self.activation, activation
         self.refused = None
-        if replaced is not None:
+        self._tell_canary(wanted.canary)
+        if replaced is not None and replaced.number != activation.number:
             self.takeovers += 1
             _log.info(
                 "policy %s is in force, activated by %s; before: %s",
@@ -194,6 +213,48 @@ class PolicyInForce:
                 activation.actor,
                 replaced.version,
             )
+
+    async def _made_ready(self, wanted: _Wanted, *, beside: str) -> Beside | None:
+        """The candidate that is wanted; None: there is none, or it cannot be used here."""
+        self.candidate_refused = self._fitting_beside = None
+        canary, text = wanted.canary, wanted.candidate
+        if canary is None or text is None:
+            return None
+        try:
+            fitting = await asyncio.to_thread(fit, text, source=canary.version, supply=self.supply)
+            policy = replace(fitting.policy, version=canary.version)
+            await self.outside.load(policy.version, self._endpoints(policy), beside=beside)
+        except (ConfigurationError, ImportError) as error:
+            self.candidate_refused = Refused(canary.version, str(error))
+            _log.error("candidate %s cannot be used here, nobody follows it: %s", canary.version, error)
+            return None
+        self._fitting_beside = replace(fitting, policy=policy)
+        return Beside(canary.terms.split, self._routing_of(self._fitting_beside))
+
+    def _routing_of(self, fitting: Fitting) -> Routing:
+        return Routing(
+            policy=fitting.policy,
+            prices=self._book(fitting),
+            answer_scopes=self._answer_scopes(fitting.policy),
+            economist=self._economist,
+        )
+
+    def _tell_canary(self, canary: Canary | None) -> None:
+        replaced, self.canary = self.canary, canary
+        before, now = (None if each is None else each.number for each in (replaced, canary))
+        if before == now:
+            return
+        if canary is None:
+            _log.info("there is no canary any more: all requests follow the active policy")
+        else:
+            _log.info(
+                "canary %d: %.3g %% follow %s, started by %s",
+                canary.number,
+                canary.terms.split.share * 100,
+                canary.version,
+                canary.actor,
+            )
+        self.on_canary()
 
     def _exchange(self, routing: Routing) -> None:
         self._routing = routing
@@ -203,7 +264,7 @@ class PolicyInForce:
         return PriceBook(fitting.cards, self._entries, allows_unpriced=fitting.policy.allow_unpriced)
 
     def _answer_scopes(self, policy: Policy) -> dict[str, str]:
-        specs = self._supply.pools
+        specs = self.supply.pools
         return {
             alias: answer_scope(
                 policy.version,
@@ -238,9 +299,24 @@ class PolicyInForce:
             "1: the active policy cannot be used here, the one before stays in force",
             lambda: self.refused is not None,
         )
+        telemetry.watch_each(
+            "tollgate_policy_canary_info",
+            "1: a part of the requests here follows this candidate",
+            label="version",
+            read=lambda: {} if self._beside is None else {self._beside.routing.policy.version: 1},
+        )
+        telemetry.watch(
+            "tollgate_policy_canary_refused",
+            "1: the candidate of the canary cannot be used here, nobody here follows it",
+            lambda: self.candidate_refused is not None,
+        )
         telemetry.count(
             "tollgate_policy_takeovers", "Times that another policy came into force", lambda: self.takeovers
         )
+
+    @property
+    def _beside(self) -> Beside | None:
+        return None if self._routing is None else self._routing.beside
 
     def shown(self) -> dict[str, object]:
         """For /readyz, which anybody may ask: not why."""
@@ -249,3 +325,14 @@ class PolicyInForce:
             "in_force": self.routing.policy.version,
             "refused": None if refused is None else refused.version,
         }
+
+
+async def _wanted(session: AsyncSession, activation: Activation) -> _Wanted:
+    """What the database says, the canary included."""
+    canary = await live_canary(session)
+    return _Wanted(
+        activation,
+        await text_of(session, activation.version),
+        canary,
+        None if canary is None else await text_of(session, canary.version),
+    )

@@ -290,6 +290,30 @@ class FinanceSettings(BaseModel):
     region: str | None = Field(default=None, max_length=128, description="its name")
 
 
+class CanarySettings(BaseModel):
+    """When the guard of a canary takes the candidate back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    interval_s: float = Field(default=2, gt=0, description="between two looks of all processes together")
+    settle_s: float = Field(
+        default=1, ge=0, description="a request is looked at so long after its end, when it is booked"
+    )
+    error_probability: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="with which a candidate that does no harm is ever taken back, however often one looks",
+    )
+    units_min: int = Field(default=20, ge=1, description="of the candidate, before which nothing is judged")
+    tolerated_latency_ratio: float = Field(
+        default=0.10, ge=0, description="a candidate may be so much slower, 0 to 1 of the control's time"
+    )
+    tolerated_cost_ratio: float = Field(
+        default=0.05, ge=0, description="a candidate may be so much dearer, 0 to 1 of the control's charge"
+    )
+
+
 class CacheSettings(BaseModel):
     """How much is kept of answers, and how long a request may wait to look one up."""
 
@@ -395,6 +419,7 @@ class Settings(BaseSettings):
     finance: FinanceSettings = Field(default_factory=FinanceSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
     alerts: AlertSettings = Field(default_factory=AlertSettings)
+    canary: CanarySettings = Field(default_factory=CanarySettings)
 
     @field_validator("external_keys")
     @classmethod

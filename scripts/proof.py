@@ -31,6 +31,7 @@ PARTS = {
     "routing": ["tests.load.task_routing"],
     "backtest": ["tests.load.backtest_truth"],
     "backtest-vllm": ["tests.load.backtest_vllm"],
+    "canary": ["tests.load.canary_guard"],
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
     "year": ["tests.load.year", "--rows", "10000000"],
     "year-sqlite": ["tests.load.year", "--rows", "1000000", "--database", "sqlite"],

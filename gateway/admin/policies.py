@@ -119,7 +119,7 @@ async def store_draft(
 ) -> VersionView:
     """Requests do not follow it. The same content again is the same version."""
     proposal = Proposal(new.text, SOURCE, new.message)
-    with _refused():
+    with refused_policy():
         stored = await draft(session, proposal, act=act, supply=_supply(services))
     await session.commit()
     return version_view(stored)
@@ -165,7 +165,7 @@ async def publish_policy(
 ) -> OutcomeView:
     """All or nothing. Publishing what is in force already changes nothing."""
     proposal = Proposal(new.text, SOURCE, new.message)
-    with _refused():
+    with refused_policy():
         outcome = await publish(session, proposal, act=act, supply=_supply(services), expected=new.expected)
     await session.commit()
     return outcome_view(outcome)
@@ -177,7 +177,7 @@ async def roll_back_policy(
 ) -> OutcomeView:
     """Rolling back twice returns to where it began."""
     asked = wanted or Rollback()
-    with _refused():
+    with refused_policy():
         outcome = await roll_back(
             session,
             asked.version,
@@ -217,7 +217,7 @@ async def activate_stored(
 ) -> OutcomeView:
     """It must fit the fleet."""
     asked = order or ActivationOrder()
-    with _refused():
+    with refused_policy():
         outcome = await put_into_force(
             session,
             version,
@@ -235,7 +235,7 @@ def _supply(services: Services) -> Supply:
 
 
 @contextlib.contextmanager
-def _refused() -> Iterator[None]:
+def refused_policy() -> Iterator[None]:
     """What is wrong with a policy is the caller's."""
     try:
         yield

@@ -104,8 +104,8 @@ def policy_publish(
 
     An installation has one active policy. Running gateways take it over within two seconds.
     """
-    path, text = _policy_file(file)
-    supply = _supply(keys_elsewhere=keys_elsewhere)
+    path, text = policy_file(file)
+    supply = supply_here(keys_elsewhere=keys_elsewhere)
     version = fit(text, source=str(path), supply=supply).policy.version
     step = _before(version, text, expected)
     if not as_machine:
@@ -138,7 +138,7 @@ def policy_activate(
     as_machine: Json = False,
 ) -> None:
     """Let all requests follow a stored version, such as a draft; status 1 if they do already."""
-    supply = _supply(keys_elsewhere=keys_elsewhere)
+    supply = supply_here(keys_elsewhere=keys_elsewhere)
     stored = in_session(lambda session: _named(session, version))
     fit(stored.text, source=stored.name, supply=supply)
     step = _before(stored.name, stored.text, expected)
@@ -171,7 +171,7 @@ def policy_rollback(
     as_machine: Json = False,
 ) -> None:
     """Put the version before, or a given one, back into force; twice returns to where it began."""
-    supply = _supply(keys_elsewhere=keys_elsewhere)
+    supply = supply_here(keys_elsewhere=keys_elsewhere)
 
     async def look(session: AsyncSession) -> _Policy:
         if version is not None:
@@ -206,8 +206,8 @@ def policy_draft(
     as_machine: Json = False,
 ) -> None:
     """Store a policy without following it, and say whether it fits the fleet."""
-    path, text = _policy_file(file)
-    supply, act = _supply(keys_elsewhere=keys_elsewhere), act_of_the_user()
+    path, text = policy_file(file)
+    supply, act = supply_here(keys_elsewhere=keys_elsewhere), act_of_the_user()
     stored = in_session(
         lambda session: draft(session, Proposal(text, str(path), message), act=act, supply=supply)
     )
@@ -342,7 +342,7 @@ class _Step:
         return self.active is not None and self.active.version == self.version
 
 
-def _policy_file(path: Path) -> tuple[Path, str]:
+def policy_file(path: Path) -> tuple[Path, str]:
     """The policy's file and its text.
 
     Raises:
@@ -365,7 +365,12 @@ def _policy_file(path: Path) -> tuple[Path, str]:
         raise ConfigurationError(f"{path}: the policy cannot be read: not UTF-8 text") from None
 
 
-def _supply(*, keys_elsewhere: bool) -> Supply:
+def supply_here(*, keys_elsewhere: bool) -> Supply:
+    """What there is for a policy to name, as this machine knows it.
+
+    Raises:
+        ConfigurationError: a pool file is wrong.
+    """
     settings = load_settings()
     supply = supply_of(settings, load_pool_files(settings))
     return replace(supply, keys=None) if keys_elsewhere else supply
@@ -394,7 +399,7 @@ def _file(wanted: str) -> _Policy | None:
         InvalidRequest: it looks like a file's name, and there is none.
     """
     if Path(wanted).exists():
-        path, text = _policy_file(Path(wanted))
+        path, text = policy_file(Path(wanted))
         read_policy(text, source=str(path))
         return _Policy(str(path), text)
     if wanted.endswith(tuple(_ENDINGS)):

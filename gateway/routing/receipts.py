@@ -5,6 +5,7 @@ A receipt holds facts, candidates and reasons, never a word of a prompt or an an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntFlag
 from typing import Any
 
@@ -116,6 +117,8 @@ class ReceiptFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Fields and headers that tenants may not set."""
     asked: Asked | None = None
     """None: of a receipt that is older than this field."""
+    unit: str | None = None
+    """What it belonged to in a canary, hexadecimal; None: no canary was about it."""
 
 
 read_receipt_body = msgspec.json.Decoder(ReceiptFacts).decode
@@ -148,6 +151,43 @@ async def insert_receipts(connection: Any, rows: list[dict[str, Any]]) -> None:
     # 2 µs for each element of an array; neither our ids nor JSON can hold the character between them.
     columns = [_SEPARATOR.join([str(row[name]) for row in rows]) for name in _COLUMNS]
     await connection.execute(_INSERT_COLUMNS, *columns)
+
+
+def with_unit(receipt: bytes, unit: int) -> bytes:
+    """An encoded receipt that says what the request belonged to in a canary."""
+    return b'%b,"unit":"%016x"}' % (receipt.removesuffix(b"}"), unit)
+
+
+class _Unit(msgspec.Struct, frozen=True):
+    unit: str | None = None
+
+
+_decode_unit = msgspec.json.Decoder(_Unit).decode
+_IDS_AT_ONCE = 500
+
+
+async def units_of(session: AsyncSession, requests: Sequence[tuple[str, int]]) -> dict[str, str]:
+    """What requests belonged to in their canary; those that none was about are left out.
+
+    Args:
+        session: the caller's.
+        requests: id and start of the first attempt, epoch ms.
+    """
+    found: dict[str, str] = {}
+    for start in range(0, len(requests), _IDS_AT_ONCE):
+        some = requests[start : start + _IDS_AT_ONCE]
+        instants = [at_ms for _, at_ms in some]
+        rows = await session.execute(
+            select(col(Receipt.request_id), col(Receipt.body)).where(
+                col(Receipt.request_id).in_([request_id for request_id, _ in some]),
+                col(Receipt.started_at_ms).between(min(instants), max(instants)),
+            )
+        )
+        for request_id, body in rows:
+            unit = _decode_unit(body).unit
+            if unit is not None:
+                found[request_id] = unit
+    return found
 
 
 async def find_receipt(session: AsyncSession, request_id: str, tenant_id: str) -> ReceiptFacts | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, String, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, ForeignKey, Index, String, Text
 from sqlmodel import Field, SQLModel
 
 from gateway.audit import Audited
@@ -141,6 +141,149 @@ class PolicyActivation(Audited, table=True):
     def audit_before(self) -> dict[str, Any] | None:
         """What was in force."""
         return None if self.previous is None else {"number": self.number - 1, "version": self.previous}
+
+
+class PolicyCanary(Audited, table=True):
+    """From an instant on a part of the requests followed a candidate. Rows are only ever added.
+
+    It lives until it has an end, or another version is activated. A number is taken once.
+    """
+
+    __tablename__ = "policy_canaries"
+    audit_kind: ClassVar[str] = "policy"
+    audit_topic: ClassVar[str] = TOPIC
+    audit_fields: ClassVar[tuple[str, ...]] = (
+        "number",
+        "version",
+        "control",
+        "share",
+        "stickiness",
+        "tenants",
+        "models",
+        "units_max",
+        "auto_promote",
+        "message",
+    )
+
+    number: int = Field(
+        sa_column=Column(
+            BigInteger, primary_key=True, autoincrement=False, comment="counts canaries from 1, no gaps"
+        )
+    )
+    version: str = Field(
+        sa_column=Column(
+            String(80), ForeignKey("policy_versions.version"), nullable=False, comment="the candidate"
+        )
+    )
+    control: str = Field(
+        sa_column=Column(
+            String(80), ForeignKey("policy_versions.version"), nullable=False, comment="what is active beside"
+        )
+    )
+    activation: int = Field(
+        sa_column=Column(
+            BigInteger,
+            ForeignKey("policy_activations.number"),
+            nullable=False,
+            comment="the control's activation; the next one ends the canary",
+        )
+    )
+    share: float = Field(
+        sa_column=Column(Float, nullable=False, comment="of the units that follow the candidate, 0 to 1")
+    )
+    stickiness: str = Field(
+        sa_column=Column(
+            String(16), nullable=False, comment="what a unit is: a conversation, a key or a request"
+        )
+    )
+    tenants: list[str] = Field(
+        sa_column=Column(JSON, nullable=False, comment="names of the tenants that it is about; none: all")
+    )
+    models: list[str] = Field(
+        sa_column=Column(JSON, nullable=False, comment="aliases that it is about; none: all")
+    )
+    units_max: int = Field(
+        sa_column=Column(
+            BigInteger,
+            nullable=False,
+            comment="units of the candidate without harm after which there is a verdict",
+        )
+    )
+    until_ms: int = Field(
+        sa_column=Column(EpochMs, nullable=False, comment="it ends then at the latest, epoch ms")
+    )
+    auto_promote: bool = Field(
+        sa_column=Column(Boolean, nullable=False, comment="the candidate is activated if it does no harm")
+    )
+    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when it began, epoch ms"))
+    actor_id: str = Field(sa_column=Column(String(160), nullable=False, comment="whose doing it is"))
+    actor_name: str = Field(
+        sa_column=Column(String(128), nullable=False, comment="what people called the actor then")
+    )
+    message: str | None = Field(
+        default=None, sa_column=Column(String(MESSAGE_CHARS), nullable=True, comment="why, in people's words")
+    )
+
+    @property
+    def id(self) -> str:
+        """How the audit refers to the candidate."""
+        return self.version.rpartition("@")[2]
+
+    @property
+    def audit_name(self) -> str:
+        """What people call it in the audit."""
+        return self.version
+
+
+class PolicyCanaryEnd(Audited, table=True):
+    """Why no request follows a candidate any more. Rows are only ever added."""
+
+    __tablename__ = "policy_canary_ends"
+    audit_kind: ClassVar[str] = "policy"
+    audit_topic: ClassVar[str] = TOPIC
+    audit_fields: ClassVar[tuple[str, ...]] = ("number", "version", "how", "reason", "evidence")
+
+    number: int = Field(
+        sa_column=Column(
+            BigInteger,
+            ForeignKey("policy_canaries.number"),
+            primary_key=True,
+            autoincrement=False,
+            comment="the canary",
+        )
+    )
+    version: str = Field(
+        sa_column=Column(
+            String(80), ForeignKey("policy_versions.version"), nullable=False, comment="the candidate"
+        )
+    )
+    how: str = Field(
+        sa_column=Column(
+            String(16), nullable=False, comment="stopped, rolled_back (by its guard), promoted or expired"
+        )
+    )
+    reason: str = Field(sa_column=Column(Text, nullable=False, comment="why, for people"))
+    evidence: dict[str, Any] | None = Field(
+        default=None,
+        sa_column=Column(
+            JSON(none_as_null=True), nullable=True, comment="what the guard saw; empty: nobody looked"
+        ),
+    )
+    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when, epoch ms"))
+    actor_id: str = Field(sa_column=Column(String(160), nullable=False, comment="whose doing it is"))
+    actor_name: str = Field(
+        sa_column=Column(String(128), nullable=False, comment="what people called the actor then")
+    )
+
+    @property
+    def id(self) -> str:
+        """How the audit refers to the candidate."""
+        return self.version.rpartition("@")[2]
+
+    @property
+    def audit_name(self) -> str:
+        """What people call it in the audit."""
+        return self.version
 
 
 class Receipt(SQLModel, table=True):

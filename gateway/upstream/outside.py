@@ -89,14 +89,23 @@ class OutsideByVersion:
         """By version; several may share one."""
         self._left_at_s: dict[str, float] = {}
 
-    async def load(self, version: str, endpoints: Mapping[str, Endpoint]) -> None:
-        """Get ready for a version; takes seconds for the first one that has external targets."""
+    async def load(
+        self, version: str, endpoints: Mapping[str, Endpoint], *, beside: str | None = None
+    ) -> None:
+        """Get ready for a version; takes seconds for the first one that has external targets.
+
+        Args:
+            version: of the policy.
+            endpoints: its external targets.
+            beside: another version that stays in use.
+        """
         if endpoints != self._endpoints:
             self._newest = await load_outside(endpoints, connect_timeout_s=self._connect_timeout_s)
             self._endpoints = endpoints
         now_s = self._clock.monotonic_s()
         for known in self._of:
-            self._left_at_s.setdefault(known, now_s)
+            if known != beside:
+                self._left_at_s.setdefault(known, now_s)
         self._left_at_s.pop(version, None)
         self._of[version] = self._newest
         for known in [one for one, left_s in self._left_at_s.items() if now_s - left_s > self._keep_s]:
