@@ -147,7 +147,8 @@ async def stop_canary(
         evidence: what a guard saw.
 
     Raises:
-        Conflict: no canary lives, or another one.
+        NotFound: no canary lives.
+        Conflict: another one does.
     """
     await lock_activations(session)
     canary = refuse_no_canary(await live_canary(session), number)
@@ -167,7 +168,8 @@ async def promote_canary(
     """Let every request follow the candidate: an activation, if its control is still what is active.
 
     Raises:
-        Conflict: no canary lives, or another one.
+        NotFound: no canary lives.
+        Conflict: another one does.
         ConfigurationError: the candidate does not fit any more.
         InvalidRequest: the message is no message.
     """

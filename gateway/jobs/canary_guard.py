@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.audit import Act, Actor, ActorKind, Source
 from gateway.clock import Clock
 from gateway.db import SessionFactory, database_ms
-from gateway.errors import ConfigurationError, Conflict
+from gateway.errors import ConfigurationError, Conflict, NotFound
 from gateway.identity.roles import Role
 from gateway.jobs.leases import LeaseLost, Turn, begin_turn, job_states
 from gateway.ledger.comparison import Fared, fared
@@ -209,7 +209,7 @@ class CanaryGuard:
                 async with turn.writing() as session:
                     await stop_canary(session, act=act, reason=reason, how=How.EXPIRED, number=canary.number)
                 _log.warning("canary %d (%s) has expired: %s", canary.number, canary.version, reason)
-        except Conflict as error:  # a person was faster
+        except (Conflict, NotFound) as error:  # a person was faster
             _log.info("canary %d: %s", canary.number, error)
 
     async def _promote(self, turn: Turn, canary: Canary, state: State, *, act: Act) -> None:

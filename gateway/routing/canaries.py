@@ -15,7 +15,7 @@ from sqlmodel import col, select
 
 from gateway import audit
 from gateway.audit import Act
-from gateway.errors import Conflict, InvalidRequest
+from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.paging import Page, PageRequest, page_of, seek
 from gateway.routing.split import Split, Stickiness
 from gateway.routing.tables import MESSAGE_CHARS, PolicyCanary, PolicyCanaryEnd
@@ -190,10 +190,11 @@ def refuse_no_canary(canary: Canary | None, number: int | None = None) -> Canary
     """Insist that a canary lives.
 
     Raises:
-        Conflict: none does, or another one.
+        NotFound: none does.
+        Conflict: another one does.
     """
     if canary is None:
-        raise Conflict(
+        raise NotFound(
             "There is no canary now: `tollgate policy canary status` shows how the last one ended."
         )
     if number is not None and canary.number != number:

@@ -87,8 +87,13 @@ CHANGES: dict[tuple[str, str], Change] = {
 }
 AT_FIRST = ("policy.seed", "tenant.create", "project.create", "key.create")
 """What a gateway of the rig and its key leave in the audit."""
-NOT_BY_ITSELF = {("POST", "/policies/{version}/check")}
-"""Only where it finds something else than the last time: see test_policy_life.py."""
+NOT_BY_ITSELF = {
+    ("POST", "/policies/{version}/check"),  # only where it finds something else: see test_policy_life.py
+    # One stands beside the active policy at a time, and only one that does can end: see test_canary.py.
+    ("POST", "/policies/canary"),
+    ("POST", "/policies/canary/promote"),
+    ("POST", "/policies/canary/stop"),
+}
 
 
 ELSEWHERE = ("/admin/v1/periods", "/admin/v1/adjustments", "/admin/v1/reconciliations")

@@ -128,7 +128,7 @@ async def test_from_the_start_to_the_promotion(canaries: Canaries) -> None:
     stopped = await canaries.ask("POST", "/canary/stop", json={"message": "not today"})
     assert (stopped["end"]["how"], stopped["end"]["reason"]) == ("stopped", "not today")
     await canaries.followed_beside(None)
-    refused = await canaries.ask("POST", "/canary/promote", 409)
+    refused = await canaries.ask("POST", "/canary/promote", 404)
     assert "There is no canary now" in refused["error"]["message"]
 
     order = {"version": candidate[-6:], "percent": 10, "stickiness": "key", "expected": control}
@@ -139,6 +139,18 @@ async def test_from_the_start_to_the_promotion(canaries: Canaries) -> None:
     assert (told["active"]["version"], told["before"]) == (candidate, control)
     await canaries.followed(candidate)
     await canaries.followed_beside(None)
+    audited = await canaries.gateway.client.get(
+        "/admin/v1/audit", params={"action": "policy"}, headers=canaries.gateway.admin
+    )
+    assert sorted(one["action"] for one in audited.json()["data"]) == [
+        "policy.canary",
+        "policy.canary",
+        "policy.canary_promoted",
+        "policy.canary_stopped",
+        "policy.draft",
+        "policy.publish",
+        "policy.seed",
+    ]
     history = (await canaries.ask("GET", "/canary/history"))["data"]
     assert [one["end"]["how"] for one in history] == ["promoted", "stopped"]
     refused = await canaries.ask("POST", "/canary", 409, json={"version": candidate, "percent": 5})

@@ -41,6 +41,8 @@ TABLES = {
     "learned",
     "limits",
     "policy_activations",
+    "policy_canaries",
+    "policy_canary_ends",
     "policy_checks",
     "policy_versions",
     "price_entries",
