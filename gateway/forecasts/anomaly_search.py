@@ -23,8 +23,8 @@ from gateway.ledger.invariants import take_snapshot
 from gateway.ledger.spend_series import COLUMNS, spend_series
 
 DIMENSIONS = ("tenant", "project", "key", "pool", "model", "task")
-SAME_SHARE = 0.7
-"""An excess that is to so much another's is not told of its own."""
+SAME_SHARE = 0.5
+"""An excess of which so much is another's is not told of its own."""
 CANDIDATES_MAX = 30
 """What is looked at closely in one look: the dearest."""
 SETTLED_MS = 300_000
