@@ -34,7 +34,7 @@ app = lazy_group(
         "period": Entry("gateway.commands.adjustments:periods", "Months that are closed for ever."),
         "reconcile": Entry(
             "gateway.commands.reconcile:reconciling.reconcile",
-            "Does a provider's bill say what the ledger says?",
+            "Compare a bill with the ledger by day and pool, say why it differs, and propose adjustments.",
         ),
         "tenants": Entry("gateway.commands.tenants:tenants", "Who pays."),
         "projects": Entry("gateway.commands.tenants:projects", "Where spend is allocated."),

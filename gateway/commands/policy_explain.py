@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backends.pool import PoolSpec
@@ -31,7 +32,7 @@ from gateway.protocols.openai import ParseLimits, parse_call
 from gateway.recorded import Recorded, caller_of, recorded
 from gateway.routing.policy import Policy, load_policy
 from gateway.routing.priors import Priors
-from gateway.settings import load_settings
+from gateway.settings import Settings, load_settings
 
 _NO_LIMITS = ParseLimits(messages_max=100_000, choices_max=100_000)
 _LISTS = frozenset({"down"})
@@ -73,11 +74,7 @@ def policy_explain(
     """
     settings = load_settings()
     specs = load_pool_files(settings)
-    policy = (
-        load_policy(draft, pools=specs)
-        if draft
-        else in_session(lambda session: active_policy(session, settings, specs))
-    )
+    policy = load_policy(draft, pools=specs) if draft else _in_force(settings, specs)
     said = _given(given or [], tenant)
     if (file is None) == (receipt is None) and (file is not None or not given):
         raise InvalidRequest(
@@ -94,6 +91,14 @@ def policy_explain(
         _print(found, known.request)
     if found.error is not None:
         raise typer.Exit(1)
+
+
+def _in_force(settings: Settings, specs: dict[str, PoolSpec]) -> Policy:
+    """The policy that requests follow; the file's, where nothing was ever started."""
+    database = make_url(settings.effective_database_url).database
+    if settings.is_embedded and not (database and Path(database).exists()):
+        return load_policy(settings.policy, pools=specs)
+    return in_session(lambda session: active_policy(session, settings, specs))
 
 
 @dataclass(frozen=True, slots=True)

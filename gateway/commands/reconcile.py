@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from gateway.admin.reconciliation_views import (
     summary_view,
 )
 from gateway.commands.adjustments import decided
+from gateway.commands.options import with_options
 from gateway.commands.terminal import (
     Json,
     act_of_the_user,
@@ -33,32 +35,40 @@ _LINES_SHOWN = 20
 _VERBS = ("approve", "reject", "show")
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a bill is read."""
+
+    kind: Annotated[str, typer.Option(help="provider (tokens) or gpu (GPU-hours)")] = "provider"
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="THEIRS=POOL", help="their name of a pool; several times"),
+    ] = None
+    rate: Annotated[
+        list[str] | None, typer.Option(metavar="CURRENCY=USD", help="ours, such as EUR=1.0834; several times")
+    ] = None
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--pool", help="a pool that the bill should name and may not; several times"),
+    ] = None
+    tolerance: Annotated[str, typer.Option(help="USD a line; what is within it is rounding")] = "0.01"
+
+
 @reconciling.command(
     "reconcile",
     epilog="Example: `tollgate reconcile openai.csv --period 2026-10 --map gpt-5.2=large`, then, as another"
     " user, `tollgate reconcile approve adj_01…`; also `tollgate reconcile show rec_01…` and"
     " `tollgate reconcile list`",
 )
+@with_options(terms=Terms)
 def reconcile_file(
     what: Annotated[str, typer.Argument(metavar="FILE|approve|reject|show|list", help="a bill as CSV")],
     subject: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="of a proposal (adj_…) or a comparison (rec_…)")
     ] = None,
     period: Annotated[str | None, typer.Option(help="the bill's UTC month, such as 2026-10")] = None,
-    kind: Annotated[str, typer.Option(help="provider (tokens) or gpu (GPU-hours)")] = "provider",
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="THEIRS=POOL", help="their name of a pool; several times"),
-    ] = None,
-    rate: Annotated[
-        list[str] | None, typer.Option(metavar="CURRENCY=USD", help="ours, such as EUR=1.0834; several times")
-    ] = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option("--pool", help="a pool that the bill should name and may not; several times"),
-    ] = None,
-    tolerance: Annotated[str, typer.Option(help="USD a line; what is within it is rounding")] = "0.01",
     *,
+    terms: Terms,
     as_machine: Json = False,
 ) -> None:
     """Compare a bill with the ledger by day and pool, say why it differs, and propose adjustments."""
@@ -79,13 +89,13 @@ def reconcile_file(
         raise InvalidRequest(f"{what}: {error}: give a CSV file in UTF-8.") from None
     asked = ReconcileRequest(
         period=period,
-        kind=kind,
+        kind=terms.kind,
         file_name=path.name,
         file=text,
-        pools=_pairs(mapping, "--map", "gpt-5.2=large"),
-        rates=_pairs(rate, "--rate", "EUR=1.0834"),
-        also=also or [],
-        tolerance_usd=tolerance,
+        pools=_pairs(terms.mapping, "--map", "gpt-5.2=large"),
+        rates=_pairs(terms.rate, "--rate", "EUR=1.0834"),
+        also=terms.also or [],
+        tolerance_usd=terms.tolerance,
     )
     bill = bill_of(asked)
 

@@ -77,7 +77,7 @@ MONEY = {"prices", "limits", "budgets", "periods", "adjustments", "reconciliatio
 
 def test_viewers_change_nothing_finance_no_routing_and_operators_no_money() -> None:
     for (method, path), rule in RULES.items():
-        if path.startswith("/admin/") and method != "GET":
+        if path.startswith("/admin/") and method != "GET" and path != "/admin/v1/policies/explain":
             assert Role.VIEWER not in rule.roles, path
             is_money = path.removeprefix("/admin/v1/").partition("/")[0] in MONEY
             assert (Role.FINANCE in rule.roles) == is_money, path
@@ -104,6 +104,10 @@ async def test_a_route_without_a_rule_is_shut(gateway: Gateway) -> None:
 
 
 # -------------------------------------------------------------------------------------------- every role
+DONE_OR_WRONG = {200, 400, 404, 409}
+"""What whoever may do it gets, where there is nothing to do it to."""
+
+
 class Office:
     """A gateway with a key of every role, seen from another machine."""
 
@@ -144,13 +148,13 @@ async def test_every_role_may_do_over_http_what_the_table_says(office: Office) -
         for role, key in office.keys.items():
             answer = await office.ask(method, path, bearer(key))
             if role in roles:
-                assert answer.status_code in {200, 400, 404}, (method, path, role, answer.text)
+                assert answer.status_code in DONE_OR_WRONG, (method, path, role, answer.text)
             else:
                 error = answer.json()["error"]
                 assert (answer.status_code, error["code"]) == (403, "permission_denied"), (method, path, role)
                 assert f"has the role {role}, which may not do this. It takes one of: " in error["message"]
                 assert RULES[method, path].roles_text() in error["message"]
-        assert (await office.ask(method, path, office.gateway.admin)).status_code in {200, 400, 404}
+        assert (await office.ask(method, path, office.gateway.admin)).status_code in DONE_OR_WRONG
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,11 @@ def test_explain_tells_facts_rules_candidates_and_the_choice(tmp_path: Path) -> 
     prompt = CliRunner().invoke(
         program,
         ["policy", "explain", "-", "--json"],
-        env={"TOLLGATE_POOLS": str(POOLS), "TOLLGATE_POLICY": str(EXAMPLE)},
+        env={
+            "TOLLGATE_POOLS": str(POOLS),
+            "TOLLGATE_POLICY": str(EXAMPLE),
+            "TOLLGATE_STATE_DIR": str(tmp_path),
+        },
         input='{"model": "auto", "prompt": "Once upon a time"}',
     )
     assert json.loads(prompt.stdout)["error"] is None
