@@ -312,13 +312,16 @@ def _hour_change(attempt: str, change: str) -> str:
     )
 
 
+ELSEWHERE = {"I-15", "I-21", "I-23"}
+"""Closed months (test_periods.py) and the audit's chain (test_audit_chain.py) have tests of their own."""
+
+
 async def test_each_breach_turns_exactly_its_invariant_red(books: Site) -> None:
     assert await broken(books) == {}
     async with books.sessions() as session:
         seen = await findings_of(session)
-    assert [name for name, finding in seen.items() if not finding.looked_at] == []
-    # How a chain breaks has tests of its own: test_audit_chain.py.
-    assert {name for name, _ in BREACHES} | {"I-2", "I-21"} == {invariant.id for invariant in INVARIANTS}
+    assert {name for name, finding in seen.items() if not finding.looked_at} <= ELSEWHERE
+    assert {name for name, _ in BREACHES} | {"I-2"} | ELSEWHERE == {invariant.id for invariant in INVARIANTS}
     for name, breach in BREACHES:
         async with books.sessions() as session:
             await make(session, breach)
