@@ -19,6 +19,9 @@ from tests.integration.gateway.databases import new_database
 
 TABLES = {
     "admin_keys",
+    "alert_deliveries",
+    "alert_messages",
+    "anomalies",
     "api_keys",
     "attempts",
     "audit_chain",
