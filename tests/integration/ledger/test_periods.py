@@ -17,10 +17,12 @@ from backends.replica_time import Phase, PhaseChange, Run
 from gateway.audit import Act
 from gateway.clock import Clock
 from gateway.closing import BooksAreWrong, Closing, Wish, close_period, report_of, verify_period
+from gateway.db import database_ms
 from gateway.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from gateway.ledger.adjustments import NewAdjustment, decide, propose
 from gateway.ledger.cuts import moment_of
-from gateway.ledger.invariants import take_snapshot
+from gateway.ledger.findings import Extent
+from gateway.ledger.invariants import examine, take_snapshot
 from gateway.ledger.periods import list_periods, month_named
 from gateway.ledger.posting import book
 from gateway.ledger.reports import SpendReport, spend_report
@@ -272,6 +274,42 @@ async def test_a_credit_needs_two_people_and_is_a_line_of_its_own(year: Year) ->
     assert (now.total.charge_usd_nanos, now.adjustments_usd_nanos) == (0, -5_000)
     assert (await year.report("2026-01")).adjustments == ()
     await check_books(year.site)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "change"),
+    [
+        ("I-15", "late_hours", "charge_usd_nanos = charge_usd_nanos + 1"),
+        ("I-15", "late_hours", "billed_in_ms = hour_start_ms"),
+        ("I-23", "adjustments", "amount_usd_nanos = amount_usd_nanos - 1"),
+        ("I-23", "adjustment_proposals", "decided_by = proposed_by"),
+    ],
+)
+async def test_the_audit_sees_late_usage_and_adjustments_that_were_changed(
+    year: Year, name: str, table: str, change: str
+) -> None:
+    await year.book(year.row("2026-01"))
+    await year.close("2026-01")
+    await year.book(year.row("2026-01"))
+    new = NewAdjustment("credit", "ten_1", -5_000, "Outage", charge_month="2026-01")
+    async with year.site.sessions() as session:
+        row = await propose(session, new, act=make_act())
+        await decide(session, row.id, is_approved=True, act=second_person(), now_ms=CLOCK.epoch_ms())
+        await session.commit()
+    assert name not in await _broken(year)
+    async with year.site.engine.begin() as connection:
+        if connection.dialect.name == "sqlite":
+            await connection.execute(text(f"DROP TRIGGER IF EXISTS tollgate_append_only_{table}_update"))
+        else:
+            await connection.execute(text("SET LOCAL session_replication_role = replica"))
+        await connection.execute(text(f"UPDATE {table} SET {change}"))
+    assert name in await _broken(year)
+
+
+async def _broken(year: Year) -> set[str]:
+    async with year.site.sessions() as session:
+        extent = Extent(since_ms=0, now_ms=await database_ms(session, CLOCK), grace_ms=0)
+        return {found.id async for found in examine(session, extent) if found.breaches}
 
 
 @pytest.mark.parametrize(
