@@ -215,6 +215,9 @@ class Pipeline:
         if caller.caches_answers:
             scope = routing.answer_scopes[call.model_alias]
             rule = terms.cache or policy.cache
+            if terms.rule is not None:  # it may use other models than the next rule, and keep answers as long
+                names = sorted(target.pool for target in course.decision.targets)
+                scope = "\0".join((scope, str(rule.ttl_s), *names))
             slot = slot_for(call, rule, secret=caller.cache_secret, scope=scope)
         bounds = course.bounds(call)
         return Plan(call, caller, request_id, task, course, prices, bounds, slot, permit, forecasts, unit)

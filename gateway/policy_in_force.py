@@ -153,8 +153,8 @@ class PolicyInForce:
                 continue
             try:
                 await self._take_over(wanted)
-            except (ConfigurationError, ImportError) as error:
-                self.refused = Refused(wanted.activation.version, str(error))
+            except Exception as error:  # noqa: BLE001 - libraries outside fail in any way; what serves goes on
+                self.refused = Refused(wanted.activation.version, str(error) or type(error).__name__)
                 self._exchange(replace(self.routing, beside=None))  # it stood beside what is over
                 self._tell_canary(None)
                 _log.error(

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import httpx
 import msgspec
 
 from gateway.alerts import outbox, sources
@@ -79,8 +80,13 @@ class Teller:
             try:
                 await channels[each.channel].send(each.message)
                 taken += 1
-            except NotTaken as problem:
-                error = str(problem)
+            except (NotTaken, ValueError, OSError, httpx.InvalidURL) as problem:
+                # Whatever is wrong with one channel, the others go on, and this one is tried again later.
+                error = (
+                    str(problem)
+                    if isinstance(problem, NotTaken)
+                    else f"{type(problem).__name__} in its setting"
+                )
                 _log.warning("alert %s was not taken by %s: %s", each.message.id, each.channel, error)
             async with turn.writing() as session:
                 now_ms = await database_ms(session, self.clock)

@@ -148,6 +148,14 @@ async def test_a_rule_says_what_the_cache_takes(ruled: Gateway, speculative: Moc
         assert [each.headers["x-tollgate-cache"] for each in statuses][1] == second, task
 
 
+async def test_an_answer_is_only_found_again_under_a_rule_with_the_same_targets(ruled: Gateway) -> None:
+    for status in ("miss", "hit"):
+        for task, pool in (("structured", "plain"), ("math", "speculative")):
+            answer = await ask(ruled, task, "The same question", temperature=0)
+            headers = answer.headers
+            assert (headers["x-tollgate-cache"], headers["x-tollgate-pool"]) == (status, pool), task
+
+
 async def test_a_rule_says_how_often_is_tried(ruled: Gateway, speculative: MockVllm) -> None:
     speculative.fault("status", 500)
     answer = await ask(ruled, "math")

@@ -120,6 +120,14 @@ async def test_a_process_that_dies_before_it_notes_delivers_again_under_the_same
         assert one == other
 
 
+async def test_an_address_that_is_none_holds_nobody_else_up(site: Site) -> None:
+    with hook_server() as hook:
+        told = teller(site, webhook_urls=[SecretStr(f"http://{LOCAL}:99999/"), SecretStr(hook.url)])
+        await told.post(await turn(site), [NEWS])
+        assert await deliver(site, told) == (1, 1)
+        assert len(hook.taken) == 1
+
+
 async def test_nobody_listens_and_then_somebody_does(site: Site) -> None:
     port = free_port()
     told = teller(site, webhook_urls=[SecretStr(f"http://{LOCAL}:{port}/hooks/secret-path")])
