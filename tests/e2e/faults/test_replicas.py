@@ -15,6 +15,7 @@ import pytest
 from gateway.ledger.buckets import Scope
 from tests.e2e.faults.plant import LONG_MS, STORY, Asked, Customer, Load, Plant, chat, leaving, metric
 from tests.e2e.site import CHAT, PATIENCE_S, eventually
+from tests.integration.gateway.databases import new_database
 from tests.load.killed_replicas import disrupt
 from tests.support.books import Row
 from tests.support.mock_process import MockVllm
@@ -158,9 +159,11 @@ def test_a_replica_that_is_killed_while_it_reads_the_prompt_is_replaced_by_the_o
 
 
 def test_no_request_fails_before_its_first_content_while_replicas_are_killed(
-    plant: Plant, tmp_path: Path
+    plant: Plant, template: str, tmp_path: Path
 ) -> None:
-    figures = disrupt(tmp_path, plant.settings, seconds=0, every_s=1.5, kills=2, clients=6)
+    with new_database(plant.postgres.url, template=template) as own:  # its fleet has one pool, its policy too
+        settings = {**plant.settings, "TOLLGATE_DATABASE_URL": own}
+        figures = disrupt(tmp_path, settings, seconds=0, every_s=1.5, kills=2, clients=6)
     sys.stdout.write(f"\n{json.dumps(figures)}\n")
     assert figures["killed"] == 2
     assert figures["outcomes"]["answered"] > 10
