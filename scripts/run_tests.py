@@ -34,7 +34,8 @@ CHECKS = {
 TOP_LEVEL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py"))
 FAULTS = "tests/e2e/faults"
 """Its tests share one PostgreSQL, Redis and fleet, and what they break heals against the clock."""
-PARALLEL = ["tests/unit", "tests/integration", "tests/e2e", f"--ignore={FAULTS}", *TOP_LEVEL]
+PARALLEL = ["tests/e2e", "tests/integration", "tests/unit", f"--ignore={FAULTS}", *TOP_LEVEL]
+"""Those that mostly wait come first, so that they wait beside others and not at the end."""
 WAITING = [FAULTS, "tests/load"]
 ENGINE = ["tests/vllm"]
 ENGINE_OPTIONS = ("-m", "not fleet", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider")

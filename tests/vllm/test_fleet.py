@@ -48,6 +48,12 @@ def chat(url: str, **extra: object) -> httpx.Response:
     return httpx.post(f"{url}/v1/chat/completions", json={**body, **extra}, timeout=60, trust_env=False)
 
 
+def _more(before: float | None, after: float | None) -> float:
+    assert before is not None
+    assert after is not None
+    return after - before
+
+
 def load_of(url: str) -> ReplicaLoad:
     text = httpx.get(f"{url}/metrics", timeout=10, trust_env=False).text
     return parse_metrics(text, scraped_at_s=time.monotonic())
@@ -109,10 +115,12 @@ def test_metrics_count_what_was_generated(fleet: RunningFleet, pool: str) -> Non
         assert after.draft_steps_total is None
         assert after.mean_acceptance_length is None
     else:
-        assert after.draft_tokens_total is not None
-        assert after.draft_steps_total is not None
-        assert after.accepted_tokens_total is not None
-        assert 0 <= after.accepted_tokens_total <= after.draft_tokens_total == 4 * after.draft_steps_total
+        steps, drafted, accepted = (
+            _more(getattr(before, name), getattr(after, name))
+            for name in ("draft_steps_total", "draft_tokens_total", "accepted_tokens_total")
+        )
+        # Of this request alone: near the end of its context another one drafts less.
+        assert 0 <= accepted <= drafted == 4 * steps
         assert after.mean_acceptance_length is not None
         assert 1 <= after.mean_acceptance_length <= 5
 
