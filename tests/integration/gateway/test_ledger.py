@@ -23,7 +23,7 @@ from gateway.pricing.tables import PriceVersion
 from gateway.routing.receipts import insert_receipts
 from gateway.routing.tables import PolicyVersion
 from gateway.settings import LimitSettings
-from tests.integration.gateway.rig import (
+from tests.integration.gateway.rig import eventually, (
     Gateway,
     bearer,
     running,
