@@ -23,9 +23,10 @@ from gateway.pricing.tables import PriceVersion
 from gateway.routing.receipts import insert_receipts
 from gateway.routing.tables import PolicyVersion
 from gateway.settings import LimitSettings
-from tests.integration.gateway.rig import eventually, (
+from tests.integration.gateway.rig import (
     Gateway,
     bearer,
+    eventually,
     running,
     settings_for,
 )
