@@ -56,7 +56,7 @@ from gateway.cache.lookup import AnswerCache
 from gateway.cache.pipelined import redis_storage
 from gateway.cache.storage import CacheStorage, MemoryStorage
 from gateway.clock import Clock
-from gateway.console.overview import console_router
+from gateway.console.router import console_router
 from gateway.db import SessionFactory, create_engine, session_factory
 from gateway.dependencies import Runtime, Services, guard, require_guarded
 from gateway.economist import Economist, Reader

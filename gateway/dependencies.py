@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.routing import APIRoute, iter_route_contexts
@@ -96,6 +97,9 @@ SessionDep = Annotated[AsyncSession, Depends(_session)]
 COOKIE = "tollgate_session"
 """Holds a login to the console."""
 REQUEST_ID = "x-request-id"
+CONSOLE_HEADER = "x-tollgate-console"
+"""On changes with a login: a page of another site cannot send it without being asked about it first."""
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
 CLIENT_CHARS = 64
 """Kept of a client's address: IPv6 with a zone, at most."""
 
@@ -120,7 +124,7 @@ async def guard(request: Request, response: Response) -> None:
     services = services_of(request)
     request.state.request_id = new_id("req_", services.clock.epoch_ms())
     response.headers[REQUEST_ID] = request.state.request_id
-    request.state.source = Source.CONSOLE if rule.credential is Credential.LOGIN else Source.API
+    request.state.source = Source.API
     if rule.is_open_on_loopback and _is_loopback(request):
         return
     request.state.actor = actor = _actor_of(request, services, rule)
@@ -143,12 +147,42 @@ def require_guarded(app: FastAPI) -> None:
 
 
 def _actor_of(request: Request, services: Services, rule: Rule) -> Actor:
-    if rule.credential is Credential.ADMIN_KEY:
+    """Who asks: by a key, or by a login to the console, whose pages call the admin API."""
+    if rule.credential is Credential.ADMIN_KEY and "authorization" in request.headers:
         return services.admins.authenticate(request.headers)
     actor = services.logins.actor_of(request.cookies.get(COOKIE, ""))
     if actor is None:
+        if rule.credential is Credential.ADMIN_KEY:
+            return services.admins.authenticate(request.headers)
         raise AuthenticationFailed("Log in first.")
+    request.state.source = Source.CONSOLE
+    if request.method not in _SAFE_METHODS:
+        require_same_origin(request)
+        if rule.credential is Credential.ADMIN_KEY and CONSOLE_HEADER not in request.headers:
+            raise PermissionDenied(
+                f"With a login, a change needs the header {CONSOLE_HEADER}, which the console's pages send."
+                " Programs use an administrator key."
+            )
     return actor
+
+
+def require_same_origin(request: Request) -> None:
+    """Refuse forms of other sites; SameSite=Strict stands before this, for browsers that know it.
+
+    Only the host is compared: a proxy that ends TLS may not tell us the scheme.
+
+    Raises:
+        PermissionDenied: no Origin, or another one.
+    """
+    origin = request.headers.get("origin", "")
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:
+        host = ""
+    if not host or host.lower() != request.headers.get("host", "").lower():
+        raise PermissionDenied(
+            "This form was not sent from the console itself. Open the console and try again."
+        )
 
 
 def _is_loopback(request: Request) -> bool:

@@ -8,10 +8,11 @@ always see the newest figures.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 
-from gateway.console.charts import BarChart, bar_chart
+from gateway.console.charts import Chart, Series
 from gateway.dependencies import Services
 from gateway.identity.key_store import KeyRecord, KeyState, list_keys
 from gateway.identity.store import tenant_names
@@ -43,7 +44,7 @@ class Books:
     end: datetime
     tables: tuple[SpendTable, ...]
     total: SpendFigures
-    chart: BarChart
+    chart: Chart
     keys: tuple[tuple[KeyRecord, KeyState, int | None], ...]
     """With their states and since when; valid ones first, the newest first; at most KEYS_MAX."""
     keys_left_out: int
@@ -93,9 +94,23 @@ async def read_books(services: Services) -> Books:
             for name, title in _TABLES.items()
         ),
         total=reports["tenant"].total,
-        chart=bar_chart(start.date(), end.date(), days, today=now.date()),
+        chart=_month_chart(start.date(), end.date(), days, today=now.date()),
         keys=tuple((key, key.state(now_ms), _since(key, now_ms)) for key in keys[:KEYS_MAX]),
         keys_left_out=max(0, len(keys) - KEYS_MAX),
+    )
+
+
+def _month_chart(start: date, end: date, charges: Mapping[date, int], *, today: date) -> Chart:
+    days = [start + timedelta(days=offset) for offset in range((end - start).days)]
+    values = [charges.get(day, 0) if day <= today else None for day in days]
+    return Chart(
+        id="month",
+        title=f"Charge per day in {start:%B %Y}, USD, UTC",
+        description=f"Bars of the charge per day in {start:%B %Y}; the table below has the figures.",
+        across="Day (UTC)",
+        labels=[str(day.day) for day in days],
+        series=[Series("Charge", values)],
+        unit="usd",
     )
 
 

@@ -12,18 +12,18 @@ import asyncio
 import ipaddress
 import math
 from collections import OrderedDict
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from gateway.console.pages import HOME, LOGIN, PageRoute, page
-from gateway.dependencies import COOKIE, ServicesDep
+from gateway.console.navigation import HOME
+from gateway.console.pages import LOGIN, PageRoute, page
+from gateway.dependencies import COOKIE, ServicesDep, require_same_origin
 from gateway.errors import (
     AuthenticationFailed,
     InvalidRequest,
     PayloadTooLarge,
-    PermissionDenied,
     RateLimited,
 )
 from gateway.identity.admins import LOGIN_S
@@ -35,6 +35,8 @@ FAILURE_DELAY_S = 0.5
 REMEMBERED_MAX = 4096
 """Addresses that are remembered; the oldest are forgotten first."""
 FORM_BYTES_MAX = 4096
+COOKIE_PATH = "/"
+"""The pages call the admin API with it."""
 
 _IPV6_NETWORK_BITS = 64
 """One subscriber's addresses: whoever has one has all of them."""
@@ -118,7 +120,7 @@ class Door:
             COOKIE,
             services.logins.issue(actor),
             max_age=LOGIN_S,
-            path=HOME,
+            path=COOKIE_PATH,
             secure=request.url.scheme == "https",
             httponly=True,
             samesite="strict",
@@ -131,28 +133,9 @@ class Door:
         services.logins.end(request.cookies.get(COOKIE, ""))
         answer = RedirectResponse(LOGIN, 303)
         answer.delete_cookie(
-            COOKIE, path=HOME, secure=request.url.scheme == "https", httponly=True, samesite="strict"
+            COOKIE, path=COOKIE_PATH, secure=request.url.scheme == "https", httponly=True, samesite="strict"
         )
         return answer
-
-
-def require_same_origin(request: Request) -> None:
-    """Refuse forms of other sites; SameSite=Strict stands before this, for browsers that know it.
-
-    Only the host is compared: a proxy that ends TLS may not tell us the scheme.
-
-    Raises:
-        PermissionDenied: no Origin, or another one.
-    """
-    origin = request.headers.get("origin", "")
-    try:
-        host = urlsplit(origin).netloc
-    except ValueError:
-        host = ""
-    if not host or host.lower() != request.headers.get("host", "").lower():
-        raise PermissionDenied(
-            "This form was not sent from the console itself. Open the console and try again."
-        )
 
 
 def network_of(address: str) -> str:

@@ -161,5 +161,4 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/console/static/{name}"): _OPEN,
     ("GET", "/console"): _PAGE,
     ("GET", "/console/{path:path}"): _PAGE,
-    ("POST", "/console/{path:path}"): _PAGE,
 }
