@@ -37,6 +37,7 @@ from gateway.admin import (
     keys,
     learned,
     limits,
+    people,
     policies,
     policy_explain,
     pools,
@@ -69,6 +70,7 @@ from gateway.identity.auth import KeyRing
 from gateway.identity.key_store import list_keys
 from gateway.identity.limit_sharing import LimitSharing
 from gateway.identity.limit_store import list_limits
+from gateway.identity.people_store import list_people
 from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
@@ -169,7 +171,19 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
+    for room in (
+        usage,
+        exports,
+        tenants,
+        projects,
+        keys,
+        limits,
+        budgets,
+        admin_keys,
+        people,
+        pools,
+        learned,
+    ):
         app.include_router(room.router)
     for room in (canaries, policies, prices, audit, supply, savings, forecast, alerts, policy_explain):
         app.include_router(room.router)
@@ -616,7 +630,7 @@ class _Parts:
 
     async def _reload_keys(self, session: AsyncSession) -> None:
         self._keys.replace(await list_keys(session), await list_limits(session))
-        self._admins.replace(await list_admin_keys(session))
+        self._admins.replace(await list_admin_keys(session), await list_people(session))
 
     def _confirm_keys(self) -> None:
         self._keys.confirm()

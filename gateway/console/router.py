@@ -14,6 +14,7 @@ from gateway.console.navigation import HOME
 from gateway.console.overview import Overview
 from gateway.console.pages import STATIC, PageRoute
 from gateway.console.session import Door
+from gateway.console.sign_on import CompanyDoor
 from gateway.errors import NotFound
 
 
@@ -21,6 +22,7 @@ def console_router() -> APIRouter:
     """The whole console, with a memory of its own for logins and figures."""
     router = APIRouter(route_class=PageRoute, include_in_schema=False)
     router.include_router(Door().router())
+    router.include_router(CompanyDoor().router())
     router.add_api_route(HOME, Overview().show, methods=["GET"])
     router.add_api_route(STATIC + "/{name}", static_file, methods=["GET"])
     # Last: whatever has no page.

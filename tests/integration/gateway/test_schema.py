@@ -43,6 +43,7 @@ TABLES = {
     "late_hours",
     "learned",
     "limits",
+    "people",
     "policy_activations",
     "policy_canaries",
     "policy_canary_ends",
