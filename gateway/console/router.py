@@ -23,7 +23,7 @@ def console_router() -> APIRouter:
     router = APIRouter(route_class=PageRoute, include_in_schema=False)
     router.include_router(Door().router())
     router.include_router(CompanyDoor().router())
-    router.add_api_route(HOME, Overview().show, methods=["GET"])
+    Overview().routes(router)
     router.add_api_route(STATIC + "/{name}", static_file, methods=["GET"])
     # Last: whatever has no page.
     router.add_api_route(HOME + "/{path:path}", _elsewhere, methods=["GET"])

@@ -167,5 +167,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/console/logout"): _OPEN,
     ("GET", "/console/static/{name}"): _OPEN,
     ("GET", "/console"): _PAGE,
+    ("GET", "/console/overview/forecast"): _PAGE,
+    ("GET", "/console/overview/savings"): _PAGE,
     ("GET", "/console/{path:path}"): _PAGE,
 }
