@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from gateway.api.edge import ROUTES
@@ -89,6 +89,15 @@ def test_viewers_change_nothing_finance_no_routing_and_operators_no_money() -> N
 def test_a_door_without_a_guard_keeps_the_program_from_starting(app: FastAPI) -> None:
     require_guarded(app)
     app.mount("/files", FastAPI())
+    with pytest.raises(RuntimeError, match="no guard stands before '/files'"):
+        require_guarded(app)
+
+
+def test_a_door_behind_another_one_is_found_too(app: FastAPI) -> None:
+    inner, outer = APIRouter(), APIRouter()
+    inner.mount("/files", FastAPI())
+    outer.include_router(inner)
+    app.include_router(outer)
     with pytest.raises(RuntimeError, match="no guard stands before '/files'"):
         require_guarded(app)
 
