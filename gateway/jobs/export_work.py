@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.errors import ConfigurationError
 from gateway.ledger.cuts import parse_filters
 from gateway.ledger.exports import About, Export, Footing, Stage, format_of
+from gateway.ledger.frozen import closed_around, frozen_in
 from gateway.ledger.invariants import take_snapshot
 from gateway.spend_names import read_names, with_ids
 
@@ -58,7 +59,12 @@ async def run_export(
     names = await read_names(session)
     filters = with_ids(parse_filters(wanted.filters), names)
     by_id = tuple(f"{each.name}={value}" for each in filters for value in each.values)
-    stage = Stage(target, names=names, now_ms=now_ms, told_about=told_about, told_rows=told_rows)
+    period = await closed_around(session, wanted.end_ms)
+    if period is not None:
+        names |= frozen_in(period).names
+    stage = Stage(
+        target, names=names, period=period, now_ms=now_ms, told_about=told_about, told_rows=told_rows
+    )
     return await exporter(session, msgspec.structs.replace(wanted, filters=by_id), stage)
 
 

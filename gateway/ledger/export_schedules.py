@@ -201,7 +201,7 @@ async def note_file(session: AsyncSession, due: DueFile, footing: Footing, *, no
         "rows": footing.rows,
         "bytes": footing.bytes or 0,
         "sha256": footing.sha256 or "",
-        "control_usd_nanos": footing.charge_usd_nanos + footing.platform_usd_nanos,
+        "control_usd_nanos": footing.amounts.total_usd_nanos,
         "high_water": footing.high_water,
         "at_ms": now_ms,
     }
