@@ -48,6 +48,11 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     focus: FocusTerms = FocusTerms()
     """Of FOCUS files; others do not look at it."""
 
+    @property
+    def is_supply(self) -> bool:
+        """It is of what pool-hours cost, not of what tenants are charged."""
+        return self.format.startswith("focus") and self.focus.side == "supply"
+
     def check(self) -> None:
         """Refuse what cannot be exported, before anything is opened.
 
