@@ -23,6 +23,8 @@ from gateway.db import create_engine, session_factory
 from gateway.errors import Overloaded
 from gateway.ledger.cuts import month_of, previous_start
 from gateway.ledger.exports import Export
+from gateway.pricing.rates import Price, Rates
+from gateway.pricing.store import remember_versions
 from tests.integration.gateway.rig import ADMIN_KEY, Gateway, bearer
 from tests.integration.gateway.terminal import Terminal
 from tests.support.servers import s3_server
@@ -134,6 +136,8 @@ def terminal(home: Path) -> Terminal:
             pool="plain",
             price_version="plain@1",
             tags={"team": "search"} if number % 3 else {},
+            input_tokens=1_234_567_890 + number,
+            hold_usd_nanos=1_234_567_890 + number,
             charge_usd_nanos=1_234_567_890 + number,
         )
         for number in range(6)
@@ -145,6 +149,9 @@ def terminal(home: Path) -> Terminal:
 async def _booked(url: str, rows: list[dict[str, Any]]) -> None:
     engine = create_engine(url)
     async with session_factory(engine)() as session:
+        # A nano-USD per input token, so that the books are right and a month may be closed.
+        price = Price("plain@1", Rates(1_000_000, 0, 0, 0, 0))
+        await remember_versions(session, {"plain": price}, now_ms=1)
         await book_rows(session, rows)
         await session.commit()
     await engine.dispose()
