@@ -478,8 +478,9 @@ class _Parts:
         return guard
 
     def _exports(self, engine: AsyncEngine, holder: str) -> Scheduler:
-        url = self._settings.effective_database_url
-        return exports_scheduler(session_factory(engine), self._clock, database_url=url, holder=holder)
+        sessions, url = session_factory(engine), self._settings.effective_database_url
+        specs = self._registry.specs
+        return exports_scheduler(sessions, self._clock, database_url=url, specs=specs, holder=holder)
 
     def _alerts(self, engine: AsyncEngine, holder: str) -> Scheduler:
         sessions, key = session_factory(engine), self._root_key
