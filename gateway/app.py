@@ -57,6 +57,7 @@ from gateway.cache.pipelined import redis_storage
 from gateway.cache.storage import CacheStorage, MemoryStorage
 from gateway.clock import Clock
 from gateway.console.overview import console_router
+from gateway.copies import copier_of
 from gateway.db import SessionFactory, create_engine, session_factory
 from gateway.dependencies import Runtime, Services, guard, require_guarded
 from gateway.economist import Economist, Reader
@@ -277,8 +278,27 @@ class _Parts:
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
             keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
             guard = self._guard(services)
+            copier = copier_of(
+                services.pipeline,
+                registry=self._registry,
+                settings=settings.shadow,
+                sessions=services.sessions,
+                clock=self._clock,
+                telemetry=self._telemetry,
+            )
             jobs = (scheduler, self._exports(engine, spool.owner_id), self._alerts(engine, spool.owner_id))
-            parts = (shipper, watcher, lessor, *jobs, reader, levels, self._policies, keeper, guard)
+            parts: tuple[_Part, ...] = (
+                shipper,
+                watcher,
+                lessor,
+                *jobs,
+                reader,
+                levels,
+                self._policies,
+                keeper,
+                guard,
+            )
+            parts = (copier, *parts)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)

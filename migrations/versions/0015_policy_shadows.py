@@ -82,9 +82,7 @@ def upgrade() -> None:
     op.create_table(
         "policy_shadow_skips",
         sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False, comment="the shadow"),
-        sa.Column(
-            "reason", sa.String(length=16), nullable=False, comment="budget, loaded, full, refused, …"
-        ),
+        sa.Column("reason", sa.String(length=16), nullable=False, comment="budget, loaded, full, refused, …"),
         sa.Column("requests", sa.BigInteger(), nullable=False, comment="so many"),
         sa.PrimaryKeyConstraint("number", "reason", name=op.f("pk_policy_shadow_skips")),
         _shadow("policy_shadow_skips"),
