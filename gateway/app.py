@@ -43,6 +43,7 @@ from gateway.admin import (
     prices,
     projects,
     savings,
+    shadows,
     supply,
     tenants,
     usage,
@@ -172,7 +173,18 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    for room in (canaries, policies, prices, audit, supply, savings, forecast, alerts, policy_explain):
+    for room in (
+        canaries,
+        shadows,
+        policies,
+        prices,
+        audit,
+        supply,
+        savings,
+        forecast,
+        alerts,
+        policy_explain,
+    ):
         app.include_router(room.router)
     for router in FINANCE:
         app.include_router(router)
@@ -279,26 +291,11 @@ class _Parts:
             keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
             guard = self._guard(services)
             copier = copier_of(
-                services.pipeline,
-                registry=self._registry,
-                settings=settings.shadow,
-                sessions=services.sessions,
-                clock=self._clock,
-                telemetry=self._telemetry,
+                services.pipeline, settings.shadow, services.sessions, telemetry=self._telemetry
             )
             jobs = (scheduler, self._exports(engine, spool.owner_id), self._alerts(engine, spool.owner_id))
-            parts: tuple[_Part, ...] = (
-                shipper,
-                watcher,
-                lessor,
-                *jobs,
-                reader,
-                levels,
-                self._policies,
-                keeper,
-                guard,
-            )
-            parts = (copier, *parts)
+            beside = (reader, levels, self._policies, keeper, guard)
+            parts: list[_Part] = [copier, shipper, watcher, lessor, *jobs, *beside]
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)

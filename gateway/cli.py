@@ -50,7 +50,7 @@ app = lazy_group(
             "Administrators' keys, for the control plane and the console.",
         ),
         "audit": Entry("gateway.commands.books:audit", "What happened, and is it right?"),
-        "policy": Entry("gateway.commands.policy_canary:policy", "Routing policies."),
+        "policy": Entry("gateway.commands.policy_shadow:policy", "Routing policies."),
         "classify": Entry("gateway.commands.classify:tasks.classify", "Which tasks are these requests?"),
         "pools": Entry("gateway.commands.pools:pools", "vLLM pools."),
     },

@@ -22,8 +22,6 @@ from typing import Final
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from backends.registry import PoolRegistry
-from gateway.clock import Clock
 from gateway.db import SessionFactory
 from gateway.errors import (
     AllAttemptsFailed,
@@ -118,27 +116,22 @@ class Copier:
         served: Pipeline,
         pipeline: Pipeline,
         *,
-        registry: PoolRegistry,
         settings: ShadowSettings,
         sessions: SessionFactory,
-        clock: Clock,
     ) -> None:
         """Make none yet.
 
         Args:
             served: what serves tenants; knows which shadow there is.
             pipeline: the copies' own.
-            registry: how loaded the pools are.
             settings: how much of this process they may take.
             sessions: where counts are kept.
-            clock: says when a shadow is over.
         """
         self._served = served
         self._pipeline = pipeline
-        self._registry = registry
         self._settings = settings
         self._sessions = sessions
-        self._clock = clock
+        self._clock = served.clock
         self._waiting: deque[RequestCopy] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Semaphore(0)
@@ -291,11 +284,11 @@ class Copier:
         target = plan.decision.targets[0]
         if target.is_external:
             return True
-        pool = self._registry.snapshot(target.pool)
+        pool = self._pipeline.registry.snapshot(target.pool)
         if any(one.load is not None and one.load.requests_waiting for one in pool.replicas):
             return False
         seats = pool.spec.batching.max_num_seqs * self._settings.headroom_ratio
-        return self._registry.load_of(target.pool) <= seats
+        return self._pipeline.registry.load_of(target.pool) <= seats
 
     def _planned(self, copy: RequestCopy) -> Plan:
         """What the candidate makes of it.
@@ -402,21 +395,17 @@ def payer_of(caller: Caller, number: int) -> Caller:
 
 def copier_of(
     served: Pipeline,
-    *,
-    registry: PoolRegistry,
     settings: ShadowSettings,
     sessions: SessionFactory,
-    clock: Clock,
+    *,
     telemetry: Telemetry,
 ) -> Copier:
     """Whoever makes copies beside what serves; it is told of requests from now on.
 
     Args:
         served: what serves tenants.
-        registry: how loaded the pools are.
         settings: how much of this process copies may take.
         sessions: where counts are kept.
-        clock: shared.
         telemetry: what shows them.
     """
     pipeline = served.for_copies(
@@ -424,7 +413,7 @@ def copier_of(
         shedder=Shedder(lambda: _MANY, weights={}),
         telemetry=Telemetry(),  # a copy's failed attempts are nobody's alarm
     )
-    copier = Copier(served, pipeline, registry=registry, settings=settings, sessions=sessions, clock=clock)
+    copier = Copier(served, pipeline, settings=settings, sessions=sessions)
     served.copies = copier
     copier.watch(telemetry)
     return copier

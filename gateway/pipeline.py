@@ -66,13 +66,13 @@ class Pipeline:
     ) -> None:
         self.routing = routing
         self.cache = cache
-        self._registry = dispatcher.registry
+        self.registry = dispatcher.registry
         self._dispatcher = dispatcher
         self._budgets = budgets
         self._settlement = settlement
         self.shedder = shedder
         self._telemetry = telemetry
-        self._clock = clock
+        self.clock = clock
         self._arms = (_Arm(), _Arm())
         self.watch = BudgetWatch()
         """Which rules found a budget low."""
@@ -89,7 +89,7 @@ class Pipeline:
             cache=self.cache,
             shedder=shedder,
             telemetry=telemetry,
-            clock=self._clock,
+            clock=self.clock,
         )
 
     @property
@@ -255,7 +255,7 @@ class Pipeline:
         unit: int | None,
     ) -> Plan:
         policy, arm = routing.policy, self._arms[routing is not self.routing]
-        prices = routing.prices.at(self._clock.epoch_ms())
+        prices = routing.prices.at(self.clock.epoch_ms())
         task = arm.tasks.find(call, policy, key_id=caller.key_id)
         course = self._course(call, caller, task, policy=policy, prices=prices, courses=arm.courses)
         course = course.fitting(call)
@@ -294,7 +294,7 @@ class Pipeline:
                 call,
                 task,
                 policy,
-                pools={snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()},
+                pools={snapshot.spec.name: snapshot for snapshot in self.registry.snapshots()},
                 may_leave=may_leave,
                 unpriced=unpriced,
                 latency_class=tier,
@@ -315,7 +315,7 @@ class Pipeline:
             tier,
             may_leave,
             unpriced,
-            self._registry.ready_pools(),
+            self.registry.ready_pools(),
             None if match is None else (match.rule.index, match.branch, match.low),
         )
         return courses.find(key, make, policy=policy, prices=prices)
@@ -331,7 +331,7 @@ class Pipeline:
             caller.project_name,
             caller.fixed_tags,
             caller.key_lineage[-1] if caller.key_lineage else caller.key_id,
-            self._clock.epoch_ms(),
+            self.clock.epoch_ms(),
             prices.by_target,
             level,
         )
@@ -342,13 +342,13 @@ class Pipeline:
 
     def is_held_by(self, caller: Caller, budget_id: str) -> bool:
         """Whether what this caller may spend is held by that budget, as far as this process knows."""
-        binding = self._budgets.book.binding(account_of(caller), self._clock.epoch_ms())
+        binding = self._budgets.book.binding(account_of(caller), self.clock.epoch_ms())
         return any(record.id == budget_id for _, record in binding.hard)
 
     def _unusable(self, prices: Prices, caller: Caller, policy: Policy) -> frozenset[str]:
         """Targets that must not be used for want of a price: nobody can hold a limit against none."""
         if prices.allows_unpriced and self._budgets.is_bound(account_of(caller)):
-            return frozenset({*self._registry.specs, *policy.external} - prices.by_target.keys())
+            return frozenset({*self.registry.specs, *policy.external} - prices.by_target.keys())
         return prices.refused
 
     def _reserve_now(self, plan: Plan) -> AttemptLog | None:
@@ -372,7 +372,7 @@ class Pipeline:
 
     def _log(self, plan: Plan, reservation: Reservation) -> AttemptLog:
         return AttemptLog(
-            plan, reservation, settlement=self._settlement, clock=self._clock, telemetry=self._telemetry
+            plan, reservation, settlement=self._settlement, clock=self.clock, telemetry=self._telemetry
         )
 
     def _settled(self, plan: Plan, kept: KeptAnswer) -> ServedFacts:
@@ -380,7 +380,7 @@ class Pipeline:
         facts = plan.facts_of_kept(kept)
         target = msgspec.structs.replace(plan.decision.targets[0], pool=kept.pool)
         start, _ = start_of(
-            plan, target, facts.replica, number=1, reservation=None, now_ms=self._clock.epoch_ms()
+            plan, target, facts.replica, number=1, reservation=None, now_ms=self.clock.epoch_ms()
         )
         self._settlement.served_from_cache(msgspec.structs.replace(start, cache=CacheStatus.HIT))
         plan.permit.end(0)

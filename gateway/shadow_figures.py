@@ -148,7 +148,7 @@ def difference(measure: str, by_unit: Sequence[Sequence[float]]) -> Difference:
 def student_t(freedom: int) -> float:
     """What Student's t does not exceed on either side, 95 of 100 times.
 
-    Cornish and Fisher's expansion (Abramowitz and Stegun 26.7.5), right to 0.001 from 5 degrees of freedom on.
+    Cornish and Fisher's expansion (Abramowitz and Stegun 26.7.5), right to 0.001 from 5 degrees of freedom.
     """
     z = NormalDist().inv_cdf(0.5 + _CONFIDENCE / 2)
     terms = (
@@ -157,4 +157,4 @@ def student_t(freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
+    return z + sum(term / float(freedom) ** power for power, term in enumerate(terms, start=1))
