@@ -335,6 +335,23 @@ class CanarySettings(BaseModel):
     )
 
 
+class ShadowSettings(BaseModel):
+    """How much of this process copies of requests may take, which are made to judge a candidate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    concurrency_max: int = Field(default=4, ge=1, description="copies under way at once")
+    queue_max: int = Field(default=64, ge=1, description="copies that wait; what comes then is not copied")
+    queue_bytes_max: int = Field(default=16_000_000, gt=0, description="of their requests' bodies together")
+    age_s_max: float = Field(default=30, gt=0, description="a copy that waited longer is not made")
+    headroom_ratio: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="no copy is made while more of what this process, or the pool, can take is under way",
+    )
+
+
 class CacheSettings(BaseModel):
     """How much is kept of answers, and how long a request may wait to look one up."""
 
@@ -445,6 +462,7 @@ class Settings(BaseSettings):
     oidc_client_secret: SecretStr | None = Field(
         default=None, description="of Tollgate at the OpenID Connect provider; none: a public client"
     )
+    shadow: ShadowSettings = Field(default_factory=ShadowSettings)
 
     @field_validator("external_keys")
     @classmethod

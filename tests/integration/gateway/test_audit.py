@@ -113,6 +113,9 @@ NOT_BY_ITSELF = {
     ("POST", "/policies/canary"),
     ("POST", "/policies/canary/promote"),
     ("POST", "/policies/canary/stop"),
+    # The same for shadows: see test_shadow.py.
+    ("POST", "/policies/shadow"),
+    ("POST", "/policies/shadow/stop"),
 }
 
 
