@@ -1,21 +1,25 @@
 """A year of a busy company, reported, exported, closed month by month, and refused to be opened again.
 
     python -m tests.load.year --rows 10000000 --database postgresql
+    python -m tests.load.year --rows 10000000 --url postgresql+asyncpg://postgres@127.0.0.1:5432/year
 
 40 tenants, 6 pools, a price that changes in the middle of the year, failed attempts, cache hits; usage that
 arrives after its month was closed, corrections and credits that two people agreed on. Attempts are made in
 the database, with their bookings and hourly sums; what comes late goes through the ledger's own booking.
 Every closed month is verified from its attempts at the end, and all of them come to what the journal has. The
-result is tests/load/results/year-<database>.json and tests/load/results/year.md.
+result is tests/load/results/year-<database>.json and tests/load/results/year.md. CPU is that of this process
+and of a PostgreSQL on this machine, since a busy machine says little by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import io
 import json
+import os
 import resource
 import tempfile
 import time
@@ -43,6 +47,7 @@ from gateway.routing.receipts import insert_receipts
 from gateway.seals import Signer
 from tests.integration.ledger.accounts import HOURS_FROM_ATTEMPTS, KEYS, SUMS
 from tests.load.measured import RESULTS, write_result
+from tests.load.processor import tree, tree_cpu_s
 from tests.support.factories import make_act
 from tests.support.servers import postgres_server
 from tests.support.spend_rows import attempt_row, ended_of
@@ -115,14 +120,31 @@ class Year:
         self.rows_a_month = max(rows // len(MONTHS), 1)
         self.is_postgres = engine.dialect.name == "postgresql"
         self.took_s: dict[str, list[float]] = {}
+        self.cpu_s: dict[str, list[float]] = {}
+        self.roots = [os.getpid()]
         self.late = 0
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Write down how long it takes."""
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), self._cpu_s()
         yield
         self.took_s.setdefault(what, []).append(time.perf_counter() - began)
+        self.cpu_s.setdefault(what, []).append(self._cpu_s() - cpu)
+
+    def _cpu_s(self) -> float:
+        return sum(map(tree_cpu_s, self.roots))
+
+    async def find_server(self) -> None:
+        """Its CPU counts too, if it is a PostgreSQL of this machine whose folder may be read."""
+        if not self.is_postgres:
+            return
+        async with self.engine.connect() as connection:
+            (folder,) = (await connection.execute(text("SHOW data_directory"))).one()
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((Path(folder) / "postmaster.pid").read_text().splitlines()[0])
+            if pid not in tree(os.getpid()):
+                self.roots.append(pid)
 
     async def execute(self, *statements: str) -> None:
         """In one transaction."""
@@ -271,6 +293,7 @@ async def measure(url: str, rows: int, *, tells: bool = False) -> dict[str, Any]
     year = Year(engine, rows)
     kept: dict[str, bytes] = {}
     try:
+        await year.find_server()
         await year.make_prices()
         for name in MONTHS:
             month = month_named(name)
@@ -280,7 +303,8 @@ async def measure(url: str, rows: int, *, tells: bool = False) -> dict[str, Any]
             await year.come_late(month)
             await year.adjust(month)
             if tells:
-                print(f"  {name} closed in {year.took_s['close'][-1]:.1f} s", flush=True)
+                made, closed = (year.took_s[what][-1] for what in ("make a month", "close"))
+                print(f"  {name} made in {made:.1f} s, closed in {closed:.1f} s", flush=True)
         await year.report_year()
         exported = await year.export_year()
         total, journal = await year.footing()
@@ -299,7 +323,12 @@ async def measure(url: str, rows: int, *, tells: bool = False) -> dict[str, Any]
         "all_periods_usd": usd_text(total),
         "journal_usd": usd_text(journal),
         "seconds": {
-            what: {"times": len(took), "most": round(max(took), 2), "all": round(sum(took), 2)}
+            what: {
+                "times": len(took),
+                "most": round(max(took), 2),
+                "all": round(sum(took), 2),
+                "cpu_all": round(sum(year.cpu_s[what]), 2),
+            }
             for what, took in year.took_s.items()
         },
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
@@ -328,8 +357,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A year, reported, exported and closed.")
     parser.add_argument("--rows", type=int, default=10_000_000, help="attempts in the year")
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
+    parser.add_argument("--url", help="an empty PostgreSQL database, which keeps the year")
     asked = parser.parse_args()
-    if asked.database == "postgresql":
+    if asked.url is not None:
+        upgrade(asked.url)
+        figures = asyncio.run(measure(asked.url, asked.rows, tells=True))
+    elif asked.database == "postgresql":
         with postgres_server() as url:
             upgrade(url)
             figures = asyncio.run(measure(url, asked.rows, tells=True))
@@ -356,10 +389,11 @@ def write_summary(folder: Path = RESULTS) -> None:
             f"All periods {figures['all_periods_usd']} USD, journal {figures['journal_usd']} USD;"
             f" peak memory {figures['peak_memory_mb']} MB; closed reports of"
             f" {figures['report_bytes']['least']:,} to {figures['report_bytes']['most']:,} bytes.\n\n"
-            "| | times | longest, s | together, s |\n|---|--:|--:|--:|\n"
+            "| | times | longest, s | together, s | CPU together, s |\n|---|--:|--:|--:|--:|\n"
         )
         for what, took in figures["seconds"].items():
-            out.write(f"| {what} | {took['times']} | {took['most']} | {took['all']} |\n")
+            cpu = took.get("cpu_all", "")
+            out.write(f"| {what} | {took['times']} | {took['most']} | {took['all']} | {cpu} |\n")
     (folder / "year.md").write_text(out.getvalue())
 
 
