@@ -130,24 +130,6 @@ async def spans_of(session: AsyncSession, *, start_ms: int, end_ms: int) -> dict
     return spans
 
 
-async def first_instants(session: AsyncSession, terms: Mapping[str, Terms]) -> dict[str, int]:
-    """Since when there is anything to pay for, epoch ms, of the pools where there is.
-
-    Where a file declares what is paid for, that is since the first attempt at any pool, before which this
-    installation did nothing.
-    """
-    found = await session.execute(
-        select(col(ReplicaPhase.pool), func.min(ReplicaPhase.at_ms)).group_by(col(ReplicaPhase.pool))
-    )
-    firsts = {pool: int(at_ms) for pool, at_ms in found if pool in terms}
-    declared = [name for name, one in terms.items() if one.is_declared and name not in firsts]
-    if declared:
-        attempt_ms = (await session.execute(select(func.min(Attempt.started_at_ms)))).scalar_one()
-        if attempt_ms is not None:
-            firsts |= dict.fromkeys(declared, int(attempt_ms))
-    return firsts
-
-
 async def last_seen(session: AsyncSession) -> dict[str, int]:
     """By pool: until when a replica of it was seen, epoch ms."""
     found = await session.execute(
