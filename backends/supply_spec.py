@@ -76,8 +76,8 @@ class SupplySpec(Strict):
     )
     since: Annotated[datetime, AfterValidator(_in_utc)] | None = Field(
         default=None,
-        description="what is paid for unseen (reserved or declared) is paid from then on, never within a closed"
-        " month; else from when a gateway first reads it",
+        description="what is paid for unseen (reserved or declared) is paid from then on, never within a"
+        " closed month; else from when a gateway first reads it",
     )
     prices: tuple[PriceEntry, ...] = Field(
         default=(), max_length=1000, description="by instant, oldest first"

@@ -3,8 +3,8 @@
 An hour is frozen `grace_s` after its end, pool by pool and in order. What comes to be known of a frozen hour
 later (attempts of a recovered spool, replica time of a machine that was cut off) is found at the next hour
 and booked there, as a correction that names its hour: what the whole hour, counted again at the terms that it
-was frozen with, differs by from what is booked of it. Nothing is booked in a closed month: what was seen in one
-of a pool that nobody knew of is booked in the first open hour, as a correction too.
+was frozen with, differs by from what is booked of it. Nothing is booked in a closed month: what was seen in
+one of a pool that nobody knew of is booked in the first open hour, as a correction too.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class SupplyBooks:
         async with turn.writing() as session:
             await note_declarations(session, self._terms, now_ms=await database_ms(session, self._clock))
 
-    async def _freeze_until(  # noqa: PLR0913 - a stretch of a pool's hours
+    async def _freeze_until(
         self,
         turn: Turn,
         terms: Terms,
@@ -156,7 +156,7 @@ class SupplyBooks:
 async def _missed(
     session: AsyncSession, terms: Terms, hours: range, *, booked_before_ms: int
 ) -> list[tuple[Terms, PoolHour]]:
-    """What was seen of a pool in closed months that never had a bill of it; nothing is paid for unseen there."""
+    """What was seen of a pool in closed months that never had a bill of it; nothing unseen is paid for."""
     seen = replace(terms, replicas=(), count=Count.SEEN)
     found = []
     for hour_ms in hours:

@@ -8,7 +8,7 @@ knows of is exact: those booked before an instant that it names, and the next pa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -283,6 +283,22 @@ class BudgetPosting(SQLModel, table=True):
     overage_usd_nanos: int = _count("part of it that the slice did not cover, nano-USD")
 
 
+class BudgetMark(SQLModel, table=True):
+    """What a bucket had booked at an instant; one an hour for some days, so that a pace needs no postings."""
+
+    __tablename__ = "budget_marks"
+    __table_args__ = (Index("ix_budget_marks_at", "at_ms"),)
+
+    budget_id: str = Field(
+        sa_column=Column(
+            String(64), ForeignKey("budgets.id"), primary_key=True, comment="the bucket's budget"
+        )
+    )
+    window_start_ms: int = _key(EpochMs, "the bucket's window")
+    at_ms: int = _key(EpochMs, "when, epoch ms")
+    posted_usd_nanos: int = _count("booked until then, nano-USD")
+
+
 class BudgetAlert(SQLModel, table=True):
     """A share of a budget was used up; told once a window."""
 

@@ -298,7 +298,8 @@ async def close_until(site: Site, end_ms: int) -> None:
         await connection.execute(
             text(
                 f"INSERT INTO closed_periods ({columns}, public_key, closed_at_ms, closed_by{numbers})"
-                f" VALUES ('closed', 'closed', 0, {end_ms}, :report, 0, '', '', '', '', '', 0, '', 0, 0, 0, 0)"
+                f" VALUES ('closed', 'closed', 0, {end_ms}, :report, 0, '', '', '', '', '', 0, '',"
+                " 0, 0, 0, 0)"
             ),
             {"report": b""},
         )
