@@ -102,7 +102,7 @@ def test_a_bill_is_compared_and_its_proposer_may_not_approve(terminal: Terminal,
         (("reconcile", "approve"), "takes an id"),
         (("reconcile", str(bill), "--period", MONTH, "--map", "gpt"), "--map is written"),
         (("reconcile", str(bill), "--period", MONTH, "--rate", "EUR=x"), "rate of EUR"),
-        (("period", "approve", "adj_none"), "no proposal"),
+        (("period", "reject", "adj_none"), "no proposal"),
         (("period", "correct", "--tenant", "acme", "--amount", "x", "--reason", "y"), "decimal amount"),
     ):
         assert said in terminal.refused(*arguments)
