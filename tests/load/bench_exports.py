@@ -26,7 +26,7 @@ from gateway.db import create_engine
 from gateway.jobs.export_child import Errand, Line
 from gateway.ledger.exports import FORMATS, Export
 from gateway.migrate import upgrade
-from tests.integration.ledger.accounts import HOURS_FROM_ATTEMPTS, KEYS, SUMS
+from tests.integration.ledger.accounts import DAYS_INTO, HOURS_FROM_ATTEMPTS, KEYS, SUMS
 from tests.load.measured import ROOT, write_result
 from tests.load.spend_at_scale import MONTH_MS, START_MS, make_month
 from tests.support.servers import postgres_server
@@ -82,6 +82,7 @@ async def fill_sqlite(url: str, rows: int) -> None:
         await connection.execute(
             text(f"INSERT INTO spend_hours (hour_start_ms, {KEYS}, {', '.join(SUMS)}) {HOURS_FROM_ATTEMPTS}")
         )
+        await connection.execute(text(DAYS_INTO))
     await engine.dispose()
 
 

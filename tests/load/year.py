@@ -45,7 +45,7 @@ from gateway.migrate import upgrade
 from gateway.money import usd_text
 from gateway.routing.receipts import insert_receipts
 from gateway.seals import Signer
-from tests.integration.ledger.accounts import HOURS_FROM_ATTEMPTS, KEYS, SUMS
+from tests.integration.ledger.accounts import DAYS_INTO, HOURS_FROM_ATTEMPTS, KEYS, SUMS
 from tests.load.measured import RESULTS, write_result
 from tests.load.processor import tree, tree_cpu_s
 from tests.support.factories import make_act
@@ -107,6 +107,11 @@ WHERE started_at_ms >= {start_ms} AND started_at_ms < {end_ms} GROUP BY 1, 2
 """
 _HOURS = f"INSERT INTO spend_hours (hour_start_ms, {KEYS}, {', '.join(SUMS)}) " + HOURS_FROM_ATTEMPTS.replace(
     "FROM attempts", "FROM attempts WHERE started_at_ms >= {start_ms} AND started_at_ms < {end_ms}"
+)
+
+
+_DAYS = DAYS_INTO.replace(
+    "FROM spend_hours", "FROM spend_hours WHERE hour_start_ms >= {start_ms} AND hour_start_ms < {end_ms}"
 )
 
 
@@ -188,7 +193,7 @@ class Year:
         for first in range(1, self.rows_a_month + 1, CHUNK):
             last = min(first + CHUNK - 1, self.rows_a_month)
             await self.execute(_MAKE.format(**values, first=first, last=last))
-        await self.execute(*(each.format(**values) for each in (_BOOKINGS, _ENTRIES, _HOURS)))
+        await self.execute(*(each.format(**values) for each in (_BOOKINGS, _ENTRIES, _HOURS, _DAYS)))
         if self.is_postgres:
             async with self.engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")

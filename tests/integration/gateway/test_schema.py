@@ -57,6 +57,7 @@ TABLES = {
     "reconciliations",
     "replica_phases",
     "replica_runs",
+    "spend_days",
     "spend_hours",
     "supply_hours",
     "supply_lines",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 
 from gateway.clock import Clock
 from gateway.db import database_ms, metadata
@@ -15,6 +15,7 @@ from gateway.ledger.adjustments import NewAdjustment, decide, propose
 from gateway.ledger.cuts import epoch_ms, moment_of, month_of
 from gateway.ledger.period_tables import LateHour
 from gateway.ledger.tables import SpendHour
+from tests.integration.ledger.accounts import DAYS_INTO
 from tests.integration.ledger.site import Site
 from tests.support.factories import make_act
 
@@ -37,6 +38,7 @@ async def filled(site: Site) -> int:
         late = {**hour, "hour_start_ms": month_ms - 5 * 86_400_000, "charge_usd_nanos": 2 * DOLLAR}
         rows = [{**hour, "hour_start_ms": month_ms, "charge_usd_nanos": DOLLAR}, late]
         await session.execute(insert(SpendHour), rows)
+        await session.execute(text(DAYS_INTO))
         journal = {"kind": "usage", "at_ms": now_ms, "attempts": 1, "note": "", "id": "jtx_late"}
         await session.execute(insert(metadata.tables["journal_transactions"]), [journal])
         await session.execute(
