@@ -26,6 +26,7 @@ from gateway.ledger.supply import MS_PER_HOUR, Key, Line, LineKind, PoolHour, Re
 from gateway.ledger.supply_store import book_hour
 from gateway.ledger.supply_terms import terms_of
 from tests.integration.gateway.rig import eventually
+from tests.integration.ledger.accounts import DAYS_INTO
 from tests.integration.ledger.site import ACCOUNT, NANO_A_TOKEN, Process, Site
 from tests.support.factories import make_end, make_pool_spec, make_reservation, make_start
 
