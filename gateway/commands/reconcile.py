@@ -132,8 +132,8 @@ def _pairs(texts: list[str] | None, option: str, example: str) -> dict[str, str]
 
 def _of_one(what: str, subject: str, *, key_file: Path | None, as_machine: bool) -> None:
     if what != "show":
-        view = decided(subject, is_approved=what == "approve", key_file=key_file)
-        print_json(view) if as_machine else print_fields(view)
+        decision = decided(subject, is_approved=what == "approve", key_file=key_file)
+        print_json(decision) if as_machine else print_fields(decision)
         return
 
     async def work(session: AsyncSession) -> ReconciliationView:

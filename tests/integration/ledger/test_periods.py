@@ -266,7 +266,8 @@ async def test_usage_that_comes_while_the_report_is_written_is_in_it(year: Year)
         return _Meanwhile(year, is_late=opened == 3)
 
     wish = Wish(month_named("2026-01"), make_act(), grace_ms=0)
-    made = await close_period(with_late_usage, wish, signer=SIGNER, clock=CLOCK)
+    sessions: Any = with_late_usage
+    made = await close_period(sessions, wish, signer=SIGNER, clock=CLOCK)
     said = msgspec.json.decode(report_of(made.period))["ledger"]
     assert sum(row[8] for row in said["usage"]["rows"]) == 2, "requests of both"
     async with year.site.sessions() as session:
