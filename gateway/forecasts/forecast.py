@@ -1,11 +1,11 @@
 """What comes next in a series, how wrong was that method before, and how far off may it be?
 
 The yardstick is seasonal-naive: the same as a season ago. Another model is used only if, forecasting from
-several earlier instants what is known today (rolling origin), it was closer by the period by more than one
-standard error of that gain (the one-standard-error rule of Breiman et al., "Classification and Regression
-Trees", 1984, for the choice between models), and no worse in the sum; so the error beside a forecast is never
-worse than the yardstick's. Back-tests whose days overlap count as fewer. What was chosen by an error is
-flattered by it a little.
+several earlier instants what is known today (rolling origin), it was closer by the period by more than two
+standard errors of that gain (Breiman et al., "Classification and Regression Trees", 1984, take one to choose
+between models; with one, a real trace was forecast worse than by the yardstick on days that nobody had seen),
+and no worse in the sum; so the error beside a forecast is never worse than the yardstick's. Back-tests whose
+days overlap count as fewer. What was chosen by an error is flattered by it a little.
 
 Intervals are split conformal: the quantile of what the chosen method was off by at those origins, for the
 sum of the next k periods; no distribution is assumed (Lei et al., "Distribution-Free Predictive Inference for
@@ -30,6 +30,8 @@ ORIGINS_MIN = 2
 ORIGINS_MAX = 9
 ORIGINS_TO_CHOOSE = 4
 """With fewer, a model may have been lucky: the yardstick stands."""
+MARGIN_SE = 2.0
+"""Standard errors of the gain by which another model must win."""
 
 Model = Callable[[Sequence[float], int], Sequence[float]]
 """The next values of a history, so many."""
@@ -217,14 +219,12 @@ def _choice(tested: Mapping[str, _Tested], origins: int, *, overlap: float) -> t
         and _wins(each.offs, tested[NAIVE].offs, overlap=overlap)
     }
     if not better:
-        return NAIVE, "no model did better in the back-test by more than a standard error"
-    return min(
-        better, key=lambda name: better[name]
-    ), "did best in the back-test, by more than a standard error"
+        return NAIVE, "no model did better in the back-test by more than luck explains"
+    return min(better, key=lambda name: better[name]), "did best in the back-test, by more than luck explains"
 
 
 def _wins(offs: Sequence[float], marks: Sequence[float], *, overlap: float) -> bool:
-    """Closer than the yardstick by more than a standard error of the gain.
+    """Closer than the yardstick by more than luck explains.
 
     Args:
         offs: what a model was off by, by origin.
@@ -233,7 +233,7 @@ def _wins(offs: Sequence[float], marks: Sequence[float], *, overlap: float) -> b
     """
     gains = [mark - off for off, mark in zip(offs, marks, strict=True)]
     count = max(1.0, len(gains) / max(1.0, overlap))
-    return fmean(gains) > max(0.0, stdev(gains) / math.sqrt(count))
+    return fmean(gains) > max(0.0, MARGIN_SE * stdev(gains) / math.sqrt(count))
 
 
 def _radii(misses: Sequence[Sequence[float]], ahead: int, level: float) -> tuple[float, ...] | None:

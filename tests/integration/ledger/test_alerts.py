@@ -313,7 +313,11 @@ async def test_a_pace_is_read_from_marks_and_never_from_postings(site: Site) -> 
             )
         )
         for days, posted in ((9, 1), (7, 10), (3, 50)):
-            mark: dict[str, Any] = {"budget_id": budget_id, "window_start_ms": 0, "posted_usd_nanos": posted * FLOOR}
+            mark: dict[str, Any] = {
+                "budget_id": budget_id,
+                "window_start_ms": 0,
+                "posted_usd_nanos": posted * FLOOR,
+            }
             session.add(BudgetMark(at_ms=now_ms - days * MS_PER_DAY, **mark))
         await session.commit()
     async with site.sessions() as session:
