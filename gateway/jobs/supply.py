@@ -92,9 +92,8 @@ class SupplyBooks:
             if pool in known:
                 hour_ms, since_ms = known[pool][0] + MS_PER_HOUR, known[pool][1]
                 hour_ms = max(hour_ms, again.get(pool, 0))
-            await self._freeze_until(
-                turn, terms, hour_ms, until_ms, booked_from_ms=since_ms, stopping=stopping
-            )
+            bounds = (hour_ms, until_ms, due_ms)
+            await self._freeze_until(turn, terms, bounds, booked_from_ms=since_ms, stopping=stopping)
 
     async def _note(self, turn: Turn) -> None:
         async with self._sessions() as session:
@@ -107,18 +106,26 @@ class SupplyBooks:
         self,
         turn: Turn,
         terms: Terms,
-        hour_ms: int,
-        until_ms: int,
+        bounds: tuple[int, int, int],
         *,
         booked_from_ms: int,
         stopping: asyncio.Event,
     ) -> None:
-        """Every hour of a pool from one on; those of closed months in the first open one."""
+        """Every hour of a pool; those of closed months in the first open one, once that is due.
+
+        Args:
+            turn: ours.
+            terms: of the pool.
+            bounds: its next hour, until when there is anything to pay for, and until when hours are due.
+            booked_from_ms: which attempts are known.
+            stopping: set: no further hour.
+        """
+        hour_ms, until_ms, due_ms = bounds
         async with self._sessions() as session:
             open_ms = await closed_until(session)
         missed = range(hour_ms, min(open_ms, max(hour_ms, until_ms)), MS_PER_HOUR)
         hour_ms = max(hour_ms, open_ms)
-        while not stopping.is_set() and (hour_ms < until_ms or missed):
+        while not stopping.is_set() and (hour_ms < until_ms or (missed and hour_ms < due_ms)):
             extent = await self._freeze(turn, terms, hour_ms, booked_from_ms=booked_from_ms, missed=missed)
             if extent is None:
                 return

@@ -275,6 +275,14 @@ async def test_what_was_seen_in_a_closed_month_is_booked_in_the_open_one(site: S
     assert (await books.finding()).breaches == 0
 
 
+async def test_what_was_seen_in_a_closed_month_waits_for_an_hour_that_is_over(site: Site) -> None:
+    books = Books(site)
+    await close_until(site, books.hour(0))
+    await books.ran(books.hour(4), books.now_ms)
+    await books.freeze()
+    assert await books.bills() == []
+
+
 async def test_a_pool_that_was_away_is_not_billed_for_that_time(site: Site) -> None:
     books = Books(site, reserved())
     await declare(books, 8)
