@@ -2,8 +2,9 @@
 
 The yardstick is seasonal-naive: the same as a season ago. Another model is used only if, forecasting from
 several earlier instants what is known today (rolling origin), it was closer by the period by more than luck
-explains one time in twenty (1.645 standard errors of that gain), and no worse in the sum; so the error beside a forecast is never worse than the yardstick's. Back-tests whose
-days overlap count as fewer. What was chosen by an error is flattered by it a little.
+explains one time in twenty (1.645 standard errors of that gain), and no worse in the sum; so the error beside
+a forecast is never worse than the yardstick's. Back-tests whose days overlap count as fewer. What was chosen
+by an error is flattered by it a little.
 
 Intervals are split conformal: the quantile of what the chosen method was off by at those origins, for the
 sum of the next k periods; no distribution is assumed (Lei et al., "Distribution-Free Predictive Inference for
@@ -29,8 +30,8 @@ ORIGINS_MAX = 9
 ORIGINS_TO_CHOOSE = 4
 """With fewer, a model may have been lucky: the yardstick stands."""
 MARGIN_SE = 1.645
-"""Standard errors of the gain by which another model must win: the normal distribution's upper 5 %. With one, or
-none, a real trace was forecast worse than by the yardstick on days that nobody had seen
+"""Standard errors of the gain by which another model must win: the normal distribution's upper 5 %. With one,
+or none, a real trace was forecast worse than by the yardstick on days that nobody had seen
 (tests/load/forecast_error.py)."""
 
 Model = Callable[[Sequence[float], int], Sequence[float]]
