@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
+from backends.choice import BY_LOAD
 from backends.pool import PoolSpec
 from backends.registry import PoolRegistry
 from gateway.clock import Clock
@@ -254,6 +255,7 @@ class Economist:
             whole=self.evidence(pool, EVERY_TASK),
             lengths=lengths,
             usd_per_hour=float(spec.hardware.usd_per_hour),
+            is_sticky=spec.choice_rule not in BY_LOAD,
         )
 
     def accepted(self, pool: str, task: TaskType) -> Belief:
