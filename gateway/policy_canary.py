@@ -7,6 +7,7 @@ commit to their caller; the command line, the API and the guard are three render
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.audit import Act
 from gateway.errors import Conflict, InvalidRequest
-from gateway.policy_life import Outcome, Proposal, Supply, draft, fit, put_into_force
+from gateway.policy_life import Outcome, Proposal, Supply, draft, fit, put_into_force, refuse_large
 from gateway.pricing.store import remember_versions
 from gateway.routing.canaries import (
     SHARE_MAX,
@@ -74,6 +75,7 @@ async def start_canary(
         ConfigurationError: it is no policy, or does not fit what there is.
         Conflict: there is a canary already, another version is active than expected, or it is the candidate.
         NotFound, InvalidRequest: there is no such version, or several; or the order cannot be followed.
+        PayloadTooLarge: its text is longer than a policy may be.
     """
     _check(order)
     await lock_activations(session)
@@ -88,13 +90,15 @@ async def start_canary(
             " (`tollgate policy canary stop`)."
         )
     if isinstance(candidate, Proposal):
-        fit(candidate.text, source=candidate.source, supply=supply)
+        refuse_large(candidate.text, source=candidate.source)
+        await asyncio.to_thread(fit, candidate.text, source=candidate.source, supply=supply)
         version = (await draft(session, candidate, act=act, supply=supply)).version
     else:
         version = await find_version(session, candidate)
     if version == active.version:
         raise Conflict(f"{version} is active already: there is nothing to compare.")
-    fitting = fit(await text_of(session, version), source=version, supply=supply)
+    text = await text_of(session, version)
+    fitting = await asyncio.to_thread(fit, text, source=version, supply=supply)
     # Before any row refers to them.
     prices = {name: card.price for name, card in fitting.cards.items() if card.price is not None}
     await remember_versions(session, prices, now_ms=act.at_ms)
