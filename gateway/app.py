@@ -31,14 +31,11 @@ from gateway.admin import (
     alerts,
     audit,
     budgets,
-    canaries,
     exports,
     forecast,
     keys,
     learned,
     limits,
-    policies,
-    policy_explain,
     pools,
     prices,
     projects,
@@ -48,6 +45,7 @@ from gateway.admin import (
     usage,
 )
 from gateway.admin.finance import FINANCE
+from gateway.admin.routing import ROUTING
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -74,6 +72,7 @@ from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.alerts import alerts_scheduler
 from gateway.jobs.auditor import Auditor
+from gateway.jobs.backtests import Backtests
 from gateway.jobs.canary_guard import CanaryGuard
 from gateway.jobs.replica_time import ReplicaTimeKeeper
 from gateway.jobs.scheduled_exports import exports_scheduler
@@ -98,6 +97,7 @@ from gateway.policy_in_force import PolicyInForce
 from gateway.pricing import tables as price_tables
 from gateway.protocols.openai import ParseLimits
 from gateway.redis_client import close_redis, redis_client, require_redis
+from gateway.refusals import RefusalWriter
 from gateway.routing import tables as policy_tables
 from gateway.routing.priors import Priors
 from gateway.routing.receipts import insert_receipts
@@ -171,9 +171,9 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    for room in (canaries, policies, prices, audit, supply, savings, forecast, alerts, policy_explain):
+    for room in (prices, audit, supply, savings, forecast, alerts):
         app.include_router(room.router)
-    for router in FINANCE:
+    for router in (*ROUTING, *FINANCE):
         app.include_router(router)
     app.include_router(console_router())
     add_docs(app)
@@ -278,7 +278,9 @@ class _Parts:
             keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
             guard = self._guard(services)
             jobs = (scheduler, self._exports(engine, spool.owner_id), self._alerts(engine, spool.owner_id))
-            parts = (shipper, watcher, lessor, *jobs, reader, levels, self._policies, keeper, guard)
+            refusals = RefusalWriter(services.pipeline.refusals, services.sessions)
+            beside = (keeper, guard, refusals, services.backtests)
+            parts = (shipper, watcher, lessor, *jobs, reader, levels, self._policies, *beside)
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -381,6 +383,7 @@ class _Parts:
             registry=self._registry,
             pipeline=pipeline,
             policies=self._policies,
+            backtests=Backtests(sessions, clock, settings),
             spool=spool,
             telemetry=self._telemetry,
             waker=waker,

@@ -193,8 +193,6 @@ async def _draft(text: str, services: Services) -> Policy:
     refuse_large(text, source="policy")
     try:
         # In a thread: requests must not stand still while somebody's YAML is read.
-        return await asyncio.to_thread(
-            parse_policy, text, source="policy", pools=services.registry.specs
-        )
+        return await asyncio.to_thread(parse_policy, text, source="policy", pools=services.registry.specs)
     except ConfigurationError as error:
         raise InvalidRequest(str(error), param="policy") from None
