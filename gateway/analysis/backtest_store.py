@@ -44,7 +44,7 @@ async def begin_backtest(session: AsyncSession, job: BacktestJob) -> None:
             session, living.id, state="failed", now_ms=job.at_ms, error="the process that ran it has died"
         )
     newest = (
-        select(BacktestJob.id).order_by(col(BacktestJob.at_ms).desc(), col(BacktestJob.id).desc())
+        select(col(BacktestJob.id)).order_by(col(BacktestJob.at_ms).desc(), col(BacktestJob.id).desc())
     ).limit(KEPT_MAX - 1)
     await session.execute(
         delete(BacktestJob).where(col(BacktestJob.id).not_in(newest), col(BacktestJob.slot).is_(None))
@@ -135,7 +135,8 @@ async def page_backtests(session: AsyncSession, page: PageRequest) -> Page[Backt
     Raises:
         InvalidRequest: the limit or the cursor is wrong.
     """
-    without_results = select(BacktestJob).options(defer(col(BacktestJob.result)))
+    result: Any = BacktestJob.result
+    without_results = select(BacktestJob).options(defer(result))
     statement = seek(
         without_results, page, at=col(BacktestJob.at_ms), row_id=col(BacktestJob.id), newest_first=True
     )

@@ -3,8 +3,8 @@
 One process at a time looks (`leases.py`), at the requests of all of them, as they are booked. What it knows
 so far is kept as its job's result, so that any process goes on where another one stopped. The statistics are
 `routing/harm.py`; here is what they are told: each unit of the canary once, by its first request that ended
-or was refused, in stretches that end by counting units and never by how those fared. A candidate is good after
-so many units that it served; to refuse them is harm.
+or was refused, in stretches that end by counting units and never by how those fared. A candidate is good
+after so many units that it served; to refuse them is harm.
 """
 
 from __future__ import annotations
