@@ -16,7 +16,7 @@ from gateway.attempt_log import AttemptLog, account_of, start_of, tokens_for
 from gateway.cache.lookup import AnswerCache, CacheStatus, KeptAnswer, slot_for
 from gateway.clock import Clock
 from gateway.course import Course, Courses, baseline_of, most_of
-from gateway.errors import BudgetExceeded
+from gateway.errors import BudgetExceeded, GatewayError
 from gateway.identity.auth import Caller, admit, latency_class
 from gateway.identity.limits import UNLIMITED, Permit
 from gateway.identity.shedding import Seat, Shedder
@@ -28,11 +28,12 @@ from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Copies, Copy, Plan, Routing, ServedFacts
 from gateway.pricing.book import Prices
+from gateway.refusals import LEFT, Refusals
 from gateway.routing.budget_watch import BudgetWatch
 from gateway.routing.classify import TaskFinder
 from gateway.routing.decide import decide, match_of
 from gateway.routing.policy import Policy
-from gateway.routing.rules import NOBODY, BudgetLevel, Situation, is_measured
+from gateway.routing.rules import NOBODY, BudgetLevel, Situation, is_measured, refuse_low
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
 from gateway.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
@@ -76,6 +77,8 @@ class Pipeline:
         self._arms = (_Arm(), _Arm())
         self.watch = BudgetWatch()
         """Which rules found a budget low."""
+        self.refusals = Refusals(clock)
+        """What was refused before any attempt."""
         self.copies: Copies | None = None
         """Who makes copies for a candidate that is shadowed."""
 
@@ -146,9 +149,11 @@ class Pipeline:
                 )
             )
         except asyncio.CancelledError:
+            self._count_unsent(log, LEFT)
             log.cancelled()
             raise
-        except Exception:  # a bug too must not leave an attempt open
+        except Exception as error:  # a bug too must not leave an attempt open
+            self._count_unsent(log, error)
             log.given_up()
             if plan.copy is not None:
                 plan.copy.offer()
@@ -189,10 +194,12 @@ class Pipeline:
                 call, plan.decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
             )
         except asyncio.CancelledError:
+            self._count_unsent(log, LEFT)
             log.cancelled()
             log.reservation.end()
             raise
-        except BaseException:  # a bug too must not keep what was held
+        except BaseException as error:  # a bug too must not keep what was held
+            self._count_unsent(log, error)
             log.given_up()
             log.reservation.end()
             if plan.copy is not None:
@@ -222,7 +229,11 @@ class Pipeline:
                     unit = None  # of no canary's
                 elif is_candidates:
                     routing = beside.routing
-            plan = self._routed(call, caller, request_id, permit=permit, routing=routing, unit=unit)
+            try:
+                plan = self._routed(call, caller, request_id, permit=permit, routing=routing, unit=unit)
+            except GatewayError as error:
+                self._count(error, routing.policy.version, caller, unit=unit)
+                raise
             return plan if copied is None else msgspec.structs.replace(plan, copy=copied)
 
     def plan_copy(
@@ -243,6 +254,25 @@ class Pipeline:
         """
         plan = self._routed(call, caller, request_id, permit=UNLIMITED, routing=routing, unit=unit)
         return msgspec.structs.replace(plan, caller=payer, slot=None)
+
+    def _count(self, what: BaseException | str, version: str, caller: Caller, *, unit: int | None) -> None:
+        """A request ends before any attempt: its error, or the code that it has."""
+        code = (
+            what
+            if isinstance(what, str)
+            else what.code
+            if isinstance(what, GatewayError)
+            else "internal_error"
+        )
+        beside = self.routing.beside
+        canary = None if beside is None else beside.split.number
+        self.refusals.saw(code, version=version, tenant_id=caller.tenant_id, canary=canary, unit=unit)
+
+    def _count_unsent(self, log: AttemptLog, what: BaseException | str) -> None:
+        """The same, if nothing was sent."""
+        if not log.has_begun:
+            plan = log.plan
+            self._count(what, plan.decision.policy_version, plan.caller, unit=plan.unit)
 
     def _routed(
         self,
@@ -288,6 +318,7 @@ class Pipeline:
             match = match_of(call, task, policy, latency_class=tier, situation=situation)
             if match is not None and match.low is not None and situation.budget is not None:
                 self.watch.saw(match, situation.budget)
+                refuse_low(match, situation)
 
         def make() -> Course:
             decision = decide(
@@ -356,6 +387,14 @@ class Pipeline:
         return None if reservation is None else self._log(plan, reservation)
 
     async def _reserve(self, plan: Plan) -> AttemptLog:
+        try:
+            return await self._reserved(plan)
+        except (GatewayError, asyncio.CancelledError) as error:
+            what = LEFT if isinstance(error, asyncio.CancelledError) else error
+            self._count(what, plan.decision.policy_version, plan.caller, unit=plan.unit)
+            raise
+
+    async def _reserved(self, plan: Plan) -> AttemptLog:
         account = account_of(plan.caller)
         bound = most_of(plan.bounds)
         try:
