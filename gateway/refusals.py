@@ -44,17 +44,24 @@ class Refusals:
         """Units that were too many to be kept."""
 
     def saw(
-        self, code: str, *, version: str, tenant_id: str, canary: int | None = None, unit: int | None = None
+        self,
+        what: BaseException | str,
+        *,
+        version: str,
+        tenant_id: str,
+        canary: int | None = None,
+        unit: int | None = None,
     ) -> None:
         """A request was refused.
 
         Args:
-            code: of the error.
+            what: the error, or the code that it has.
             version: of the policy that was asked.
             tenant_id: whose request it was.
             canary: the canary under way; None: there is none.
             unit: what the request belongs to in it; None: it is not about this request.
         """
+        code = what if isinstance(what, str) else getattr(what, "code", "internal_error")
         key = (version, code)
         self.seen[key] = self.seen.get(key, 0) + 1
         now_ms = self._clock.epoch_ms()
