@@ -152,7 +152,7 @@ async def _unread(
 
 
 def _first_attempts(versions: Collection[str], *conditions: ColumnElement[bool]) -> Select[Any]:
-    return select(
+    chosen: Select[Any] = select(
         col(Attempt.request_id),
         col(Attempt.started_at_ms),
         col(Attempt.ended_at_ms),
@@ -164,7 +164,8 @@ def _first_attempts(versions: Collection[str], *conditions: ColumnElement[bool])
         col(Attempt.ttft_ms),
         col(Attempt.total_ms),
         col(Attempt.charge_usd_nanos),
-    ).where(
+    )
+    return chosen.where(
         *conditions,
         col(Attempt.policy_version).in_(versions),
         col(Attempt.attempt_number) == 1,

@@ -54,7 +54,9 @@ class Taker(Protocol):
     holds: Holds
 
 
-async def _booked(session: AsyncSession, starts: Sequence[int]) -> dict[Bucket, int]:
+async def booked_in(
+    session: AsyncSession, starts: Sequence[int], *, page_rows: int = PAGE_ROWS
+) -> dict[Bucket, int]:
     """What was booked in every bucket whose window begins at one of these instants, nano-USD."""
     start, budget = col(BudgetWindow.window_start_ms), col(BudgetWindow.budget_id)
     found: dict[Bucket, int] = {}
@@ -68,11 +70,11 @@ async def _booked(session: AsyncSession, starts: Sequence[int]) -> dict[Bucket, 
                 )
                 .where(start == start_ms, budget > after)
                 .order_by(budget)
-                .limit(PAGE_ROWS)
+                .limit(page_rows)
             )
             page = list(rows)
             found.update((Bucket(budget_id, start_ms), used) for budget_id, used in page)
-            if len(page) < PAGE_ROWS:
+            if len(page) < page_rows:
                 break
             after = page[-1][0]
     return found
@@ -125,7 +127,7 @@ class LevelReader:
         now_ms = self._clock.epoch_ms()
         starts = sorted({window_at(window, now_ms)[0] for window in Window})
         async with self._sessions() as session:
-            booked = await _booked(session, starts)
+            booked = await booked_in(session, starts)
         taker.levels = Levels(booked)
         for bucket, amount in before.items():
             left = holds.booked_here[bucket] - amount
