@@ -38,7 +38,6 @@ from gateway.admin import (
     learned,
     limits,
     policies,
-    policy_explain,
     pools,
     prices,
     projects,
@@ -48,6 +47,7 @@ from gateway.admin import (
     usage,
 )
 from gateway.admin.finance import FINANCE
+from gateway.admin.steering import STEERING
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -171,9 +171,9 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.include_router(health.router)
     for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
         app.include_router(room.router)
-    for room in (canaries, policies, prices, audit, supply, savings, forecast, alerts, policy_explain):
+    for room in (canaries, policies, prices, audit, supply, savings, forecast, alerts):
         app.include_router(room.router)
-    for router in FINANCE:
+    for router in (*FINANCE, *STEERING):
         app.include_router(router)
     app.include_router(console_router())
     add_docs(app)

@@ -122,6 +122,11 @@ class Economist:
         self.turned: dict[str, int] = {why.value: 0 for why in Why}
         """How many calls went where they did for which reason."""
 
+    @property
+    def priors(self) -> Priors:
+        """What was thought of the pools before anything was measured."""
+        return self._priors
+
     # ------------------------------------------------------------------------------------ a call
     def order(
         self,

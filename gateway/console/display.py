@@ -46,3 +46,16 @@ def minute(moment: datetime | int) -> str:
     """`2026-11-03 14:05` in UTC, of an instant or of epoch milliseconds."""
     at = moment if isinstance(moment, datetime) else _EPOCH + timedelta(milliseconds=moment)
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def second(moment: datetime | int) -> str:
+    """`2026-11-03 14:05:09` in UTC."""
+    at = moment if isinstance(moment, datetime) else _EPOCH + timedelta(milliseconds=moment)
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def milliseconds(value: float | None) -> str:
+    """`12.3 ms`, `1,240 ms`; a dash where nothing is known."""
+    if value is None:
+        return "–"  # noqa: RUF001 - the dash that stands for unknown on all pages
+    return f"{value:,.1f} ms" if value < 100 else f"{value:,.0f} ms"  # noqa: PLR2004 - three digits are enough

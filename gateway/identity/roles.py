@@ -127,6 +127,8 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/admin/v1/policies/{version}/activate"): _ROUTING,
     # It tells what is so and changes nothing.
     ("POST", "/admin/v1/policies/explain"): _READ,
+    ("POST", "/admin/v1/policies/check"): _READ,
+    ("POST", "/admin/v1/policies/diff"): _READ,
     # Money.
     ("GET", "/admin/v1/prices"): _READ,
     ("GET", "/admin/v1/prices/{target}"): _READ,
@@ -160,5 +162,17 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/console/logout"): _OPEN,
     ("GET", "/console/static/{name}"): _OPEN,
     ("GET", "/console"): _PAGE,
+    ("GET", "/console/traffic"): _PAGE,
+    ("GET", "/console/traffic/pulse"): _PAGE,
+    ("GET", "/console/traffic/{request_id}"): _PAGE,
+    ("GET", "/console/policies"): _PAGE,
+    ("GET", "/console/policies/edit"): _PAGE,
+    ("GET", "/console/policies/schema"): _PAGE,
+    ("GET", "/console/policies/diff"): _PAGE,
+    ("GET", "/console/policies/version/{version}"): _PAGE,
+    ("GET", "/console/pools"): _PAGE,
+    ("GET", "/console/pools/{pool}"): _PAGE,
+    ("GET", "/console/pools/{pool}/history"): _PAGE,
+    ("GET", "/console/audit"): _PAGE,
     ("GET", "/console/{path:path}"): _PAGE,
 }
