@@ -288,14 +288,14 @@ def _acceptance(facts: PoolFacts) -> list[Concern]:
                 pool,
                 None,
                 f"acceptance of {one.task} has fallen",
-                f"A step yields {one.now:.2f} tokens, {one.usual:.2f} is usual: more of what the draft proposes"
-                " is thrown away, and each token takes longer.",
+                f"A step yields {one.now:.2f} tokens, {one.usual:.2f} is usual: more of what the draft"
+                " proposes is thrown away, and each token takes longer.",
                 "The requests have changed, or the draft no longer fits the model: see the heat map, and let"
                 " the task go elsewhere by a rule.",
             )
         )
-    for one in _ready(facts):
-        story = facts.stories.get(one.replica)
+    for replica in _ready(facts):
+        story = facts.stories.get(replica.replica)
         recent = None if story is None else story.recent
         known = [each.usual for each in facts.acceptance]
         if recent is None or recent.acceptance_length is None or not known:
@@ -306,7 +306,7 @@ def _acceptance(facts: PoolFacts) -> list[Concern]:
                 Concern(
                     Severity.WARNING,
                     pool,
-                    one.replica,
+                    replica.replica,
                     "acceptance of the last minute is low",
                     f"A step yields {recent.acceptance_length:.2f} tokens; for no task less than {least:.2f} is"
                     " usual.",

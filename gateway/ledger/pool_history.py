@@ -76,7 +76,7 @@ async def pools_lately(session: AsyncSession, *, since_ms: int) -> dict[str, Poo
         .order_by(at.desc())
         .limit(SCANNED_MAX)
     )
-    return lately_of([tuple(row) for row in rows])
+    return lately_of([(a, b, c, d, e, f) for a, b, c, d, e, f in rows])
 
 
 def lately_of(rows: Iterable[_Row]) -> dict[str, PoolLately]:
