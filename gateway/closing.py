@@ -25,6 +25,7 @@ from gateway.errors import Conflict, GatewayError
 from gateway.ledger.closed_report import ledger_section, nanos_of
 from gateway.ledger.cuts import Cut
 from gateway.ledger.findings import Extent, Finding
+from gateway.ledger.frozen import HighWater, freeze_tenants
 from gateway.ledger.invariants import examine, take_snapshot
 from gateway.ledger.late_usage import lock_periods
 from gateway.ledger.period_tables import ClosedPeriod
@@ -177,10 +178,15 @@ async def _closed(session: AsyncSession, wish: Wish, signer: Signer, *, now_ms: 
         "basis": "charges by token rates as booked; supply by frozen pool-hours",
         "closed_at": instant_text(now_ms),
         "closed_by": wish.act.actor.id,
-        "ledger_high_water": {"journal_id": facts.high_water, "bookings": int(bookings)},
+        "ledger_high_water": HighWater(
+            facts.high_water,
+            int(bookings),
+            None if facts.high_water_at_ms is None else instant_text(facts.high_water_at_ms),
+        ),
         "price_versions": list(facts.price_versions),
         "price_versions_are": "used" if facts.are_prices_used else "known",
         "names": {name: found for name, found in (await read_names(session)).items() if "/" not in name},
+        "tenants": await freeze_tenants(session, start_ms=month.start_ms, end_ms=month.end_ms),
         "ledger": ledger,
     }
     body = _encode(report) + b"\n"

@@ -15,6 +15,7 @@ from gateway.console.operations import add_operations
 from gateway.console.overview import Overview
 from gateway.console.pages import STATIC, PageRoute
 from gateway.console.session import Door
+from gateway.console.sign_on import CompanyDoor
 from gateway.errors import NotFound
 
 
@@ -22,7 +23,8 @@ def console_router() -> APIRouter:
     """The whole console, with a memory of its own for logins and figures."""
     router = APIRouter(route_class=PageRoute, include_in_schema=False)
     router.include_router(Door().router())
-    router.add_api_route(HOME, Overview().show, methods=["GET"])
+    router.include_router(CompanyDoor().router())
+    Overview().routes(router)
     router.add_api_route(STATIC + "/{name}", static_file, methods=["GET"])
     add_operations(router)
     # Last: whatever has no page.

@@ -86,13 +86,13 @@ def ask(gateway: GatewayProcess, key: str, **fields: Any) -> httpx.Response:
 
 def knows(gateway: GatewayProcess, key: str) -> bool:
     headers = {"authorization": f"Bearer {key}"}
-    answer = httpx.get(f"{gateway.url}/v1/models", headers=headers, trust_env=False, timeout=10)
+    answer = httpx.get(f"{gateway.url}/v1/models", headers=headers, trust_env=False, timeout=30)
     return answer.status_code == 200
 
 
 def spend(gateway: GatewayProcess) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {ADMIN_KEY}"}
-    answer = httpx.get(f"{gateway.url}/admin/v1/reports/spend", headers=headers, trust_env=False, timeout=10)
+    answer = httpx.get(f"{gateway.url}/admin/v1/reports/spend", headers=headers, trust_env=False, timeout=30)
     found: dict[str, Any] = answer.json()["total"]
     return found
 
@@ -145,10 +145,16 @@ def _is_running(pid: int) -> bool:
 
 
 def _workers_met(gateway: GatewayProcess) -> set[str]:
-    """Whose metrics a scraper gets, over connections of their own."""
+    """Whose metrics a scraper gets, over connections of their own.
+
+    Where a worker has just died, or begun, the kernel may reset a connection that it was about to give it.
+    """
     met = set()
     for _ in range(40):
-        page = httpx.get(f"{gateway.url}/metrics", trust_env=False, timeout=10).text
+        try:
+            page = httpx.get(f"{gateway.url}/metrics", trust_env=False, timeout=30).text
+        except httpx.TransportError:
+            continue
         met |= {line.partition('worker="')[2][0] for line in page.splitlines() if 'worker="' in line}
     return met
 

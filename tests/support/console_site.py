@@ -1,7 +1,7 @@
-"""What do the console's browser tests look at? A gateway as `tollgate serve` starts it, spend and pools in it.
+"""What do the console's browser tests look at? `tollgate serve`, with spend and pools.
 
-Two tenants, one of whom chose its name to break pages, spend on every day of this month and of the one before,
-one pool that is up (a mock engine, which speculates) and one that is not.
+Two tenants, one of whom chose its name to break pages, spend on every day of this month and of the one
+before, one pool that is up (a mock engine, which speculates) and one that is not.
 """
 
 import asyncio
