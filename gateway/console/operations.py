@@ -9,6 +9,7 @@ from gateway.console.navigation import HOME
 from gateway.console.policies import edit_policy, show_diff, show_policies, show_policy_version, show_schema
 from gateway.console.pools import Pools, show_pool_history
 from gateway.console.receipt import show_receipt
+from gateway.console.shadow import show_shadow
 from gateway.console.traffic import Traffic
 
 
@@ -23,6 +24,7 @@ def add_operations(router: APIRouter) -> None:
         ("/policies/edit", edit_policy),
         ("/policies/schema", show_schema),
         ("/policies/diff", show_diff),
+        ("/policies/shadow", show_shadow),
         ("/policies/version/{version}", show_policy_version),
         ("/pools", pools.show),
         ("/pools/{pool}", pools.show_one),

@@ -25,6 +25,7 @@ from gateway.inference import TaskType
 from gateway.jobs.leases import job_states
 from gateway.paging import PageRequest
 from gateway.policy_canary import HOURS_DEFAULT, UNITS_DEFAULT
+from gateway.policy_shadow import HOURS_DEFAULT as SHADOW_HOURS_DEFAULT
 from gateway.policy_words import PolicyWords, told
 from gateway.routing.canaries import Canary, page_canaries
 from gateway.routing.canary_state import JOB, State, state_of
@@ -114,6 +115,7 @@ async def show_policy_version(session: SessionDep, actor: ActorDep, version: str
         words=await _words(found.text),
         active=active,
         lines=found.text.splitlines(),
+        shadow_hours_default=SHADOW_HOURS_DEFAULT,
         units_default=UNITS_DEFAULT,
         hours_default=HOURS_DEFAULT,
     )

@@ -180,6 +180,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/console/policies/edit"): _PAGE,
     ("GET", "/console/policies/schema"): _PAGE,
     ("GET", "/console/policies/diff"): _PAGE,
+    ("GET", "/console/policies/shadow"): _PAGE,
     ("GET", "/console/policies/version/{version}"): _PAGE,
     ("GET", "/console/pools"): _PAGE,
     ("GET", "/console/pools/{pool}"): _PAGE,
