@@ -184,8 +184,8 @@ def _queue(facts: PoolFacts) -> list[Concern]:
                     spec.name,
                     one.replica,
                     "the KV cache is full",
-                    f"{waiting:,} requests wait, {load.requests_running:,} run of {seats:,} seats: {full:.0%} of"
-                    " the cache is in use, so that no further one fits.",
+                    f"{waiting:,} requests wait, {load.requests_running:,} run of {seats:,} seats: {full:.0%}"
+                    " of the cache is in use, so that no further one fits.",
                     "Another replica, more memory for the cache, an 8-bit cache, or shorter contexts.",
                 )
             )
@@ -308,8 +308,8 @@ def _acceptance(facts: PoolFacts) -> list[Concern]:
                     pool,
                     replica.replica,
                     "acceptance of the last minute is low",
-                    f"A step yields {recent.acceptance_length:.2f} tokens; for no task less than {least:.2f} is"
-                    " usual.",
+                    f"A step yields {recent.acceptance_length:.2f} tokens; for no task less than {least:.2f}"
+                    " is usual.",
                     "See which tasks go there: what is creative belongs to a plain pool.",
                 )
             )

@@ -7,6 +7,7 @@ nothing must not read a whole ledger. The platform's own attempts (heartbeats, s
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -88,8 +89,16 @@ class Pulse:
     """There were more than one question looks at: earlier minutes are left out."""
 
 
-async def page_requests(session: AsyncSession, wanted: TrafficFilter, page: PageRequest) -> TrafficPage:
+async def page_requests(
+    session: AsyncSession, wanted: TrafficFilter, page: PageRequest, *, scanned_max: int = SCANNED_MAX
+) -> TrafficPage:
     """Requests, the newest first.
+
+    Args:
+        session: the caller's.
+        wanted: which requests.
+        page: which piece of the list.
+        scanned_max: attempts to look at.
 
     Raises:
         InvalidRequest: the limit or the cursor is wrong.
@@ -99,7 +108,7 @@ async def page_requests(session: AsyncSession, wanted: TrafficFilter, page: Page
     if page.cursor is not None:
         reached_ms = position_of(page.cursor)[0]
         before_ms = reached_ms + 1 if before_ms is None else min(before_ms, reached_ms + 1)
-    floor_ms = await _floor(session, wanted, before_ms)
+    floor_ms = await _floor(session, wanted, before_ms, scanned_max)
     statement = select(Attempt).where(*_narrow(wanted, before_ms), *_conditions(wanted), ~_superseded())
     if floor_ms is not None:
         statement = statement.where(at >= floor_ms)
@@ -111,7 +120,14 @@ async def page_requests(session: AsyncSession, wanted: TrafficFilter, page: Page
     return TrafficPage(whole.rows, cursor_of((floor_ms, _LEAST_ID)), floor_ms)
 
 
-async def pulse(session: AsyncSession, wanted: TrafficFilter, *, now_ms: int, minutes: int = 60) -> Pulse:
+async def pulse(
+    session: AsyncSession,
+    wanted: TrafficFilter,
+    *,
+    now_ms: int,
+    minutes: int = 60,
+    scanned_max: int = SCANNED_MAX,
+) -> Pulse:
     """Requests by the minute in which they started, up to now.
 
     Args:
@@ -119,21 +135,23 @@ async def pulse(session: AsyncSession, wanted: TrafficFilter, *, now_ms: int, mi
         wanted: which requests.
         now_ms: now, epoch ms.
         minutes: how many.
+        scanned_max: attempts to look at.
     """
-    first_ms = now_ms // MINUTE_MS * MINUTE_MS - (minutes - 1) * MINUTE_MS
-    floor_ms = await _floor(session, wanted, now_ms + 1)
-    is_cut = floor_ms is not None and floor_ms > first_ms
-    if floor_ms is not None and is_cut:
-        first_ms = floor_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS
-    rows = await session.execute(
-        select(col(Attempt.started_at_ms), col(Attempt.state), col(Attempt.total_ms)).where(
-            *_narrow(wanted, now_ms + 1),
-            *_conditions(wanted),
-            ~_superseded(),
-            col(Attempt.started_at_ms) >= first_ms,
-        )
+    at, this_minute_ms = col(Attempt.started_at_ms), now_ms // MINUTE_MS * MINUTE_MS
+    first_ms = this_minute_ms - (minutes - 1) * MINUTE_MS
+    floor_ms = await _floor(session, wanted, now_ms + 1, scanned_max)
+    is_cut = floor_ms is not None and floor_ms >= first_ms
+    if floor_ms is not None and is_cut:  # of its minute only a part would be looked at
+        first_ms = min(this_minute_ms, floor_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS)
+    found = await session.execute(
+        select(at, col(Attempt.state), col(Attempt.total_ms))
+        .where(*_narrow(wanted, now_ms + 1), *_conditions(wanted), ~_superseded(), at >= first_ms)
+        .order_by(at.desc())
+        .limit(scanned_max)
     )
-    return Pulse(minutes_of([(at, state, total) for at, state, total in rows], first_ms, now_ms), is_cut)
+    rows = [(start_ms, state, total_ms) for start_ms, state, total_ms in found]
+    # In a thread: there may be thousands, and requests must not stand still meanwhile.
+    return Pulse(await asyncio.to_thread(minutes_of, rows, first_ms, now_ms), is_cut)
 
 
 def minutes_of(rows: Iterable[tuple[int, str, int | None]], first_ms: int, last_ms: int) -> list[Minute]:
@@ -167,11 +185,13 @@ def share_of(values: Sequence[float], share: float) -> float | None:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else None
 
 
-async def _floor(session: AsyncSession, wanted: TrafficFilter, before_ms: int | None) -> int | None:
+async def _floor(
+    session: AsyncSession, wanted: TrafficFilter, before_ms: int | None, scanned_max: int
+) -> int | None:
     """How far one question may look back; None: to the beginning, there is no more than that."""
     at = col(Attempt.started_at_ms)
     statement = select(at).where(*_narrow(wanted, before_ms)).order_by(at.desc())
-    found = await session.execute(statement.offset(SCANNED_MAX).limit(1))
+    found = await session.execute(statement.offset(scanned_max).limit(1))
     return found.scalar()
 
 
