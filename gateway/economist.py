@@ -127,6 +127,11 @@ class Economist:
         """How many calls went where they did for which reason."""
 
     @property
+    def priors(self) -> Priors:
+        """What was thought of the pools before anything was measured."""
+        return self._priors
+
+    @property
     def beside(self) -> Economist:
         """One that believes the same, for copies: what it works out takes the place of nothing."""
         if self._beside is None:

@@ -52,11 +52,14 @@ _templates = Environment(
 )
 _templates.filters.update(
     count=display.count,
+    milliseconds=display.milliseconds,
     minute=display.minute,
     percent=display.percent,
+    second=display.second,
     usd_below_cents=display.usd_below_cents,
     usd_short=display.usd_short,
     usd_to_cents=display.usd_to_cents,
+    with_code=display.with_code,
 )
 _templates.globals.update(
     home=HOME, login=LOGIN, static=STATIC, version=assets_version(), sections=SECTIONS, may=may

@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from gateway.console.assets import static_file
 from gateway.console.navigation import HOME
+from gateway.console.operations import add_operations
 from gateway.console.overview import Overview
 from gateway.console.pages import STATIC, PageRoute
 from gateway.console.session import Door
@@ -25,6 +26,7 @@ def console_router() -> APIRouter:
     router.include_router(CompanyDoor().router())
     Overview().routes(router)
     router.add_api_route(STATIC + "/{name}", static_file, methods=["GET"])
+    add_operations(router)
     # Last: whatever has no page.
     router.add_api_route(HOME + "/{path:path}", _elsewhere, methods=["GET"])
     return router

@@ -14,6 +14,7 @@
   };
   const written = (unit, value) => {
     if (value === null || value === undefined) return "not known";
+    if (Array.isArray(value)) return value.map((one) => written(unit, one)).join(" to ");
     if (unit === "usd") return numbers.usd.format(value);
     if (unit === "ratio") return `${numbers.count.format(value * 100)} %`;
     return unit === "count" ? numbers.count.format(value) : `${numbers.count.format(value)} ${unit}`;
@@ -26,7 +27,7 @@
   function dataset(series, index, stacked) {
     const colour = series.tone ? css(`--${series.tone}`) : css(`--series-${(index % 8) + 1}`);
     const base = { label: series.label, data: series.values, borderColor: colour, backgroundColor: colour };
-    if (series.kind === "bar") return { ...base, type: "bar", stack: stacked ? "all" : undefined, maxBarThickness: 36 };
+    if (series.kind === "bar") return { ...base, type: "bar", grouped: !series.overlaid, stack: stacked ? "all" : undefined, maxBarThickness: 36 };
     const band = series.kind === "band";
     return {
       ...base,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.commands.policy import schema_text
 from gateway.routing.policy import Policy, load_policy, parse_policy
+from gateway.routing.policy_schema import schema_text
 from tests.support.factories import POOLS
 from tests.support.pool_files import DEFAULT_POLICY, ROOT
 
