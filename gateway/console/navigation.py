@@ -25,7 +25,10 @@ class Section:
         return HOME if self.name == "overview" else f"{HOME}/{self.name}"
 
 
-SECTIONS = (Section("overview", "Overview", "o"),)
+SECTIONS = (
+    Section("overview", "Overview", "o"),
+    Section("spend", "Spend", "s"),
+)
 """Those that exist: a page enters with its part."""
 
 

@@ -6,14 +6,20 @@ audit are those of the API.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import APIRouter
 from fastapi.responses import RedirectResponse, Response
 
+from gateway.console import outlook
+from gateway.console.aside import Aside
 from gateway.console.assets import static_file
 from gateway.console.navigation import HOME
 from gateway.console.overview import Overview
 from gateway.console.pages import STATIC, PageRoute
 from gateway.console.session import Door
+from gateway.console.spend import SpendPages
+from gateway.console.supply import SupplyPages
 from gateway.errors import NotFound
 
 
@@ -22,10 +28,28 @@ def console_router() -> APIRouter:
     router = APIRouter(route_class=PageRoute, include_in_schema=False)
     router.include_router(Door().router())
     router.add_api_route(HOME, Overview().show, methods=["GET"])
+    _add_spend(router, Aside())
     router.add_api_route(STATIC + "/{name}", static_file, methods=["GET"])
     # Last: whatever has no page.
     router.add_api_route(HOME + "/{path:path}", _elsewhere, methods=["GET"])
     return router
+
+
+def _add_spend(router: APIRouter, aside: Aside) -> None:
+    pages, supply = SpendPages(aside), SupplyPages(aside)
+    handlers: dict[str, Callable[..., Awaitable[Response]]] = {
+        "": pages.show,
+        "/report": pages.show_report,
+        "/supply": supply.show,
+        "/supply/report": supply.show_report,
+        "/savings": supply.show_savings,
+        "/savings/report": supply.show_savings_report,
+        "/forecast": outlook.show_forecast,
+        "/forecast/report": outlook.show_forecast_report,
+        "/anomalies": outlook.show_anomalies,
+    }
+    for ending, handler in handlers.items():
+        router.add_api_route(f"{HOME}/spend{ending}", handler, methods=["GET"])
 
 
 async def _elsewhere(path: str) -> Response:
