@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from gateway.admin import adjustments, periods, reconciliations
+from gateway.admin import adjustments, periods, reconciliations, statements
 
-FINANCE = (periods.router, adjustments.router, reconciliations.router)
+FINANCE = (periods.router, statements.router, adjustments.router, reconciliations.router)

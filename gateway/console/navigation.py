@@ -28,6 +28,9 @@ class Section:
 SECTIONS = (
     Section("overview", "Overview", "o"),
     Section("spend", "Spend", "s"),
+    Section("periods", "Periods", "p"),
+    Section("budgets", "Budgets", "b"),
+    Section("keys", "Keys", "k"),
 )
 """Those that exist: a page enters with its part."""
 

@@ -55,6 +55,7 @@ _templates.filters.update(
     minute=display.minute,
     percent=display.percent,
     usd_below_cents=display.usd_below_cents,
+    usd_plain=display.usd_plain,
     usd_short=display.usd_short,
     usd_to_cents=display.usd_to_cents,
 )

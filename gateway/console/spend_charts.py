@@ -22,7 +22,8 @@ OTHERS = "others"
 
 def bars_chart(report: SpendReport, query: SpendQuery) -> Chart:
     """The dearest groups; a click narrows the page to one."""
-    shown = sorted(report.rows, key=lambda row: -row[1].charge_usd_nanos)[:BARS_MAX]
+    charged = [row for row in report.rows if row[1].charge_usd_nanos] or list(report.rows)
+    shown = sorted(charged, key=lambda row: -row[1].charge_usd_nanos)[:BARS_MAX]
     what = " and ".join(title_of(name).lower() for name in report.group_by)
     series = [
         Series("Charge", [figures.charge_usd_nanos for _, figures in shown], tone="accent"),
@@ -60,7 +61,8 @@ def course_chart(report: SpendReport, query: SpendQuery, *, now: datetime) -> Ch
     times = {group[at] for group, _ in report.rows}
     labels = days_of(query.span, now) if step == "day" else sorted(times)
     labels = sorted({*labels, *times})
-    order = sorted(found, key=lambda name: (-sum(found[name].values()), name))
+    present = [name for name in found if any(found[name].values())] or list(found)
+    order = sorted(present, key=lambda name: (-sum(found[name].values()), name))
     series = [Series(name, [found[name].get(label, 0) for label in labels]) for name in order[:SERIES_MAX]]
     if rest_names := order[SERIES_MAX:]:
         others = [sum(found[name].get(label, 0) for name in rest_names) for label in labels]
