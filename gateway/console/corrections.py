@@ -1,4 +1,4 @@
-"""What is corrected after the fact, and who agreed: adjustments, and bills beside the ledger? Tabs of periods.
+"""What is corrected afterwards, and who agreed: adjustments, and bills beside the ledger? Tabs of periods.
 
 A bill is sent to the admin API, which compares it; this shows what came of it. Whoever proposed an adjustment
 is not offered to approve it: a second person does.

@@ -37,7 +37,7 @@ def console_router() -> APIRouter:
 
 
 def _add_finance(router: APIRouter, aside: Aside) -> None:
-    """Pages of finance and of the teams that spend; addresses with a name in them come after the fixed ones."""
+    """Pages of finance and of the teams that spend; fixed addresses come before those with a name in them."""
     spend, supply, periods = SpendPages(aside), SupplyPages(aside), PeriodPages(aside)
     handlers: dict[str, Callable[..., Awaitable[Response]]] = {
         "/spend": spend.show,

@@ -1,4 +1,4 @@
-"""What do tests of the console's pages ask without a browser? The app in this process, with logins by role."""
+"""What do tests of the console's pages ask without a browser? The app in this process, logins by role."""
 
 import re
 import shutil
@@ -32,9 +32,9 @@ class Visitor:
     def __init__(self, client: httpx.AsyncClient) -> None:  # noqa: TID251 - a test's client
         self._client = client
 
-    async def get(self, address: str, *, status_code: int = 200) -> str:
+    async def get(self, address: str, *, status_code: int = 200, **query: str) -> str:
         """A page's HTML."""
-        answer = await self._client.get(address)
+        answer = await self._client.get(address, params=query or None)
         assert answer.status_code == status_code, answer.text
         return answer.text
 
