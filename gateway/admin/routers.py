@@ -28,6 +28,7 @@ from gateway.admin import (
     reconciliations,
     savings,
     shadows,
+    statements,
     supply,
     tenants,
     usage,
@@ -58,6 +59,7 @@ _ROOMS = (
     alerts,
     policy_explain,
     periods,
+    statements,
     adjustments,
     reconciliations,
 )

@@ -57,6 +57,7 @@ _templates.filters.update(
     percent=display.percent,
     second=display.second,
     usd_below_cents=display.usd_below_cents,
+    usd_plain=display.usd_plain,
     usd_short=display.usd_short,
     usd_to_cents=display.usd_to_cents,
     with_code=display.with_code,
