@@ -15,7 +15,8 @@ from gateway.identity.store import get_tenant
 from gateway.ledger.cuts import moment_of
 from gateway.ledger.invariants import take_snapshot
 from gateway.ledger.periods import month_named
-from gateway.ledger.statement import Subject, read_statement
+from gateway.ledger.statement import Subject, statement_of
+from gateway.ledger.statement_reading import read_month
 from gateway.spend_names import read_names
 
 router = APIRouter(prefix="/admin/v1/periods", tags=["periods"])
@@ -31,7 +32,7 @@ PDF = "application/pdf"
     responses={200: {"content": {PDF: {}}}},
 )
 async def statement(services: ServicesDep, session: SessionDep, *, period: str, tenant: str) -> Response:
-    """The document; of a month that is not over it says that it is provisional.
+    """The document; of a month that is not closed it says that it is provisional.
 
     Raises:
         InvalidRequest: no month.
@@ -43,7 +44,7 @@ async def statement(services: ServicesDep, session: SessionDep, *, period: str, 
     of = await get_tenant(session, tenant)
     start, end = moment_of(month.start_ms), moment_of(month.end_ms)
     subject = Subject(of.id, of.name, start, end, services.clock.epoch_ms())
-    made = await read_statement(session, subject, await read_names(session))
+    made = statement_of(subject, await read_month(session, subject, await read_names(session)))
     document = await ask_process(PRINTER, msgspec.json.encode(made))
     headers = {
         "content-disposition": f'attachment; filename="statement-{of.id}-{month.id}.pdf"',
