@@ -21,6 +21,18 @@ from tests.support.spend_rows import attempt_row, book_rows
 NOW = datetime(2026, 11, 15, 12, 30, tzinfo=UTC)
 EVIL = "<script>alert(1)</script>"
 
+WRONG = {
+    "by=colour": "Cannot group by",
+    "filter=tenant%3Dacne": "Did you mean 'acme'?",
+    "filter=nonsense": "A filter is written dimension=value",
+    "by=day&order=luck": "Cannot order by",
+    "period=2026-99": "A period is one of",
+    "by=tenant,project,key,model": "Group by at most 3 things",
+    "from=yesterday": "must be a date or an instant",
+    "top=many": "is a number of rows",
+}
+"""Queries that make no sense, and what is said of them."""
+
 
 class StandingClock(Clock):
     """A clock that stands in the middle of a month."""
@@ -158,9 +170,7 @@ async def test_a_click_on_a_row_filters_and_a_chip_takes_the_filter_away(visitor
     assert 'aria-label="Take away the filter tenant=acme"' in html
     assert 'href="/admin/v1/exports?format=xlsx&amp;group_by=model&amp;from=2026-11-01' in html
     assert "1.500000001" in await visitor.read("/console/spend?filter=tenant%3Dacme&by=model")
-
-
-async def test_a_day_narrows_the_time_and_not_the_rows(visitor: Visitor) -> None:
+    # A day narrows the time, not the rows.
     html = await visitor.get("/console/spend?by=day")
     assert "period=custom&amp;from=2026-11-02&amp;to=2026-11-03&amp;by=day" in html
     text = await visitor.read("/console/spend?period=custom&from=2026-11-02&to=2026-11-03&by=day")
@@ -177,23 +187,9 @@ async def test_what_reads_every_attempt_follows_the_page(visitor: Visitor) -> No
     assert "per end user, of 2" in text
 
 
-@pytest.mark.parametrize(
-    ("query", "said"),
-    [
-        ("by=colour", "Cannot group by"),
-        ("filter=tenant%3Dacne", "Did you mean 'acme'?"),
-        ("filter=nonsense", "A filter is written dimension=value"),
-        ("by=day&order=luck", "Cannot order by"),
-        ("period=2026-99", "A period is one of"),
-        ("by=tenant,project,key,model", "Group by at most 3 things"),
-        ("from=yesterday", "must be a date or an instant"),
-    ],
-)
-async def test_a_wrong_question_is_answered_by_a_sentence(visitor: Visitor, query: str, said: str) -> None:
-    assert said in await visitor.read(f"/console/spend?{query}", status_code=400)
-
-
-async def test_a_period_without_spend_says_what_to_do(visitor: Visitor) -> None:
+async def test_a_wrong_question_is_answered_by_a_sentence(visitor: Visitor) -> None:
+    for query, said in WRONG.items():
+        assert said in await visitor.read(f"/console/spend?{query}", status_code=400), query
     assert "Choose another period" in await visitor.read("/console/spend?period=2025-10")
 
 
@@ -219,14 +215,12 @@ async def test_savings_say_how_they_are_known(visitor: Visitor) -> None:
         assert made["saved_usd"].removeprefix("-") in text
 
 
-async def test_a_forecast_follows_its_page_and_says_why_there_is_none(visitor: Visitor) -> None:
+async def test_a_forecast_follows_its_page_and_an_anomaly_leads_to_its_day(visitor: Visitor) -> None:
     assert "Forecasting" in await visitor.read("/console/spend/forecast")
     text = await visitor.read("/console/spend/forecast/report?by=pool")
-    assert "back-tested from" in text
     assert "By pool" in text
-
-
-async def test_an_anomaly_leads_to_the_spend_of_its_day(visitor: Visitor) -> None:
+    assert "seasonal-naive" in text
+    assert "back-tested from" in text
     html = await visitor.get("/console/spend/anomalies")
     assert "Tenant acme" in html
     assert "model <strong>auto</strong>: 93 % of the excess" in html
