@@ -55,7 +55,9 @@ async def draft_of(session: AsyncSession, month: Month, act: Act, *, now_ms: int
     facts = await read_facts(session, Cut((), (), month.start_ms, month.end_ms))
     bookings = (await session.execute(select(func.count(col(JournalTransaction.id))))).scalar_one()
     names = {name: found for name, found in (await read_names(session)).items() if "/" not in name}
-    report = _report(month, act, ledger, facts, bookings=int(bookings), names=names, now_ms=now_ms)
+    report = _report(
+        month, act, ledger=ledger, facts=facts, bookings=int(bookings), names=names, now_ms=now_ms
+    )
     body_bytes, sha256, compressed = await asyncio.to_thread(_bytes, report)
     return Draft(now_ms, compressed, body_bytes, sha256, ledger["totals"], facts.high_water, sums)
 
@@ -63,9 +65,9 @@ async def draft_of(session: AsyncSession, month: Month, act: Act, *, now_ms: int
 def _report(
     month: Month,
     act: Act,
+    *,
     ledger: dict[str, Any],
     facts: ReportFacts,
-    *,
     bookings: int,
     names: dict[str, Any],
     now_ms: int,
