@@ -28,6 +28,8 @@ APPEND_ONLY = (
     "policy_canaries",
     "policy_canary_ends",
     "policy_checks",
+    "policy_shadow_ends",
+    "policy_shadows",
     "policy_versions",
     "price_entries",
     "price_versions",

@@ -22,9 +22,10 @@ from gateway.audit import Act
 from gateway.clock import instant_text
 from gateway.ledger.closed_report import ledger_section
 from gateway.ledger.cuts import Cut
+from gateway.ledger.frozen import HighWater, freeze_tenants
 from gateway.ledger.period_tables import Adjustment, LateHour
 from gateway.ledger.periods import Month
-from gateway.ledger.report_facts import ReportFacts, read_facts
+from gateway.ledger.report_facts import read_facts
 from gateway.ledger.supply_tables import SupplyHour
 from gateway.ledger.tables import JournalTransaction, SpendHour
 from gateway.spend_names import read_names
@@ -55,24 +56,13 @@ async def draft_of(session: AsyncSession, month: Month, act: Act, *, now_ms: int
     facts = await read_facts(session, Cut((), (), month.start_ms, month.end_ms))
     bookings = (await session.execute(select(func.count(col(JournalTransaction.id))))).scalar_one()
     names = {name: found for name, found in (await read_names(session)).items() if "/" not in name}
-    report = _report(
-        month, act, ledger=ledger, facts=facts, bookings=int(bookings), names=names, now_ms=now_ms
+    tenants = await freeze_tenants(session, start_ms=month.start_ms, end_ms=month.end_ms)
+    high_water = HighWater(
+        facts.high_water,
+        int(bookings),
+        None if facts.high_water_at_ms is None else instant_text(facts.high_water_at_ms),
     )
-    body_bytes, sha256, compressed = await asyncio.to_thread(_bytes, report)
-    return Draft(now_ms, compressed, body_bytes, sha256, ledger["totals"], facts.high_water, sums)
-
-
-def _report(
-    month: Month,
-    act: Act,
-    *,
-    ledger: dict[str, Any],
-    facts: ReportFacts,
-    bookings: int,
-    names: dict[str, Any],
-    now_ms: int,
-) -> dict[str, Any]:
-    return {
+    report = {
         "format": FORMAT,
         "period": month.id,
         "from": instant_text(month.start_ms),
@@ -82,12 +72,15 @@ def _report(
         "basis": "charges by token rates as booked; supply by frozen pool-hours",
         "closed_at": instant_text(now_ms),
         "closed_by": act.actor.id,
-        "ledger_high_water": {"journal_id": facts.high_water, "bookings": bookings},
+        "ledger_high_water": high_water,
         "price_versions": list(facts.price_versions),
         "price_versions_are": "used" if facts.are_prices_used else "known",
         "names": names,
+        "tenants": tenants,
         "ledger": ledger,
     }
+    body_bytes, sha256, compressed = await asyncio.to_thread(_bytes, report)
+    return Draft(now_ms, compressed, body_bytes, sha256, ledger["totals"], facts.high_water, sums)
 
 
 def _bytes(report: dict[str, Any]) -> tuple[int, str, bytes]:

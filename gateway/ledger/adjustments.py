@@ -7,10 +7,10 @@ whatever month it is about, and reports show it as a line of its own beside the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -18,7 +18,7 @@ from gateway.audit import Act, write
 from gateway.db import begin_writing, metadata
 from gateway.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from gateway.inference import new_id
-from gateway.ledger.cuts import Cut
+from gateway.ledger.cuts import PERIODS, Cut, period_bounds
 from gateway.ledger.journal import write_transaction
 from gateway.ledger.late_usage import lock_periods
 from gateway.ledger.period_tables import Adjustment, Proposal, Reconciliation
@@ -29,6 +29,7 @@ KINDS = ("credit", "correction", "reconciliation")
 COUNTERPART = "adjustments"
 """The journal's account against which all of them are booked."""
 REASON_CHARS = 512
+PIECE_ROWS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,26 +241,76 @@ class AdjustmentLine:
 
 
 async def adjustment_lines(session: AsyncSession, cut: Cut) -> tuple[AdjustmentLine, ...]:
-    """Adjustments booked between the bounds of a cut, of the tenants that its filters name.
-
-    Filters by anything else leave them all out: an adjustment is a tenant's, not a pool's or a task's.
-    """
-    tenants: Sequence[str] | None = None
-    for each in cut.filters:
-        if each.name != "tenant":
-            return ()
-        tenants = each.values
-    at = col(Adjustment.at_ms)
+    """Adjustments booked between the bounds of a cut, summed up; see `adjustments_in` for which."""
+    conditions = _conditions(cut)
+    if conditions is None:
+        return ()
     keys = (col(Adjustment.kind), col(Adjustment.tenant_id), col(Adjustment.charge_month))
     statement = (
         select(*keys, func.sum(col(Adjustment.amount_usd_nanos)), func.count())
-        .where(at >= cut.start_ms, at < cut.end_ms)
+        .where(*conditions)
         .group_by(*keys)
         .order_by(*keys)
     )
-    if tenants is not None:
-        statement = statement.where(col(Adjustment.tenant_id).in_(tenants))
     return tuple(
         AdjustmentLine(kind, tenant, month, int(amount), int(count))
         for kind, tenant, month, amount, count in await session.execute(statement)
     )
+
+
+async def adjustments_in(session: AsyncSession, cut: Cut) -> AsyncIterator[Sequence[Adjustment]]:
+    """The same one by one, in pieces, in the order in which they were booked.
+
+    Of the tenants and periods that the cut's filters name. Filters by anything else leave all of them out: an
+    adjustment is a tenant's, not a pool's or a task's.
+    """
+    conditions = _conditions(cut)
+    if conditions is None:
+        return
+    found = await session.stream(
+        select(Adjustment).where(*conditions).order_by(col(Adjustment.at_ms), col(Adjustment.id)),
+        execution_options={"yield_per": PIECE_ROWS},
+    )
+    async for part in found.scalars().partitions():
+        yield part
+
+
+@dataclass(frozen=True, slots=True)
+class AdjustmentTotal:
+    """What adjustments come to."""
+
+    tenants_usd_nanos: int = 0
+    platform_usd_nanos: int = 0
+    """On our own account."""
+    count: int = 0
+
+
+async def adjustment_total(session: AsyncSession, cut: Cut) -> AdjustmentTotal:
+    """What the same come to by a sum of its own."""
+    conditions = _conditions(cut)
+    if conditions is None:
+        return AdjustmentTotal()
+    amount, is_ours = col(Adjustment.amount_usd_nanos), col(Adjustment.tenant_id) == PLATFORM
+    (row,) = await session.execute(
+        select(
+            func.sum(case((is_ours, 0), else_=amount)),
+            func.sum(case((is_ours, amount), else_=0)),
+            func.count(),
+        ).where(*conditions)
+    )
+    return AdjustmentTotal(*(int(value or 0) for value in row))
+
+
+def _conditions(cut: Cut) -> list[ColumnElement[bool]] | None:
+    """What adjustments of a cut meet; None: it has none."""
+    at = col(Adjustment.at_ms)
+    conditions = [at >= cut.start_ms, at < cut.end_ms]
+    for each in cut.filters:
+        if each.name == "tenant":
+            conditions.append(col(Adjustment.tenant_id).in_(each.values))
+        elif each.name in PERIODS:
+            bounds = [period_bounds(each.name, value) for value in each.values]
+            conditions.append(or_(*(and_(at >= start, at < end) for start, end in bounds)))
+        else:
+            return None
+    return conditions

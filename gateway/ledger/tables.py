@@ -381,7 +381,7 @@ class ExportSchedule(Audited, table=True):
 
 
 class ExportFile(SQLModel, table=True):
-    """A file that a schedule has written; one for each of its periods. Rows are only ever added."""
+    """A file that a schedule has written: provisional ones, then the final one. Rows are only ever added."""
 
     __tablename__ = "export_files"
 
@@ -397,4 +397,9 @@ class ExportFile(SQLModel, table=True):
     sha256: str = _text(64, "of the file")
     control_usd_nanos: int = _count("its control total, nano-USD")
     high_water: str | None = _text(64, "last booking that it knew", optional=True)
-    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when it was written, epoch ms"))
+    at_ms: int = _key(EpochMs, "when it was written, epoch ms")
+    is_final: bool = Field(
+        default=False,
+        sa_column=Column(Boolean, nullable=False, comment="its period was closed: it is never written again"),
+    )
+    booked: int = _count("attempts and adjustments, or pool-hours, that its period had by then")

@@ -1,7 +1,7 @@
 """pool_declarations, budget_marks, spend_days (filled from the hours), adjustment_proposals.gap.
 
 Revision: 0018
-Follows: 0014
+Follows: 0017
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0018"
-down_revision = "0014"
+down_revision = "0017"
 branch_labels = None
 depends_on = None
 
