@@ -26,29 +26,7 @@ from backends.fleet_file import FLEET_FILE_NAME
 from backends.monitor import FleetMonitor
 from backends.profile import ProfileError
 from backends.registry import PoolRegistry
-from gateway.admin import (
-    admin_keys,
-    alerts,
-    audit,
-    budgets,
-    canaries,
-    exports,
-    forecast,
-    keys,
-    learned,
-    limits,
-    policies,
-    policy_explain,
-    pools,
-    prices,
-    projects,
-    savings,
-    shadows,
-    supply,
-    tenants,
-    usage,
-)
-from gateway.admin.finance import FINANCE
+from gateway.admin.routers import ROUTERS
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -57,7 +35,7 @@ from gateway.cache.lookup import AnswerCache
 from gateway.cache.pipelined import redis_storage
 from gateway.cache.storage import CacheStorage, MemoryStorage
 from gateway.clock import Clock
-from gateway.console.overview import console_router
+from gateway.console.router import console_router
 from gateway.copies import copier_of
 from gateway.db import SessionFactory, create_engine, session_factory
 from gateway.dependencies import Runtime, Services, guard, require_guarded
@@ -71,6 +49,7 @@ from gateway.identity.auth import KeyRing
 from gateway.identity.key_store import list_keys
 from gateway.identity.limit_sharing import LimitSharing
 from gateway.identity.limit_store import list_limits
+from gateway.identity.people_store import list_people
 from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
@@ -171,22 +150,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
-        app.include_router(room.router)
-    for room in (
-        canaries,
-        shadows,
-        policies,
-        prices,
-        audit,
-        supply,
-        savings,
-        forecast,
-        alerts,
-        policy_explain,
-    ):
-        app.include_router(room.router)
-    for router in FINANCE:
+    for router in ROUTERS:
         app.include_router(router)
     app.include_router(console_router())
     add_docs(app)
@@ -481,8 +445,9 @@ class _Parts:
         return guard
 
     def _exports(self, engine: AsyncEngine, holder: str) -> Scheduler:
-        url = self._settings.effective_database_url
-        return exports_scheduler(session_factory(engine), self._clock, database_url=url, holder=holder)
+        sessions, url = session_factory(engine), self._settings.effective_database_url
+        specs = self._registry.specs
+        return exports_scheduler(sessions, self._clock, database_url=url, specs=specs, holder=holder)
 
     def _alerts(self, engine: AsyncEngine, holder: str) -> Scheduler:
         sessions, key = session_factory(engine), self._root_key
@@ -633,7 +598,7 @@ class _Parts:
 
     async def _reload_keys(self, session: AsyncSession) -> None:
         self._keys.replace(await list_keys(session), await list_limits(session))
-        self._admins.replace(await list_admin_keys(session))
+        self._admins.replace(await list_admin_keys(session), await list_people(session))
 
     def _confirm_keys(self) -> None:
         self._keys.confirm()

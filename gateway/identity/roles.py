@@ -104,6 +104,11 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/admin/v1/admin-keys/{key}"): _ADMIN,
     ("POST", "/admin/v1/admin-keys/{key}/rotate"): _ADMIN,
     ("POST", "/admin/v1/admin-keys/{key}/revoke"): _ADMIN,
+    ("GET", "/admin/v1/people"): _ADMIN,
+    ("POST", "/admin/v1/people"): _ADMIN,
+    ("PATCH", "/admin/v1/people/{person}"): _ADMIN,
+    ("POST", "/admin/v1/people/{person}/password"): _ADMIN,
+    ("POST", "/admin/v1/people/{person}/retire"): _ADMIN,
     ("GET", "/admin/v1/audit"): _READ,
     ("GET", "/admin/v1/audit/invariants"): _READ,
     # Supply.
@@ -161,9 +166,12 @@ RULES: Mapping[tuple[str, str], Rule] = {
     # Console.
     ("GET", "/console/login"): _OPEN,
     ("POST", "/console/login"): _OPEN,
+    ("GET", "/console/login/oidc"): _OPEN,
+    ("GET", "/console/login/oidc/callback"): _OPEN,
     ("POST", "/console/logout"): _OPEN,
     ("GET", "/console/static/{name}"): _OPEN,
     ("GET", "/console"): _PAGE,
+    ("GET", "/console/overview/forecast"): _PAGE,
+    ("GET", "/console/overview/savings"): _PAGE,
     ("GET", "/console/{path:path}"): _PAGE,
-    ("POST", "/console/{path:path}"): _PAGE,
 }
