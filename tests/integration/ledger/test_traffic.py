@@ -25,10 +25,19 @@ def row(number: int, **values: Any) -> dict[str, Any]:
 
 ROWS = [
     row(0, total_ms=900),
-    row(1, request_id="req_back", state="failed", payer="platform", pool="plain", error_code="upstream_timeout"),
+    row(
+        1,
+        request_id="req_back",
+        state="failed",
+        payer="platform",
+        pool="plain",
+        error_code="upstream_timeout",
+    ),
     row(2, request_id="req_back", attempt_number=2),
     row(3, request_id="req_hedge"),
-    row(4, request_id="req_hedge", attempt_number=2, state="failed", payer="platform", error_code="hedge_lost"),
+    row(
+        4, request_id="req_hedge", attempt_number=2, state="failed", payer="platform", error_code="hedge_lost"
+    ),
     row(5, state="failed", payer="platform", error_code="no_target", status_code=503, task="chat"),
     row(6, tenant_id="platform", payer="platform", task="chat"),
     row(7, tenant_id="ten_2", pool="plain", client_request_id="theirs"),

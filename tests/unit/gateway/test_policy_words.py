@@ -16,7 +16,9 @@ def test_routes_models_and_what_holds_of_all_calls() -> None:
     assert ("auto", "speculative or plain") in words.models
     assert words.rules == ()
     assert "A call of which nothing says the task is chat." in words.others
-    assert "Calls that state a temperature of at most 0 are answered from the cache for 3,600 s." in words.others
+    assert (
+        "Calls that state a temperature of at most 0 are answered from the cache for 3,600 s." in words.others
+    )
 
 
 def test_every_kind_of_rule_in_words() -> None:
@@ -51,9 +53,10 @@ def test_every_kind_of_rule_in_words() -> None:
     assert "is answered from the cache up to temperature 0.2, kept for 86,400 s" in said["labels"][1]
     assert "10 % of the conversations go to plain, then speculative instead" in said["code-canary"][1]
     assert "from 90 % of a budget on the cheapest target goes first" in said["everybody"][1]
-    assert ("auto", "speculative or plain; outside the company to openai-4o when no pool can take a call") in (
-        words.models
-    )
+    assert (
+        "auto",
+        "speculative or plain; outside the company to openai-4o when no pool can take a call",
+    ) in (words.models)
 
 
 @pytest.mark.parametrize("text", ["name: [", "name: only\n"])

@@ -67,7 +67,9 @@ def test_a_replica_that_is_out_says_why_and_when_it_is_tried_again() -> None:
         ("bad", "no replica can take a request"),
         ("bad", "a replica gets no requests"),
     ]
-    assert concerns[1].cause == "Circuit breaker open: 3 failures in a row: timed out; it is tried again in 8 s."
+    assert (
+        concerns[1].cause == "Circuit breaker open: 3 failures in a row: timed out; it is tried again in 8 s."
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ def test_an_attempt_is_queue_first_token_and_generation_on_one_scale() -> None:
         2, started_at_ms=150, queue_ms=10.0, ttft_ms=50, total_ms=250, generation_ms=200.0, output_tokens=11
     )
     one, other = waterfall([failed, answered], facts())
-    assert [(span.kind, span.ms, span.x, span.width) for span in one.spans] == [("waiting", 100.0, 0.0, 250.0)]
+    assert [(span.kind, span.ms, span.x, span.width) for span in one.spans] == [
+        ("waiting", 100.0, 0.0, 250.0)
+    ]
     assert [(span.kind, span.ms, span.x) for span in other.spans] == [
         ("queue", 10.0, 375.0),
         ("first", 40.0, 400.0),
