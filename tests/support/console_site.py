@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -71,12 +71,21 @@ async def fill(url: str) -> None:
 
 @contextmanager
 def running_gateway(home: Path, **environment: str) -> Iterator[str]:
-    """`tollgate serve` on a filled database of its own; yields where it serves.
+    """`tollgate serve` on a filled database of its own, before one engine; yields where it serves.
 
     Args:
         home: an empty folder.
         environment: more settings.
     """
+    with MockVllm("--speculative", "3") as mock:
+        urls = {"speculative": [mock.url], "plain": ["http://127.0.0.1:9"]}
+        with serving(home, urls, **environment) as url:
+            yield url
+
+
+@contextmanager
+def serving(home: Path, urls: Mapping[str, Sequence[str]], **environment: str) -> Iterator[str]:
+    """The same before these engines: pool → base URLs."""
     state = home / "state"
     state.mkdir()
     database = f"sqlite+aiosqlite:///{state / 'tollgate.db'}"
@@ -84,8 +93,7 @@ def running_gateway(home: Path, **environment: str) -> Iterator[str]:
         # Where Playwright's loop is not: another one cannot run beside it.
         thread.submit(upgrade, database).result()
         thread.submit(lambda: asyncio.run(fill(database))).result()
-    with MockVllm("--speculative", "3") as mock, (home / "log").open("w+") as log:
-        urls = {"speculative": [mock.url], "plain": ["http://127.0.0.1:9"]}
+    with (home / "log").open("w+") as log:
         process = subprocess.Popen(
             [Path(sys.executable).parent / "tollgate", "serve"],
             env=os.environ  # noqa: TID251 - what a program of its own is started with
