@@ -19,6 +19,7 @@ from gateway.identity.key_store import create_key
 from gateway.identity.store import create_tenant, ensure_project
 from gateway.ledger.cuts import month_of
 from gateway.migrate import upgrade
+from tests.e2e.site import eventually
 from tests.support.chromium import Chromium, chromium_path
 from tests.support.factories import make_act
 from tests.support.mock_process import MockVllm
@@ -133,7 +134,7 @@ def log_in(browser: Chromium, key: str) -> None:
 def test_a_person_logs_in_looks_and_logs_out(browser: Chromium, gateway: str) -> None:
     browser.open(f"{gateway}/console")
     assert browser.evaluate("location.pathname") == "/console/login"
-    assert browser.evaluate("document.activeElement.id") == "key"
+    eventually(lambda: browser.evaluate("document.activeElement.id") == "key")  # a moment after it is loaded
     log_in(browser, "not the key")
     assert "not an administrator key" in browser.evaluate("document.body.innerText")
     log_in(browser, ADMIN_KEY)
