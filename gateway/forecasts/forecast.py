@@ -1,11 +1,10 @@
 """What comes next in a series, how wrong was that method before, and how far off may it be?
 
 The yardstick is seasonal-naive: the same as a season ago. Another model is used only if, forecasting from
-several earlier instants what is known today (rolling origin), it was closer by the period by more than two
-standard errors of that gain (Breiman et al., "Classification and Regression Trees", 1984, take one to choose
-between models; with one, a real trace was forecast worse than by the yardstick on days that nobody had seen),
-and no worse in the sum; so the error beside a forecast is never worse than the yardstick's. Back-tests whose
-days overlap count as fewer. What was chosen by an error is flattered by it a little.
+several earlier instants what is known today (rolling origin), it was closer by the period by more than luck
+explains one time in twenty (1.645 standard errors of that gain), and no worse in the sum; so the error beside
+a forecast is never worse than the yardstick's. Back-tests whose days overlap count as fewer. What was chosen
+by an error is flattered by it a little.
 
 Intervals are split conformal: the quantile of what the chosen method was off by at those origins, for the
 sum of the next k periods; no distribution is assumed (Lei et al., "Distribution-Free Predictive Inference for
@@ -30,8 +29,10 @@ ORIGINS_MIN = 2
 ORIGINS_MAX = 9
 ORIGINS_TO_CHOOSE = 4
 """With fewer, a model may have been lucky: the yardstick stands."""
-MARGIN_SE = 2.0
-"""Standard errors of the gain by which another model must win."""
+MARGIN_SE = 1.645
+"""Standard errors of the gain by which another model must win: the normal distribution's upper 5 %. With one,
+or none, a real trace was forecast worse than by the yardstick on days that nobody had seen
+(tests/load/forecast_error.py)."""
 
 Model = Callable[[Sequence[float], int], Sequence[float]]
 """The next values of a history, so many."""

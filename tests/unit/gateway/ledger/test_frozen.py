@@ -9,7 +9,7 @@ import msgspec
 from gateway.ledger.frozen import OfTenant, frozen_in
 from gateway.ledger.period_tables import ClosedPeriod
 
-OLDER = {
+OLDER: dict[str, object] = {
     "format": "tollgate-period/1",
     "period": "2026-01",
     "closed_at": "2026-02-04T00:00:00Z",
@@ -23,7 +23,8 @@ OLDER = {
 
 
 def closed(report: dict[str, object]) -> ClosedPeriod:
-    return ClosedPeriod(id="2026-01", report=zlib.compress(msgspec.json.encode(report)))
+    packed = zlib.compress(msgspec.json.encode(report))
+    return ClosedPeriod(id="2026-01", report=packed)  # type: ignore[call-arg]
 
 
 def test_a_report_of_an_older_version_says_what_it_has() -> None:
