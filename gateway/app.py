@@ -26,26 +26,7 @@ from backends.fleet_file import FLEET_FILE_NAME
 from backends.monitor import FleetMonitor
 from backends.profile import ProfileError
 from backends.registry import PoolRegistry
-from gateway.admin import (
-    admin_keys,
-    alerts,
-    audit,
-    budgets,
-    exports,
-    forecast,
-    keys,
-    learned,
-    limits,
-    pools,
-    prices,
-    projects,
-    savings,
-    supply,
-    tenants,
-    usage,
-)
-from gateway.admin.finance import FINANCE
-from gateway.admin.routing import ROUTING
+from gateway.admin.routers import ROUTERS
 from gateway.api import health, openapi
 from gateway.api.control_errors import add_error_answers
 from gateway.api.docs import add_docs
@@ -54,7 +35,8 @@ from gateway.cache.lookup import AnswerCache
 from gateway.cache.pipelined import redis_storage
 from gateway.cache.storage import CacheStorage, MemoryStorage
 from gateway.clock import Clock
-from gateway.console.overview import console_router
+from gateway.console.router import console_router
+from gateway.copies import copier_of
 from gateway.db import SessionFactory, create_engine, session_factory
 from gateway.dependencies import Runtime, Services, guard, require_guarded
 from gateway.economist import Economist, Reader
@@ -67,6 +49,7 @@ from gateway.identity.auth import KeyRing
 from gateway.identity.key_store import list_keys
 from gateway.identity.limit_sharing import LimitSharing
 from gateway.identity.limit_store import list_limits
+from gateway.identity.people_store import list_people
 from gateway.identity.root_key import load_admin_key, load_root_key
 from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
@@ -169,11 +152,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, worker: int | 
     app.state.runtime = runtime
     add_error_answers(app)
     app.include_router(health.router)
-    for room in (usage, exports, tenants, projects, keys, limits, budgets, admin_keys, pools, learned):
-        app.include_router(room.router)
-    for room in (prices, audit, supply, savings, forecast, alerts):
-        app.include_router(room.router)
-    for router in (*ROUTING, *FINANCE):
+    for router in ROUTERS:
         app.include_router(router)
     app.include_router(console_router())
     add_docs(app)
@@ -277,10 +256,13 @@ class _Parts:
             FleetMetrics(self._registry, self._telemetry).watch(monitor, waker, books)
             keeper = ReplicaTimeKeeper(settings.state_dir, session_factory(engine), settings.supply)
             guard = self._guard(services)
+            copier = copier_of(
+                services.pipeline, settings.shadow, services.sessions, telemetry=self._telemetry
+            )
             jobs = (scheduler, self._exports(engine, spool.owner_id), self._alerts(engine, spool.owner_id))
             refusals = RefusalWriter(services.pipeline.refusals, services.sessions)
-            beside = (keeper, guard, refusals, services.backtests)
-            parts = (shipper, watcher, lessor, *jobs, reader, levels, self._policies, *beside)
+            beside = (reader, levels, self._policies, keeper, guard, refusals, services.backtests)
+            parts: list[_Part] = [copier, shipper, watcher, lessor, *jobs, *beside]
             async with self._working(cache, monitor, parts):
                 yield services
             await self._give_back(lessor, spool)
@@ -467,8 +449,9 @@ class _Parts:
         return guard
 
     def _exports(self, engine: AsyncEngine, holder: str) -> Scheduler:
-        url = self._settings.effective_database_url
-        return exports_scheduler(session_factory(engine), self._clock, database_url=url, holder=holder)
+        sessions, url = session_factory(engine), self._settings.effective_database_url
+        specs = self._registry.specs
+        return exports_scheduler(sessions, self._clock, database_url=url, specs=specs, holder=holder)
 
     def _alerts(self, engine: AsyncEngine, holder: str) -> Scheduler:
         sessions, key = session_factory(engine), self._root_key
@@ -619,7 +602,7 @@ class _Parts:
 
     async def _reload_keys(self, session: AsyncSession) -> None:
         self._keys.replace(await list_keys(session), await list_limits(session))
-        self._admins.replace(await list_admin_keys(session))
+        self._admins.replace(await list_admin_keys(session), await list_people(session))
 
     def _confirm_keys(self) -> None:
         self._keys.confirm()

@@ -29,6 +29,8 @@ APPEND_ONLY = (
     "policy_canary_ends",
     "policy_canary_refusals",
     "policy_checks",
+    "policy_shadow_ends",
+    "policy_shadows",
     "policy_versions",
     "price_entries",
     "price_versions",

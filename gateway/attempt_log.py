@@ -24,7 +24,7 @@ from gateway.money import charge_text
 from gateway.plan import Plan
 from gateway.pricing.rates import UNPRICED, Price, charge
 from gateway.protocols.prompt_size import tokens_at_least
-from gateway.routing.receipts import with_unit
+from gateway.routing.receipts import with_no_copy, with_unit
 from gateway.telemetry import Telemetry
 
 
@@ -195,8 +195,12 @@ def _receipt(plan: Plan) -> msgspec.Raw:
     texts = None if forecasts is None else forecasts.texts(len(plan.bounds))
     asked = asked_text(plan.call, plan.caller, plan.slot)
     receipt = plan.course.receipt(plan.call, plan.bounds, texts, asked=asked)
-    # All but a few requests have none: the receipt's form does not provide for it.
-    return receipt if plan.unit is None else msgspec.Raw(with_unit(bytes(receipt), plan.unit))
+    # All but a few requests have neither: the receipt's form does not provide for it.
+    if plan.unit is not None:
+        return msgspec.Raw(with_unit(bytes(receipt), plan.unit))
+    if plan.copy is not None and plan.copy.is_kept_inside:
+        return msgspec.Raw(with_no_copy(bytes(receipt)))
+    return receipt
 
 
 def _modelled(plan: Plan, target: Target) -> tuple[float | None, float | None]:

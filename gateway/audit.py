@@ -70,8 +70,8 @@ class AuditEntry(SQLModel, table=True):
     source: str = _text(16, "how it was done: api, cli, console, start or job")
     request_id: str | None = _text(64, "the request that did it, as in x-request-id", optional=True)
     client: str | None = _text(64, "address of whoever connected; empty: nobody did", optional=True)
-    actor_kind: str = _text(16, "bootstrap, admin_key, cli, gateway or guard")
-    actor_id: str = _text(160, "public id of the administrator key, or cli:<user of the machine>")
+    actor_kind: str = _text(16, "bootstrap, admin_key, person, cli, gateway or guard")
+    actor_id: str = _text(160, "public id of the administrator key, id of the person, or cli:<user>")
     actor_name: str = _text(128, "what people called the actor then")
     actor_role: str = _text(16, "the actor's role then")
     action: str = _text(64, "what was done, such as key.rotate")
@@ -95,6 +95,8 @@ class ActorKind(StrEnum):
 
     BOOTSTRAP = "bootstrap"
     ADMIN_KEY = "admin_key"
+    PERSON = "person"
+    """Somebody with a login to the console."""
     CLI = "cli"
     GATEWAY = "gateway"
     """The program itself, as it starts."""
@@ -264,6 +266,15 @@ async def page_entries(session: AsyncSession, wanted: AuditFilter, page: PageReq
 
 
 async def _require_standing(session: AsyncSession, act: Act) -> None:
+    if act.actor.kind is ActorKind.PERSON:
+        people = metadata.tables["people"].c
+        found = await session.execute(
+            select_columns(people.retired_at_ms).where(
+                people.id == act.actor.id, people.role == act.actor.role
+            )
+        )
+        if found.all() != [(None,)]:
+            raise AuthenticationFailed("Your login is not valid any more. Nothing was changed.")
     if act.actor.kind is not ActorKind.ADMIN_KEY:
         return
     # The table by its name: identity, whose it is, is a room above.

@@ -49,8 +49,11 @@ app = lazy_group(
             "gateway.commands.admins:admins",
             "Administrators' keys, for the control plane and the console.",
         ),
+        "people": Entry(
+            "gateway.commands.people:people", "People who log in to the console with a password."
+        ),
         "audit": Entry("gateway.commands.books:audit", "What happened, and is it right?"),
-        "policy": Entry("gateway.commands.policy_canary:policy", "Routing policies."),
+        "policy": Entry("gateway.commands.policy_shadow:policy", "Routing policies."),
         "classify": Entry("gateway.commands.classify:tasks.classify", "Which tasks are these requests?"),
         "pools": Entry("gateway.commands.pools:pools", "vLLM pools."),
     },

@@ -111,6 +111,7 @@ class Economist:
         self._priors = priors
         self._clock = clock
         self._draw = draw
+        self._beside: Economist | None = None
         self._faded: dict[LearnedKey, Evidence] = {}
         self._faded_at_ms = 0
         self._rows: dict[LearnedKey, LearnedRow] = {}
@@ -123,6 +124,15 @@ class Economist:
         """Another one after each reading: what was worked out before is out of date."""
         self.turned: dict[str, int] = {why.value: 0 for why in Why}
         """How many calls went where they did for which reason."""
+
+    @property
+    def beside(self) -> Economist:
+        """One that believes the same, for copies: what it works out takes the place of nothing."""
+        if self._beside is None:
+            other = Economist(self._registry, self._priors, clock=self._clock, draw=self._draw)
+            other._faded, other._rows, other._tenants = self._faded, self._rows, self._tenants
+            self._beside = other
+        return self._beside
 
     # ------------------------------------------------------------------------------------ a call
     def order(
@@ -328,6 +338,11 @@ class Economist:
                 self._rows[row.key] = row
                 if row.key.tenant_id and row.evidence.output_tokens.weight >= TENANT_WEIGHT_MIN:
                     self._tenants.add((row.key.task, row.key.tenant_id))
+        self._renew()
+        if self._beside is not None:
+            self._beside._renew()  # noqa: SLF001 - its own kind
+
+    def _renew(self) -> None:
         asked = self._asked
         self._known, self._asked, self._epoch = {}, set(), object()
         for key in asked:

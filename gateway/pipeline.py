@@ -26,9 +26,9 @@ from gateway.ledger.budgets import Reservation
 from gateway.ledger.levels import Fullest
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
-from gateway.plan import Plan, Routing, ServedFacts
+from gateway.plan import Copies, Copy, Plan, Routing, ServedFacts
 from gateway.pricing.book import Prices
-from gateway.refusals import LEFT, Refusals
+from gateway.refusals import Refusals
 from gateway.routing.budget_watch import BudgetWatch
 from gateway.routing.classify import TaskFinder
 from gateway.routing.decide import decide, match_of
@@ -37,6 +37,7 @@ from gateway.routing.rules import NOBODY, BudgetLevel, Situation, is_measured, r
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
 from gateway.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
+from gateway.upstream.retry_budget import RetryBudget
 
 
 class _Arm:
@@ -66,18 +67,37 @@ class Pipeline:
     ) -> None:
         self.routing = routing
         self.cache = cache
-        self._registry = dispatcher.registry
+        self.registry = dispatcher.registry
         self._dispatcher = dispatcher
         self._budgets = budgets
         self._settlement = settlement
         self.shedder = shedder
         self._telemetry = telemetry
-        self._clock = clock
+        self.clock = clock
         self._arms = (_Arm(), _Arm())
         self.watch = BudgetWatch()
         """Which rules found a budget low."""
-        self.refusals = Refusals(clock)
-        """What was refused before any attempt."""
+        self.refusals = Refusals(clock, lambda: self.routing)
+        self.copies: Copies | None = None
+        """Who makes copies for a candidate that is shadowed."""
+
+    def for_copies(self, retries: RetryBudget, *, shedder: Shedder, telemetry: Telemetry) -> Pipeline:
+        """One for copies of requests, which writes into the same books."""
+        return Pipeline(
+            routing=self.routing,
+            dispatcher=self._dispatcher.for_copies(retries),
+            budgets=self._budgets,
+            settlement=self._settlement,
+            cache=self.cache,
+            shedder=shedder,
+            telemetry=telemetry,
+            clock=self.clock,
+        )
+
+    @property
+    def is_stopping(self) -> bool:
+        """The program ends."""
+        return self._settlement.is_stopping
 
     def stop(self) -> None:
         """The program ends: what it cuts from now on is its own account."""
@@ -109,11 +129,12 @@ class Pipeline:
         if kept is not None:
             return Served(self._settled(plan, kept), kept.replayed(), charge_usd_nanos=UsdNanos(0))
         with self.shedder.admit(latency_class(plan.caller, plan.call), plan.caller.tenant_name):
-            return await self._answer(plan)
+            return await self.answer(plan)
 
-    async def _answer(self, plan: Plan) -> Served:
+    async def answer(self, plan: Plan) -> Served:
+        """A whole answer from a model, to what was decided and let in."""
         call, caller = plan.call, plan.caller
-        log = self._reserve_now(plan) or await self._reserve(plan)
+        log = self._reserve_now(plan) or await self.refusals.told(self._reserve(plan), plan)
         try:
             answer = await self._dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
             completion = answer.completion
@@ -127,15 +148,19 @@ class Pipeline:
                 )
             )
         except asyncio.CancelledError:
-            self._count_unsent(log, LEFT)
+            self.refusals.unsent(log, None)
             log.cancelled()
             raise
         except Exception as error:  # a bug too must not leave an attempt open
-            self._count_unsent(log, error)
+            self.refusals.unsent(log, error)
             log.given_up()
+            if plan.copy is not None:
+                plan.copy.offer()
             raise
         finally:
             log.reservation.end()
+        if plan.copy is not None:
+            plan.copy.offer()
         plan.permit.end(None if completion.usage is None else completion.usage.total)
         if plan.slot is not None and plan.slot.may_keep:
             self.cache.keep(plan.slot, KeptAnswer(pool=answer.target.pool, body=completion.body))
@@ -154,27 +179,30 @@ class Pipeline:
             return ReplayedStream(self._settled(plan, kept), kept.replayed())
         seat = self.shedder.admit(latency_class(plan.caller, plan.call), plan.caller.tenant_name)
         try:
-            return await self._opened(plan, seat)
+            return await self.opened(plan, seat)
         except BaseException:
             seat.leave()
             raise
 
-    async def _opened(self, plan: Plan, seat: Seat) -> ServedStream:
+    async def opened(self, plan: Plan, seat: Seat) -> ServedStream:
+        """A stream from a model, to what was decided and let in."""
         call, caller = plan.call, plan.caller
-        log = self._reserve_now(plan) or await self._reserve(plan)
+        log = self._reserve_now(plan) or await self.refusals.told(self._reserve(plan), plan)
         try:
             stream = await self._dispatcher.open_stream(
                 call, plan.decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
             )
         except asyncio.CancelledError:
-            self._count_unsent(log, LEFT)
+            self.refusals.unsent(log, None)
             log.cancelled()
             log.reservation.end()
             raise
         except BaseException as error:  # a bug too must not keep what was held
-            self._count_unsent(log, error)
+            self.refusals.unsent(log, error)
             log.given_up()
             log.reservation.end()
+            if plan.copy is not None:
+                plan.copy.offer()
             raise
         facts = plan.facts(stream.target, stream.replica)
         return ServedStream(facts, stream, log, cache=self.cache, seat=seat)
@@ -187,37 +215,44 @@ class Pipeline:
             permit = caller.limits.admit(asked)
         with permit:
             routing, beside, unit = self.routing, self.routing.beside, None
+            copied: Copy | None = None
             if beside is not None:
                 key_id = caller.key_lineage[-1] if caller.key_lineage else caller.key_id
                 unit = beside.split.unit_of(
                     call, tenant=caller.tenant_name, key_id=key_id, request_id=request_id
                 )
-                if unit is not None and beside.split.is_candidates(unit):
+                is_candidates = unit is not None and beside.split.is_candidates(unit)
+                if beside.shadow is not None:
+                    if unit is not None and is_candidates and self.copies is not None:
+                        copied = self.copies.of(call, caller, request_id, unit=unit, beside=beside)
+                    unit = None  # of no canary's
+                elif is_candidates:
                     routing = beside.routing
             try:
-                return self._routed(call, caller, request_id, permit=permit, routing=routing, unit=unit)
+                plan = self._routed(call, caller, request_id, permit=permit, routing=routing, unit=unit)
             except GatewayError as error:
-                self._count(error, routing.policy.version, caller, unit=unit)
+                self.refusals.before(error, routing, caller, unit=unit)
                 raise
+            return plan if copied is None else msgspec.structs.replace(plan, copy=copied)
 
-    def _count(self, what: BaseException | str, version: str, caller: Caller, *, unit: int | None) -> None:
-        """A request ends before any attempt: its error, or the code that it has."""
-        code = (
-            what
-            if isinstance(what, str)
-            else what.code
-            if isinstance(what, GatewayError)
-            else "internal_error"
-        )
-        beside = self.routing.beside
-        canary = None if beside is None else beside.split.number
-        self.refusals.saw(code, version=version, tenant_id=caller.tenant_id, canary=canary, unit=unit)
+    def plan_copy(
+        self, call: Call, caller: Caller, request_id: str, *, routing: Routing, unit: int, payer: Caller
+    ) -> Plan:
+        """What a candidate makes of a request, at the platform's expense; the answer is kept nowhere.
 
-    def _count_unsent(self, log: AttemptLog, what: BaseException | str) -> None:
-        """The same, if nothing was sent."""
-        if not log.has_begun:
-            plan = log.plan
-            self._count(what, plan.decision.policy_version, plan.caller, unit=plan.unit)
+        Args:
+            call: as its sender asked; `payer`'s own words for it are in there.
+            caller: who asked, for rules that look at that.
+            request_id: the copy's own.
+            routing: the candidate's.
+            unit: what the request belongs to in the shadow.
+            payer: whose attempts they are.
+
+        Raises:
+            GatewayError: the candidate would refuse it.
+        """
+        plan = self._routed(call, caller, request_id, permit=UNLIMITED, routing=routing, unit=unit)
+        return msgspec.structs.replace(plan, caller=payer, slot=None)
 
     def _routed(
         self,
@@ -230,7 +265,7 @@ class Pipeline:
         unit: int | None,
     ) -> Plan:
         policy, arm = routing.policy, self._arms[routing is not self.routing]
-        prices = routing.prices.at(self._clock.epoch_ms())
+        prices = routing.prices.at(self.clock.epoch_ms())
         task = arm.tasks.find(call, policy, key_id=caller.key_id)
         course = self._course(call, caller, task, policy=policy, prices=prices, courses=arm.courses)
         course = course.fitting(call)
@@ -270,7 +305,7 @@ class Pipeline:
                 call,
                 task,
                 policy,
-                pools={snapshot.spec.name: snapshot for snapshot in self._registry.snapshots()},
+                pools={snapshot.spec.name: snapshot for snapshot in self.registry.snapshots()},
                 may_leave=may_leave,
                 unpriced=unpriced,
                 latency_class=tier,
@@ -291,7 +326,7 @@ class Pipeline:
             tier,
             may_leave,
             unpriced,
-            self._registry.ready_pools(),
+            self.registry.ready_pools(),
             None if match is None else (match.rule.index, match.branch, match.low),
         )
         return courses.find(key, make, policy=policy, prices=prices)
@@ -307,7 +342,7 @@ class Pipeline:
             caller.project_name,
             caller.fixed_tags,
             caller.key_lineage[-1] if caller.key_lineage else caller.key_id,
-            self._clock.epoch_ms(),
+            self.clock.epoch_ms(),
             prices.by_target,
             level,
         )
@@ -316,10 +351,15 @@ class Pipeline:
         """The budget over a caller of which the greatest share is used, as far as this process knows."""
         return self._budgets.fullest(account_of(caller))
 
+    def is_held_by(self, caller: Caller, budget_id: str) -> bool:
+        """Whether what this caller may spend is held by that budget, as far as this process knows."""
+        binding = self._budgets.book.binding(account_of(caller), self.clock.epoch_ms())
+        return any(record.id == budget_id for _, record in binding.hard)
+
     def _unusable(self, prices: Prices, caller: Caller, policy: Policy) -> frozenset[str]:
         """Targets that must not be used for want of a price: nobody can hold a limit against none."""
         if prices.allows_unpriced and self._budgets.is_bound(account_of(caller)):
-            return frozenset({*self._registry.specs, *policy.external} - prices.by_target.keys())
+            return frozenset({*self.registry.specs, *policy.external} - prices.by_target.keys())
         return prices.refused
 
     def _reserve_now(self, plan: Plan) -> AttemptLog | None:
@@ -327,14 +367,6 @@ class Pipeline:
         return None if reservation is None else self._log(plan, reservation)
 
     async def _reserve(self, plan: Plan) -> AttemptLog:
-        try:
-            return await self._reserved(plan)
-        except (GatewayError, asyncio.CancelledError) as error:
-            what = LEFT if isinstance(error, asyncio.CancelledError) else error
-            self._count(what, plan.decision.policy_version, plan.caller, unit=plan.unit)
-            raise
-
-    async def _reserved(self, plan: Plan) -> AttemptLog:
         account = account_of(plan.caller)
         bound = most_of(plan.bounds)
         try:
@@ -351,7 +383,7 @@ class Pipeline:
 
     def _log(self, plan: Plan, reservation: Reservation) -> AttemptLog:
         return AttemptLog(
-            plan, reservation, settlement=self._settlement, clock=self._clock, telemetry=self._telemetry
+            plan, reservation, settlement=self._settlement, clock=self.clock, telemetry=self._telemetry
         )
 
     def _settled(self, plan: Plan, kept: KeptAnswer) -> ServedFacts:
@@ -359,7 +391,7 @@ class Pipeline:
         facts = plan.facts_of_kept(kept)
         target = msgspec.structs.replace(plan.decision.targets[0], pool=kept.pool)
         start, _ = start_of(
-            plan, target, facts.replica, number=1, reservation=None, now_ms=self._clock.epoch_ms()
+            plan, target, facts.replica, number=1, reservation=None, now_ms=self.clock.epoch_ms()
         )
         self._settlement.served_from_cache(msgspec.structs.replace(start, cache=CacheStatus.HIT))
         plan.permit.end(0)

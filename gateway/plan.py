@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -16,6 +17,7 @@ from gateway.inference import Call, RouteDecision, Target, Task
 from gateway.money import UsdNanos
 from gateway.pricing.book import PriceBook, Prices
 from gateway.routing.policy import Policy
+from gateway.routing.shadows import Shadow
 from gateway.routing.split import Split
 from gateway.upstream.vllm import output_bound
 
@@ -45,10 +47,30 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A candidate and who follows it."""
+    """A candidate, and whose requests follow it or are copied to it."""
 
     split: Split
     routing: Routing
+    shadow: Shadow | None = None
+    """It is only asked for copies; None: it answers."""
+
+
+class Copy(Protocol):
+    """What could become a copy of a request."""
+
+    @property
+    def is_kept_inside(self) -> bool:
+        """None is made: nothing of its tenant's may be copied."""
+
+    def offer(self) -> None:
+        """The request is over, answered or not: from now on its copy takes nothing from it."""
+
+
+class Copies(Protocol):
+    """Whoever makes them."""
+
+    def of(self, call: Call, caller: Caller, request_id: str, *, unit: int, beside: Beside) -> Copy:
+        """What could become one of this request."""
 
 
 class ServedFacts(msgspec.Struct, frozen=True):
@@ -85,6 +107,8 @@ class Plan(msgspec.Struct, frozen=True):
     """What was predicted of its targets; None: nothing."""
     unit: int | None = None
     """What it belongs to in the canary under way; None: there is none, or it is not about this request."""
+    copy: Copy | None = None
+    """What is offered once it is over; None: it is not copied."""
     counted_input: int | None = None
     """Input tokens as an engine counts them, where only those are held for; None: nobody was asked."""
 

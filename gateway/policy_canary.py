@@ -7,7 +7,6 @@ commit to their caller; the command line, the API and the guard are three render
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,9 +14,9 @@ from typing import Any, Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.audit import Act
-from gateway.errors import Conflict, InvalidRequest
-from gateway.policy_life import Outcome, Proposal, Supply, draft, fit, put_into_force, refuse_large
-from gateway.pricing.store import remember_versions
+from gateway.errors import InvalidRequest
+from gateway.policy_candidate import active_alone, candidate_of
+from gateway.policy_life import Outcome, Proposal, Supply, put_into_force
 from gateway.routing.canaries import (
     SHARE_MAX,
     Canary,
@@ -30,7 +29,7 @@ from gateway.routing.canaries import (
     refuse_no_canary,
 )
 from gateway.routing.split import Split, Stickiness
-from gateway.routing.versions import find_version, lock_activations, read_active, refuse_other, text_of
+from gateway.routing.versions import lock_activations
 
 UNITS_DEFAULT: Final = 2_000
 HOURS_DEFAULT: Final = 24.0
@@ -73,45 +72,22 @@ async def start_canary(
 
     Raises:
         ConfigurationError: it is no policy, or does not fit what there is.
-        Conflict: there is a canary already, another version is active than expected, or it is the candidate.
+        Conflict: there is a canary or a shadow already, another version is active than expected, or it is
+            the candidate.
         NotFound, InvalidRequest: there is no such version, or several; or the order cannot be followed.
         PayloadTooLarge: its text is longer than a policy may be.
     """
     _check(order)
-    await lock_activations(session)
-    active = await read_active(session)
-    refuse_other(active, expected)
-    living = await live_canary(session)
-    if active is None:
-        raise Conflict("No policy is active that a candidate could stand beside: start a gateway first.")
-    if living is not None:
-        raise Conflict(
-            f"Canary {living.number} ({living.version}) is under way: stop or promote it first"
-            " (`tollgate policy canary stop`)."
-        )
-    if isinstance(candidate, Proposal):
-        refuse_large(candidate.text, source=candidate.source)
-        await asyncio.to_thread(fit, candidate.text, source=candidate.source, supply=supply)
-        version = (await draft(session, candidate, act=act, supply=supply)).version
-    else:
-        version = await find_version(session, candidate)
-    if version == active.version:
-        raise Conflict(f"{version} is active already: there is nothing to compare.")
-    text = await text_of(session, version)
-    fitting = await asyncio.to_thread(fit, text, source=version, supply=supply)
-    # Before any row refers to them.
-    prices = {name: card.price for name, card in fitting.cards.items() if card.price is not None}
-    await remember_versions(session, prices, now_ms=act.at_ms)
+    active = await active_alone(session, now_ms=act.at_ms, expected=expected)
+    models = frozenset(order.models)
+    version = await candidate_of(session, candidate, active, models=models, act=act, supply=supply)
     split = Split(
         number=await next_number(session),
         share=order.percent / 100,
         stickiness=order.stickiness,
         tenants=frozenset(order.tenants),
-        models=frozenset(order.models),
+        models=models,
     )
-    unknown = sorted(split.models - fitting.policy.models.keys())
-    if unknown:
-        raise InvalidRequest(f"The candidate has no alias {unknown[0]!r}.", param="models")
     terms = Terms(
         split,
         units_max=order.units,

@@ -4,8 +4,8 @@ A request takes one `Routing` and keeps it to its end: policy, prices and what i
 ready first, beside the requests, and then exchanged in one assignment. A version that cannot be used here (a
 pool that this process does not know, a key that it does not have) is not half taken over: the one before
 stays, `/readyz` and the metrics say so, the control plane and the log why. A candidate beside the active
-policy is a further field of `Routing`, made ready and exchanged in the same way; where it cannot be used,
-everybody follows the active one.
+policy, a canary's or a shadow's, is a further field of `Routing`, made ready and exchanged in the same way;
+where it cannot be used, everybody follows the active one and nothing is copied.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from gateway.pricing.catalog import cards_of
 from gateway.pricing.store import list_entries, remember_versions
 from gateway.routing.canaries import Canary, live_canary
 from gateway.routing.policy import Policy
+from gateway.routing.shadows import Shadow, live_shadow
 from gateway.routing.versions import Activation, read_active, text_of
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -53,13 +54,16 @@ class _Wanted:
     activation: Activation
     text: str
     canary: Canary | None = None
+    shadow: Shadow | None = None
+    """There is one of the two at most."""
     candidate: str | None = None
     """The YAML of its candidate."""
 
     @property
-    def numbers(self) -> tuple[int, int | None]:
+    def numbers(self) -> tuple[int | None, ...]:
         """What tells it from others."""
-        return self.activation.number, None if self.canary is None else self.canary.number
+        beside = (None if each is None else each.number for each in (self.canary, self.shadow))
+        return self.activation.number, *beside
 
 
 class PolicyInForce:
@@ -100,7 +104,9 @@ class PolicyInForce:
         self.canary: Canary | None = None
         """The one that lives, whether or not its candidate can be used here."""
         self.candidate_refused: Refused | None = None
-        """Its candidate, if it cannot."""
+        """Its candidate, or that of a shadow, if it cannot."""
+        self.shadow: Shadow | None = None
+        """The one that lives, whether or not its candidate can be used here."""
         self.on_canary: Callable[[], None] = lambda: None
         """Is told when one begins or ends."""
         self.takeovers = 0
@@ -125,7 +131,7 @@ class PolicyInForce:
         """
         async with sessions() as session:
             activation = await begin(session, self._settings, self.supply, at_ms=self._clock.epoch_ms())
-            wanted = await _wanted(session, activation)
+            wanted = await _wanted(session, activation, now_ms=self._clock.epoch_ms())
             self._entries = await list_entries(session)
             await session.commit()
         await self._take_over(wanted)
@@ -158,6 +164,7 @@ class PolicyInForce:
                 self.refused = Refused(wanted.activation.version, str(error) or type(error).__name__)
                 self._exchange(replace(self.routing, beside=None))  # it stood beside what is over
                 self._tell_canary(None)
+                self.shadow = None
                 _log.error(
                     "policy %s is active and cannot be used here, %s stays in force: %s",
                     wanted.activation.version,
@@ -176,7 +183,7 @@ class PolicyInForce:
         activation = await read_active(session)
         if activation is None:
             return
-        wanted = await _wanted(session, activation)
+        wanted = await _wanted(session, activation, now_ms=self._clock.epoch_ms())
         if self._wanted is not None and self._wanted.numbers == wanted.numbers:
             return
         self._wanted = wanted
@@ -206,6 +213,7 @@ class PolicyInForce:
         replaced, self.activation = self.activation, activation
         self.refused = None
         self._tell_canary(wanted.canary)
+        self._tell_shadow(wanted.shadow)
         if replaced is not None and replaced.number != activation.number:
             self.takeovers += 1
             _log.info(
@@ -218,19 +226,22 @@ class PolicyInForce:
     async def _made_ready(self, wanted: _Wanted, *, beside: str) -> Beside | None:
         """The candidate that is wanted; None: there is none, or it cannot be used here."""
         self.candidate_refused = self._fitting_beside = None
-        canary, text = wanted.canary, wanted.candidate
-        if canary is None or text is None:
+        asked, text = wanted.canary or wanted.shadow, wanted.candidate
+        if asked is None or text is None:
             return None
         try:
-            fitting = await asyncio.to_thread(fit, text, source=canary.version, supply=self.supply)
-            policy = replace(fitting.policy, version=canary.version)
+            fitting = await asyncio.to_thread(fit, text, source=asked.version, supply=self.supply)
+            policy = replace(fitting.policy, version=asked.version)
             await self.outside.load(policy.version, self._endpoints(policy), beside=beside)
         except (ConfigurationError, ImportError) as error:
-            self.candidate_refused = Refused(canary.version, str(error))
-            _log.error("candidate %s cannot be used here, nobody follows it: %s", canary.version, error)
+            self.candidate_refused = Refused(asked.version, str(error))
+            _log.error("candidate %s cannot be used here, nobody follows it: %s", asked.version, error)
             return None
         self._fitting_beside = replace(fitting, policy=policy)
-        return Beside(canary.terms.split, self._routing_of(self._fitting_beside))
+        routing = self._routing_of(self._fitting_beside)
+        if wanted.shadow is not None:  # what it believes must not take the place of what serves
+            routing = replace(routing, economist=self._economist.beside)
+        return Beside(asked.terms.split, routing, wanted.shadow)
 
     def _routing_of(self, fitting: Fitting) -> Routing:
         return Routing(
@@ -256,6 +267,22 @@ class PolicyInForce:
                 canary.actor,
             )
         self.on_canary()
+
+    def _tell_shadow(self, shadow: Shadow | None) -> None:
+        replaced, self.shadow = self.shadow, shadow
+        before, now = (None if each is None else each.number for each in (replaced, shadow))
+        if before == now:
+            return
+        if shadow is None:
+            _log.info("there is no shadow any more: no request is copied")
+        else:
+            _log.info(
+                "shadow %d: copies of %.3g %% go to %s, started by %s",
+                shadow.number,
+                shadow.terms.split.share * 100,
+                shadow.version,
+                shadow.actor,
+            )
 
     def _exchange(self, routing: Routing) -> None:
         self._routing = routing
@@ -313,20 +340,33 @@ class PolicyInForce:
             "tollgate_policy_canary_info",
             "1: a part of the requests here follows this candidate",
             label="version",
-            read=lambda: {} if self._beside is None else {self._beside.routing.policy.version: 1},
+            read=lambda: self._shown_beside(is_shadow=False),
+        )
+        telemetry.watch_each(
+            "tollgate_shadow_info",
+            "1: a part of the requests here is copied to this candidate",
+            label="version",
+            read=lambda: self._shown_beside(is_shadow=True),
         )
         telemetry.watch(
             "tollgate_policy_canary_refused",
             "1: the candidate of the canary cannot be used here, nobody here follows it",
-            lambda: self.candidate_refused is not None,
+            lambda: self.candidate_refused is not None and self.shadow is None,
+        )
+        telemetry.watch(
+            "tollgate_shadow_refused",
+            "1: the candidate of the shadow cannot be used here, nothing here is copied to it",
+            lambda: self.candidate_refused is not None and self.shadow is not None,
         )
         telemetry.count(
             "tollgate_policy_takeovers", "Times that another policy came into force", lambda: self.takeovers
         )
 
-    @property
-    def _beside(self) -> Beside | None:
-        return None if self._routing is None else self._routing.beside
+    def _shown_beside(self, *, is_shadow: bool) -> dict[str, float]:
+        beside = None if self._routing is None else self._routing.beside
+        if beside is None or (beside.shadow is not None) is not is_shadow:
+            return {}
+        return {beside.routing.policy.version: 1}
 
     def shown(self) -> dict[str, object]:
         """For /readyz, which anybody may ask: not why."""
@@ -337,12 +377,15 @@ class PolicyInForce:
         }
 
 
-async def _wanted(session: AsyncSession, activation: Activation) -> _Wanted:
-    """What the database says, the canary included."""
+async def _wanted(session: AsyncSession, activation: Activation, *, now_ms: int) -> _Wanted:
+    """What the database says, the candidate beside it included."""
     canary = await live_canary(session)
+    shadow = None if canary is not None else await live_shadow(session, now_ms=now_ms)
+    asked = canary or shadow
     return _Wanted(
         activation,
         await text_of(session, activation.version),
         canary,
-        None if canary is None else await text_of(session, canary.version),
+        shadow,
+        None if asked is None else await text_of(session, asked.version),
     )

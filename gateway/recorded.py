@@ -18,6 +18,7 @@ from gateway.identity.key_store import KeyRecord, list_keys
 from gateway.identity.tags import fixed_tags
 from gateway.imagined import Given, call_of
 from gateway.inference import Call, Endpoint, Task, TaskSource, TaskType
+from gateway.ledger.records import OURS
 from gateway.ledger.store import attempts_of_request
 from gateway.ledger.tables import Attempt
 from gateway.routing.receipts import CLOCKS_MS, ReceiptFacts, find_receipt, made_at
@@ -55,7 +56,7 @@ async def recorded(session: AsyncSession, request_id: str) -> Recorded:
         )
     first = attempts[0]
     facts = await find_receipt(session, request_id, first.tenant_id)
-    caller = caller_among(await list_keys(session), first.key_id)
+    caller = caller_among(await list_keys(session), await _key_of(session, first))
     task = Task(
         type=TaskType(first.task),
         source=TaskSource(first.task_source),
@@ -69,6 +70,16 @@ async def recorded(session: AsyncSession, request_id: str) -> Recorded:
         went_to=tuple(each.pool for each in attempts),
         policy=first.policy_version,
     )
+
+
+async def _key_of(session: AsyncSession, attempt: Attempt) -> str:
+    """Who asked; of a copy that judges a candidate, whoever sent the original."""
+    made_at_ms = None if attempt.client_request_id is None else made_at(attempt.client_request_id)
+    if attempt.tenant_id != OURS or made_at_ms is None or attempt.client_request_id is None:
+        return attempt.key_id
+    between_ms = (made_at_ms - CLOCKS_MS, made_at_ms + CLOCKS_MS)
+    originals = await attempts_of_request(session, attempt.client_request_id, between_ms=between_ms)
+    return originals[0].key_id if originals else attempt.key_id
 
 
 def _call(attempts: list[Attempt], facts: ReceiptFacts | None, task: Task) -> Call:

@@ -150,6 +150,9 @@ class ServedStream:
         self._end(AttemptState.ANSWERED if whole else AttemptState.CANCELLED, None)
 
     def _end(self, state: AttemptState, error: UpstreamError | None) -> None:
+        copy = self._plan.copy
+        if copy is not None and state is not AttemptState.CANCELLED:
+            copy.offer()
         self._seat.leave()
         timing = self._stream.timing
         self._stream.close(failure=error)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from backends.files import PoolFileError, load_pools
 from gateway.app import create_app
 from gateway.db import create_engine, session_factory
-from gateway.dependencies import Runtime
+from gateway.dependencies import Runtime, build_routes
 from gateway.errors import ConfigurationError
 from gateway.policy_life import require_usable, supply_of
 from gateway.schema import require_current
@@ -51,6 +51,7 @@ async def serve(
     """
     app = create_app(settings, worker=None if worker is None else worker.index)
     await require_database(settings)
+    build_routes(app)
     server = make_server(app, settings)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(_run(server, settings, None if worker is None else worker.listener))

@@ -290,6 +290,27 @@ class FinanceSettings(BaseModel):
     region: str | None = Field(default=None, max_length=128, description="its name")
 
 
+class OidcSettings(BaseModel):
+    """The company's own login to the console (OpenID Connect); off while there is no issuer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    issuer: str | None = Field(default=None, description="the provider's issuer URL, as its tokens say it")
+    client_id: str = Field(default="", description="what the provider knows Tollgate as")
+    scopes: str = Field(default="openid profile email", description="asked for; the roles' claim with them")
+    name_claim: str = Field(default="email", description="claim that says what people call the person")
+    role_claim: str = Field(default="groups", description="claim with the groups that have roles here")
+    roles: dict[str, Literal["admin", "operator", "finance", "viewer"]] = Field(
+        default_factory=dict, description="groups and their roles; whoever is in several has the first"
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.issuer is not None and not (self.client_id and self.roles):
+            raise ValueError("with an issuer, client_id and roles (a group for each role) are needed too")
+        return self
+
+
 class CanarySettings(BaseModel):
     """When the guard of a canary takes the candidate back."""
 
@@ -308,6 +329,23 @@ class CanarySettings(BaseModel):
     )
     tolerated_cost_ratio: float = Field(
         default=0.05, ge=0, description="a candidate may be so much dearer, 0 to 1 of the control's charge"
+    )
+
+
+class ShadowSettings(BaseModel):
+    """How much of this process copies of requests may take, which are made to judge a candidate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    concurrency_max: int = Field(default=4, ge=1, description="copies under way at once")
+    queue_max: int = Field(default=64, ge=1, description="copies that wait; what comes then is not copied")
+    queue_bytes_max: int = Field(default=16_000_000, gt=0, description="of their requests' bodies together")
+    age_s_max: float = Field(default=30, gt=0, description="a copy that waited longer is not made")
+    headroom_ratio: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="no copy is made while more of what this process, or the pool, can take is under way",
     )
 
 
@@ -417,6 +455,11 @@ class Settings(BaseSettings):
     cache: CacheSettings = Field(default_factory=CacheSettings)
     alerts: AlertSettings = Field(default_factory=AlertSettings)
     canary: CanarySettings = Field(default_factory=CanarySettings)
+    oidc: OidcSettings = Field(default_factory=OidcSettings)
+    oidc_client_secret: SecretStr | None = Field(
+        default=None, description="of Tollgate at the OpenID Connect provider; none: a public client"
+    )
+    shadow: ShadowSettings = Field(default_factory=ShadowSettings)
 
     @field_validator("external_keys")
     @classmethod

@@ -15,6 +15,7 @@ from gateway.errors import NotFound
 from gateway.identity.key_store import list_keys
 from gateway.identity.store import tenant_names
 from gateway.ledger.cuts import Filter
+from gateway.ledger.evaluation import is_of_evaluation
 from gateway.ledger.reports import PLATFORM_TENANT
 
 Names = dict[str, dict[str, str]]
@@ -56,7 +57,7 @@ def with_ids(filters: Sequence[Filter], names: Names) -> tuple[Filter, ...]:
 
 def _ids(name: str, value: str, names: Names) -> list[str]:
     known = names.get(name)
-    if known is None or value in {*known, PLATFORM_TENANT, ""}:
+    if known is None or value in {*known, PLATFORM_TENANT, ""} or is_of_evaluation(value):
         return [value]
     found = [key for key, shown in known.items() if value in {shown, shown.partition(" (")[0]}]
     if name == "project" and not found:

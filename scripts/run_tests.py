@@ -6,6 +6,12 @@ do not: they run one after another, and what loads vLLM's code without its serve
 priority, two at a time. The bundled fleet has the machine for itself. The last lines are pytest's own closing
 lines and their sum.
 
+A second chance: when at most SECOND_TRIES_MAX tests of a group fail, exactly those run once more, alone and
+with nothing beside them. If all pass, the group has passed, and the closing lines name them aloud, with what
+failed at first: each is a bug to mend, of the test or of what it tests. More failures, a test that fails
+twice or is skipped at its second try, anything that could not be collected and a pytest that was cut short
+are failures.
+
 Usage: python scripts/run_tests.py [--only checks|parallel|serial] [--workers 2] [--total 90]
 """
 # ruff: noqa: INP001, T201, S603
@@ -14,6 +20,7 @@ Usage: python scripts/run_tests.py [--only checks|parallel|serial] [--workers 2]
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -47,6 +54,32 @@ CLOSING = re.compile(r"^=+ (?P<counts>.*?) in [\d.]+s(?: \([\d:]+\))? =+$")
 COUNT = re.compile(r"(\d+) ([a-z]+)")
 NO_TESTS = 5
 """pytest's exit status when it found none."""
+TESTS_FAILED = 1
+"""pytest's exit status when all ran and some failed."""
+SECOND_TRIES_MAX = 3
+"""Of a group: more failures than these are no accident."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A test that failed; see tests/support/failed_tests.py, which writes it down."""
+
+    test: str
+    """pytest's node id."""
+    when: str
+    """setup, call or teardown; ??? of a worker that died."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A group whose failures may be accidents."""
+
+    group: str
+    closing: str
+    failure: str
+    """What to say if they are not."""
+    tests: tuple[Failed, ...]
 
 
 @dataclass
@@ -55,6 +88,11 @@ class Outcome:
 
     failures: list[str] = field(default_factory=list)
     closings: list[tuple[str, str]] = field(default_factory=list)
+    doubts: list[Doubt] = field(default_factory=list)
+    second: list[Failed] = field(default_factory=list)
+    """What passed only at the second try."""
+    corrections: Counter[str] = field(default_factory=Counter)
+    """Of the sum, for tests that ran twice."""
     tests_s: float = 0.0
     """What all groups took, beside each other or not."""
 
@@ -97,18 +135,25 @@ def closing_line(output: str) -> str:
     return lines[-1] if lines else "no closing line: pytest was cut short"
 
 
-def combined(closings: list[str], seconds: float) -> str:
+def counts_of(closing: str) -> Counter[str]:
+    """How many tests passed, failed and so on; an error when pytest did not get that far."""
+    match = CLOSING.match(closing)
+    if match is None:
+        return Counter(errors=1)
+    counts: Counter[str] = Counter()
+    for number, word in COUNT.findall(match["counts"]):
+        if word != "deselected":  # another run's
+            counts[{"error": "errors", "warning": "warnings"}.get(word, word)] += int(number)
+    return counts
+
+
+def combined(closings: list[str], seconds: float, corrections: Counter[str] | None = None) -> str:
     """One closing line in pytest's form for several runs, which together took so long."""
     counts: Counter[str] = Counter()
     for line in closings:
-        match = CLOSING.match(line)
-        if match is None:
-            counts["errors"] += 1
-            continue
-        for number, word in COUNT.findall(match["counts"]):
-            if word != "deselected":  # another run's
-                counts[{"error": "errors", "warning": "warnings"}.get(word, word)] += int(number)
-    text = ", ".join(f"{number} {word}" for word, number in counts.items()) or "no tests ran"
+        counts.update(counts_of(line))
+    counts.update(corrections or {})
+    text = ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "no tests ran"
     return f" {text} in {seconds:.2f}s ".center(100, "=")
 
 
@@ -121,20 +166,29 @@ def existing(paths: list[str]) -> list[str]:
     ]
 
 
-def pytest_on(paths: list[str], options: tuple[str, ...]) -> list[str]:
-    """The command that runs a group of tests under coverage."""
-    return ["python", "-m", "coverage", "run", "-m", "pytest", *options, *existing(paths)]
+def failures_file(group: str) -> Path:
+    """Where a group's failures are written down."""
+    return ROOT / ".tollgate" / f"tests-failed-{group.replace(' ', '-')}.json"
+
+
+def pytest_on(group: str, tests: list[str], options: tuple[str, ...]) -> list[str]:
+    """The command that runs a group of tests under coverage; what failed before is forgotten."""
+    failures = failures_file(group)
+    failures.parent.mkdir(exist_ok=True)
+    failures.unlink(missing_ok=True)
+    recorded = ("-p", "tests.support.failed_tests", "--failures", str(failures.relative_to(ROOT)))
+    return ["python", "-m", "coverage", "run", "-m", "pytest", *recorded, *options, *tests]
 
 
 def phase(outcome: Outcome, name: str, paths: list[str], *, options: tuple[str, ...] = ()) -> None:
     """Run one group of tests."""
-    take(outcome, name, tee(pytest_on(paths, options)))
+    take(outcome, name, tee(pytest_on(name, existing(paths), options)), failures_file(name))
 
 
 def waiting_and_engine(outcome: Outcome) -> None:
     """What mostly waits, and beside it what loads vLLM; their outputs one after the other."""
     log = ROOT / ".tollgate" / "tests-engine.log"
-    command = pytest_on(ENGINE, ENGINE_OPTIONS)
+    command = pytest_on("engine", existing(ENGINE), ENGINE_OPTIONS)
     engine = beside(command, log)
     try:
         phase(outcome, "waiting", WAITING)
@@ -145,16 +199,59 @@ def waiting_and_engine(outcome: Outcome) -> None:
         status = engine.wait()
         output = log.read_text(errors="replace")
         print(f"\n$ {' '.join(command)}\n{output}", flush=True)
-    take(outcome, "engine", (status, output))
+    take(outcome, "engine", (status, output), failures_file("engine"))
 
 
-def take(outcome: Outcome, name: str, ended: tuple[int, str]) -> None:
-    """Remember how a group of tests ended: pytest's exit status and output."""
+def take(outcome: Outcome, name: str, ended: tuple[int, str], failed: Path) -> None:
+    """Remember how a group of tests ended: pytest's exit status and output, and where its failures are."""
     status, output = ended
-    if status != 0:
-        reason = "found no tests" if status == NO_TESTS else f"ended with status {status}"
-        outcome.failures.append(f"{name} tests: pytest {reason}")
-    outcome.closings.append((name, closing_line(output)))
+    closing = closing_line(output)
+    outcome.closings.append((name, closing))
+    if status == 0:
+        return
+    reason = "found no tests" if status == NO_TESTS else f"ended with status {status}"
+    failure = f"{name} tests: pytest {reason}"
+    tests = accidents(status, failed)
+    if tests:
+        outcome.doubts.append(Doubt(name, closing, failure, tests))
+    else:
+        outcome.failures.append(failure)
+
+
+def accidents(status: int, failed: Path) -> tuple[Failed, ...]:
+    """The tests that deserve a second try; empty: none does."""
+    if status != TESTS_FAILED or not failed.is_file():
+        return ()
+    told = json.loads(failed.read_text())
+    tests = tuple(Failed(**each) for each in told["tests"])
+    return () if told["uncollected"] or len(tests) > SECOND_TRIES_MAX else tests
+
+
+def second_tries(outcome: Outcome) -> None:
+    """Run what failed once more; nothing else runs now."""
+    doubts, outcome.doubts = outcome.doubts, []
+    for doubt in doubts:
+        name = f"{doubt.group} again"
+        print(f"\nsecond try of {len(doubt.tests)} of the {doubt.group} tests", flush=True)
+        settle(outcome, doubt, tee(pytest_on(name, [each.test for each in doubt.tests], ())))
+
+
+def settle(outcome: Outcome, doubt: Doubt, ended: tuple[int, str]) -> None:
+    """Remember how a second try ended."""
+    status, output = ended
+    closing = closing_line(output)
+    outcome.closings.append((f"{doubt.group} again", closing))
+    if status != 0 or counts_of(closing)["passed"] != len(doubt.tests):
+        outcome.failures.append(f"{doubt.failure}, and not all passed at the second try")
+        return
+    outcome.second += doubt.tests
+    first = counts_of(doubt.closing)
+    # Whose teardown failed had been counted as passed as well.
+    passed_twice = sum(each.when == "teardown" for each in doubt.tests)
+    outcome.corrections.update(rerun=len(doubt.tests))
+    outcome.corrections.subtract(
+        {"failed": first["failed"], "errors": first["errors"], "passed": passed_twice}
+    )
 
 
 def coverage(total: float, outcome: Outcome) -> None:
@@ -167,6 +264,19 @@ def coverage(total: float, outcome: Outcome) -> None:
     run(["python", "-m", "coverage", "json", "--quiet", "-o", str(report)])
     if run(["python", "scripts/coverage_floors.py", str(report), "--total", str(total)]) != 0:
         outcome.failures.append("coverage is below its floors")
+
+
+def last_lines(outcome: Outcome) -> list[str]:
+    """What is read first: what failed, what is in doubt, and the counts."""
+    lines = [f"FAILED: {failure}" for failure in outcome.failures]
+    if outcome.second:
+        lines.append("PASSED ONLY AT THE SECOND TRY, each a bug to mend:")
+        lines += [f"  {each.test} ({each.when})\n    at first: {each.reason}" for each in outcome.second]
+    width = max((len(name) for name, _ in outcome.closings), default=0)
+    lines += [f"{name:>{width}}: {line}" for name, line in outcome.closings]
+    if outcome.closings:
+        lines.append(combined([line for _, line in outcome.closings], outcome.tests_s, outcome.corrections))
+    return lines
 
 
 def main() -> int:
@@ -189,19 +299,17 @@ def main() -> int:
     tests_began = time.monotonic()
     if options.only in {None, "parallel"}:
         phase(outcome, "parallel", PARALLEL, options=("-n", options.workers, "--dist", "worksteal"))
+        second_tries(outcome)
     if options.only in {None, "serial"}:
         waiting_and_engine(outcome)
+        second_tries(outcome)
         phase(outcome, "fleet", FLEET, options=FLEET_OPTIONS)
+        second_tries(outcome)
     outcome.tests_s = time.monotonic() - tests_began
     if options.only is None:
         coverage(options.total, outcome)
     print(f"\n{time.monotonic() - began:.0f} s in all")
-    for failure in outcome.failures:
-        print(f"FAILED: {failure}")
-    for name, line in outcome.closings:
-        print(f"{name:>8}: {line}")
-    if outcome.closings:
-        print(combined([line for _, line in outcome.closings], outcome.tests_s))
+    print("\n".join(last_lines(outcome)))
     return 1 if outcome.failures else 0
 
 

@@ -27,6 +27,7 @@ class ExportFileView(BaseModel):
     control_total_usd: str
     ledger_high_water: str | None
     at: datetime
+    is_final: bool = Field(description="its period is closed; the others are provisional")
 
 
 class ScheduleView(BaseModel):
@@ -82,6 +83,7 @@ def schedule_view(row: ExportSchedule, files: Sequence[ExportFile]) -> ScheduleV
                 control_total_usd=usd_text(file.control_usd_nanos),
                 ledger_high_water=file.high_water,
                 at=moment(file.at_ms),
+                is_final=file.is_final,
             )
             for file in files[:FILES_SHOWN]
         ],

@@ -203,8 +203,11 @@ async def _answer(wanted: Export, database_url: str, counter: Counter) -> FileRe
     file_format = format_of(wanted.format)
     headers = {
         "content-disposition": f'attachment; filename="tollgate-{wanted.rows}{file_format.suffix}"',
-        "x-tollgate-control-total-usd": usd_text(about.charge_usd_nanos),
-        "x-tollgate-platform-total-usd": usd_text(about.platform_usd_nanos),
+        "x-tollgate-control-total-usd": usd_text(about.amounts.charge_usd_nanos),
+        "x-tollgate-platform-total-usd": usd_text(about.amounts.platform_usd_nanos),
+        "x-tollgate-adjustments-total-usd": usd_text(about.amounts.adjustments_usd_nanos),
+        "x-tollgate-platform-adjustments-total-usd": usd_text(about.amounts.platform_adjustments_usd_nanos),
+        "x-tollgate-period-state": about.period_state,
         "x-tollgate-ledger-high-water": about.high_water or "none",
         "cache-control": "no-store",
     }

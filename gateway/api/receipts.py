@@ -20,7 +20,7 @@ from gateway.ledger.tables import Attempt
 from gateway.money import usd_text
 from gateway.pricing.rates import charge
 from gateway.pricing.store import rates_of_version
-from gateway.routing.receipts import CLOCKS_MS, Forecast, ReceiptFacts, find_receipt, made_at
+from gateway.routing.receipts import CLOCKS_MS, Dropped, Forecast, ReceiptFacts, find_receipt, made_at
 
 PATH = "/v1/receipts/{request_id}"
 _METERS = ("input", "cached_input", "cache_write", "output", "reasoning")
@@ -130,10 +130,16 @@ def _decision(facts: ReceiptFacts) -> dict[str, Any]:
             }
             for each in facts.candidates
         ],
-        "drops": [{"target": each.target, "reason": each.reason} for each in facts.drops],
+        "drops": [{"target": each.target, "reason": each.reason} for each in _dropped(facts)],
         "max_tokens": facts.max_tokens,
         "removed_fields": facts.removed,
     }
+
+
+def _dropped(facts: ReceiptFacts) -> list[Dropped]:
+    if facts.not_copied is None:
+        return facts.drops
+    return [*facts.drops, Dropped("shadow", f"the tenant is {facts.not_copied}: no copy was made")]
 
 
 def _predicted(forecast: Forecast) -> dict[str, Any]:

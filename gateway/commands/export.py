@@ -100,19 +100,34 @@ def export(
                 "rows": footing.rows,
                 "bytes": footing.bytes,
                 "sha256": footing.sha256,
-                "charge_usd": usd_text(footing.charge_usd_nanos),
-                "platform_usd": usd_text(footing.platform_usd_nanos),
+                "charge_usd": usd_text(footing.amounts.charge_usd_nanos),
+                "platform_usd": usd_text(footing.amounts.platform_usd_nanos),
+                "adjustments_usd": usd_text(footing.amounts.adjustments_usd_nanos),
+                "platform_adjustments_usd": usd_text(footing.amounts.platform_adjustments_usd_nanos),
+                "total_usd": usd_text(footing.amounts.total_usd_nanos),
+                "period_state": footing.period_state,
                 "ledger_high_water": footing.high_water,
                 **_residue(footing),
             }
         )
     else:
         _err.print(
-            f"{footing.rows:,} rows, {usd_text(footing.charge_usd_nanos)} USD charged and"
-            f" {usd_text(footing.platform_usd_nanos)} USD on the platform's account"
-            + ("" if output == STDOUT else f", in {output} and {output}.about.json"),
+            _said(footing) + ("" if output == STDOUT else f", in {output} and {output}.about.json"),
             highlight=False,
         )
+
+
+def _said(footing: Footing) -> str:
+    amounts = footing.amounts
+    adjusted = amounts.adjustments_usd_nanos + amounts.platform_adjustments_usd_nanos
+    said = (
+        f"{footing.rows:,} rows, {usd_text(amounts.charge_usd_nanos)} USD charged and"
+        f" {usd_text(amounts.platform_usd_nanos)} USD on the platform's account"
+    )
+    if adjusted:
+        said += f", {usd_text(adjusted)} USD of credits and corrections"
+        said += f", {usd_text(amounts.total_usd_nanos)} USD all together"
+    return said
 
 
 def _residue(footing: Footing) -> dict[str, str]:

@@ -19,12 +19,13 @@ from gateway.commands.terminal import (
     Json,
     act_of_the_user,
     in_session,
+    load_pool_files,
     out,
     print_fields,
     print_json,
     print_table,
 )
-from gateway.db import create_engine, session_factory
+from gateway.db import SessionFactory, create_engine, database_ms, session_factory
 from gateway.errors import InvalidRequest
 from gateway.jobs.export_targets import check_target
 from gateway.jobs.scheduled_exports import exports_scheduler
@@ -37,6 +38,7 @@ from gateway.ledger.export_schedules import (
     retire_schedule,
 )
 from gateway.ledger.exports import FORMATS, Export
+from gateway.ledger.supply_terms import terms_of
 from gateway.schema import require_current
 from gateway.settings import load_settings
 
@@ -97,7 +99,11 @@ def add(
     ] = None,
     as_machine: Json = False,
 ) -> None:
-    """Write a file after every day, week or month; credentials are boto3's (AWS_ACCESS_KEY_ID and so on)."""
+    """Write a file of every day, week or month; credentials are boto3's (AWS_ACCESS_KEY_ID and so on).
+
+    Until its month is closed a file is NAME-PERIOD.provisional and written again once a day if something was
+    booked; then it is NAME-PERIOD, once and for ever. NAME.about.json beside it says what it is of.
+    """
     act = act_of_the_user()
     check_target(to, endpoint_url)
     new = NewSchedule(
@@ -167,20 +173,27 @@ def run(*, as_machine: Json = False) -> None:
     """Write what is due now, as a running gateway does by itself; status 1 if something is left."""
     settings = load_settings()
     url, clock = settings.effective_database_url, Clock()
+    specs = load_pool_files(settings)
+    terms = terms_of(specs)
+
+    async def names_of_due(sessions: SessionFactory) -> list[str]:
+        async with sessions() as session:
+            due = await due_files(session, now_ms=await database_ms(session, clock), terms=terms)
+        return [each.file_name for each in due]
 
     async def work() -> tuple[list[str], list[str]]:
         engine = create_engine(url)
         try:
             await require_current(engine)
             sessions = session_factory(engine)
-            async with sessions() as session:
-                before = [each.file_name for each in await due_files(session, now_ms=clock.epoch_ms())]
+            before = await names_of_due(sessions)
             if before:
                 holder = f"cli-{act_of_the_user().actor.name}"
-                desk = exports_scheduler(sessions, clock, database_url=url, holder=holder, every_s=0)
+                desk = exports_scheduler(
+                    sessions, clock, database_url=url, specs=specs, holder=holder, every_s=0
+                )
                 await desk.look()
-            async with sessions() as session:
-                left = [each.file_name for each in await due_files(session, now_ms=clock.epoch_ms())]
+            left = await names_of_due(sessions)
         finally:
             await engine.dispose()
         return [name for name in before if name not in left], left

@@ -102,8 +102,8 @@ def canary_start(
     order = Order(
         percent=percent,
         stickiness=sticky,
-        tenants=_matched(match, "tenant"),
-        models=_matched(match, "model"),
+        tenants=matched(match, "tenant"),
+        models=matched(match, "model"),
         units=requests,
         auto_promote=auto_promote,
         message=message,
@@ -123,7 +123,7 @@ def canary_start(
     )
 
 
-def _matched(pairs: list[str] | None, name: str) -> list[str]:
+def matched(pairs: list[str] | None, name: str) -> list[str]:
     """The values of one name.
 
     Raises:

@@ -18,7 +18,8 @@ from gateway.errors import ConfigurationError, InvalidRequest
 from gateway.identity.store import get_tenant
 from gateway.ledger.cuts import moment_of, month_of, next_start, period_bounds, previous_start
 from gateway.ledger.invariants import take_snapshot
-from gateway.ledger.statement import Statement, Subject, read_statement
+from gateway.ledger.statement import Statement, Subject, statement_of
+from gateway.ledger.statement_reading import read_month
 from gateway.spend_names import read_names
 
 statements = typer.Typer()
@@ -44,7 +45,10 @@ def statement(
     *,
     as_machine: Json = False,
 ) -> None:
-    """What a tenant is charged for a month: a PDF, its lines rounded so that they add up."""
+    """What is due for a tenant's month: a PDF, its lines rounded so that they add up.
+
+    Provisional until the month is closed; of a closed month it is the same file for ever.
+    """
     clock = Clock()
     start, end = _bounds(month, clock)
 
@@ -52,7 +56,7 @@ def statement(
         await take_snapshot(session)
         of = await get_tenant(session, tenant)
         subject = Subject(of.id, of.name, start, end, clock.epoch_ms())
-        return await read_statement(session, subject, await read_names(session))
+        return statement_of(subject, await read_month(session, subject, await read_names(session)))
 
     made = in_session(work)
     if as_machine:
@@ -67,7 +71,8 @@ def statement(
     _write(path, document)
     if not as_machine:
         out.print(
-            f"{made.tenant}, {made.month}: {made.total} USD (exact {made.total_exact}) in {path}",
+            f"{made.tenant}, {made.month}: {made.due} USD due (exact {made.due_exact})"
+            f"{', provisional' if made.provisional else ''} in {path}",
             highlight=False,
             markup=False,
         )

@@ -8,20 +8,25 @@ always see the newest figures.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 
-from gateway.console.charts import BarChart, bar_chart
+from gateway.console.charts import Chart, Series
 from gateway.dependencies import Services
 from gateway.identity.key_store import KeyRecord, KeyState, list_keys
 from gateway.identity.store import tenant_names
+from gateway.ledger.burn_down import BurnDown, burn_down
 from gateway.ledger.cuts import month_of
+from gateway.ledger.latency import ClassLatency, latency_by_class
 from gateway.ledger.reports import NOTHING, SpendFigures, spend_report
 
 ROWS_MAX = 20
 """Rows of one table; the others are added up in a last one."""
 KEYS_MAX = 200
 KEPT_TIMES = 10
+LATENCY_MS = 3_600_000
+"""How far back latency is looked at."""
 
 _TABLES = {"tenant": "Tenant", "pool": "Pool", "task": "Task"}
 
@@ -43,7 +48,12 @@ class Books:
     end: datetime
     tables: tuple[SpendTable, ...]
     total: SpendFigures
-    chart: BarChart
+    today: SpendFigures
+    chart: Chart
+    burning: tuple[BurnDown, ...]
+    """Budgets in force and where their pace leads, the first to run out first."""
+    latency: tuple[ClassLatency, ...]
+    """Of the last hour."""
     keys: tuple[tuple[KeyRecord, KeyState, int | None], ...]
     """With their states and since when; valid ones first, the newest first; at most KEYS_MAX."""
     keys_left_out: int
@@ -81,6 +91,8 @@ async def read_books(services: Services) -> Books:
             for dimension in (*_TABLES, "day")
         }
         keys = await list_keys(session)
+        burning = await burn_down(session, now_ms=services.clock.epoch_ms())
+        latency = await latency_by_class(session, since_ms=services.clock.epoch_ms() - LATENCY_MS)
     days = {date.fromisoformat(group[0]): figures.charge_usd_nanos for group, figures in reports["day"].rows}
     now_ms = services.clock.epoch_ms()
     keys.sort(key=lambda key: (key.state(now_ms) is not KeyState.ACTIVE, -key.created_at_ms))
@@ -93,9 +105,26 @@ async def read_books(services: Services) -> Books:
             for name, title in _TABLES.items()
         ),
         total=reports["tenant"].total,
-        chart=bar_chart(start.date(), end.date(), days, today=now.date()),
+        today=dict(reports["day"].rows).get((now.date().isoformat(),), NOTHING),
+        burning=tuple(burning),
+        latency=tuple(latency),
+        chart=_month_chart(start.date(), end.date(), days, today=now.date()),
         keys=tuple((key, key.state(now_ms), _since(key, now_ms)) for key in keys[:KEYS_MAX]),
         keys_left_out=max(0, len(keys) - KEYS_MAX),
+    )
+
+
+def _month_chart(start: date, end: date, charges: Mapping[date, int], *, today: date) -> Chart:
+    days = [start + timedelta(days=offset) for offset in range((end - start).days)]
+    values = [charges.get(day, 0) if day <= today else None for day in days]
+    return Chart(
+        id="month",
+        title=f"Charge per day in {start:%B %Y}, USD, UTC",
+        description=f"Bars of the charge per day in {start:%B %Y}; the table below has the figures.",
+        across="Day (UTC)",
+        labels=[str(day.day) for day in days],
+        series=[Series("Charge", values)],
+        unit="usd",
     )
 
 

@@ -1,84 +1,94 @@
-"""Where does each bar of a chart stand?
+"""What does a chart show, and what does it say to whoever cannot see it?
 
-Pure geometry for inline SVG, in per cent of the drawing, so that a chart fits any width while its text keeps
-its size. Amounts are nano-USD; days are UTC dates.
+A chart is data: labels and series with a unit. The browser draws it (Chart.js, through `static/console.js`);
+the page holds the same figures as a table, written exactly. Money is nano-USD here and becomes a float only
+for the drawing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from typing import Any, Literal
 
-TOP_PERCENT = 14.0
-"""Above: the label of the scale."""
-BASE_PERCENT = 86.0
-"""Below: the days."""
-_BAR_SHARE = 0.7
-_LABEL_EVERY = 5
-_VISIBLE_PERCENT = 0.8
-"""The least height of a day with any charge at all."""
+from gateway.console.display import count, percent, usd_short
+from gateway.money import NANOS_PER_USD
+
+Unit = Literal["usd", "count", "ms", "s", "ratio", "tokens/s"]
+Number = int | float
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """One day."""
+class Series:
+    """One row of values, one for each label; None where nothing is known."""
 
-    day: date
-    amount: int
-    x: float
-    y: float
-    width: float
-    height: float
-    middle: float
-    is_today: bool
-    is_labelled: bool
+    label: str
+    values: Sequence[Number | None]
+    """In the chart's unit; nano-USD where that is `usd`."""
+    kind: Literal["bar", "line", "band"] = "bar"
+    """A band fills from this line down to the series before it."""
+    is_dashed: bool = False
+    tone: Literal["", "accent", "accent-soft", "good", "wait", "bad", "off"] = ""
+    """A colour with a meaning; empty: the next of the palette."""
 
 
 @dataclass(frozen=True, slots=True)
-class BarChart:
-    """A month of bars and the amount at the top of the scale."""
+class Chart:
+    """What `parts.html`'s macro `chart` takes."""
 
-    bars: tuple[Bar, ...]
-    scale: int
-    top: float = TOP_PERCENT
-    half: float = (TOP_PERCENT + BASE_PERCENT) / 2
-    base: float = BASE_PERCENT
+    id: str
+    title: str
+    """Says unit and time zone, too."""
+    description: str
+    """A sentence with what one would see in it."""
+    across: str
+    """What the labels are: `Day (UTC)`."""
+    labels: Sequence[str]
+    series: Sequence[Series]
+    unit: Unit
+    is_stacked: bool = False
+    is_horizontal: bool = False
+    is_logarithmic: bool = False
+    is_tall: bool = False
+    links: Sequence[str] | None = None
+    """Where a click on a label's bar leads."""
+
+    def for_script(self) -> dict[str, Any]:
+        """For `console.js`."""
+        return {
+            "labels": list(self.labels),
+            "unit": self.unit,
+            "across": self.across,
+            "stacked": self.is_stacked,
+            "horizontal": self.is_horizontal,
+            "logarithmic": self.is_logarithmic,
+            "links": None if self.links is None else list(self.links),
+            "series": [
+                {
+                    "label": one.label,
+                    "kind": one.kind,
+                    "dashed": one.is_dashed,
+                    "tone": one.tone,
+                    "values": [self._drawn(value) for value in one.values],
+                }
+                for one in self.series
+            ],
+        }
+
+    def rows(self) -> list[tuple[str, list[str]]]:
+        """The table: each label with its values as text."""
+        write = _WRITERS.get(self.unit, _plain)
+        return [
+            (label, ["–" if value is None else write(value) for value in values])  # noqa: RUF001 - the dash that stands for unknown on all pages
+            for label, *values in zip(self.labels, *(one.values for one in self.series), strict=True)
+        ]
+
+    def _drawn(self, value: Number | None) -> Number | None:
+        return value / NANOS_PER_USD if self.unit == "usd" and value is not None else value
 
 
-def bar_chart(start: date, end: date, amounts: Mapping[date, int], *, today: date) -> BarChart:
-    """Bars for every day from `start` to before `end`, days without an amount included."""
-    days = [start + timedelta(days=offset) for offset in range((end - start).days)]
-    scale = round_scale(max((amounts.get(day, 0) for day in days), default=0))
-    slot = 100.0 / max(1, len(days))
-    bars = []
-    for index, day in enumerate(days):
-        amount = amounts.get(day, 0)
-        height = (BASE_PERCENT - TOP_PERCENT) * amount / scale
-        if amount > 0:
-            height = max(height, _VISIBLE_PERCENT)
-        left = slot * index + slot * (1 - _BAR_SHARE) / 2
-        bars.append(
-            Bar(
-                day=day,
-                amount=amount,
-                x=round(left, 3),
-                y=round(BASE_PERCENT - height, 3),
-                width=round(slot * _BAR_SHARE, 3),
-                height=round(height, 3),
-                middle=round(slot * (index + 0.5), 3),
-                is_today=day == today,
-                is_labelled=day.day == 1 or day.day % _LABEL_EVERY == 0,
-            )
-        )
-    return BarChart(tuple(bars), scale)
+def _plain(value: Number) -> str:
+    return count(value) if isinstance(value, int) else f"{value:,.1f}"
 
 
-def round_scale(largest: int) -> int:
-    """The least of 1, 2, 5, 10, 20, … that holds the largest amount."""
-    magnitude = 1
-    while True:
-        for step in (1, 2, 5):
-            if step * magnitude >= largest:
-                return step * magnitude
-        magnitude *= 10
+_WRITERS: dict[str, Callable[[Any], str]] = {"usd": usd_short, "ratio": percent}

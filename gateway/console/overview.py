@@ -1,54 +1,77 @@
-"""How is everything right now: pools, this month's spend, the policy, the keys?
+"""How is everything right now: spend, budgets, latency, pools, and what needs attention?
 
-One page for operators and finance. Pools come from memory and are shown even while the database is away.
+One page for operators and finance. Pools come from memory and are shown even while the database is away; what
+takes seconds (the forecast, the savings) follows by itself and is kept for a while.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from fastapi import APIRouter, Query
-from fastapi.responses import RedirectResponse, Response
+from fastapi import APIRouter
+from fastapi.responses import Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from backends.pool import PoolSnapshot
+from gateway.console.attention import attention
 from gateway.console.books import BookKeeper
-from gateway.console.pages import HOME, STATIC, PageRoute, page, static_file
-from gateway.console.session import Door
+from gateway.console.navigation import HOME
+from gateway.console.pages import page
+from gateway.db import database_ms
 from gateway.dependencies import ActorDep, ServicesDep
-from gateway.errors import NotFound
+from gateway.errors import GatewayError
+from gateway.forecasts.outlook import TOTAL, Line, spend_outlook
+from gateway.ledger.cuts import month_of
+from gateway.savings import SavingsReport, savings_report
+from gateway.spend_names import read_names
 
 REFRESH_S = 10
+SLOW_KEPT_S = 300.0
+"""Of what takes seconds to find out."""
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-def console_router() -> APIRouter:
-    """The whole console, with a memory of its own for logins and figures."""
-    door = Door()
-    overview = Overview()
-    router = APIRouter(route_class=PageRoute, include_in_schema=False)
-    router.include_router(door.router())
-    router.add_api_route(HOME, overview.show, methods=["GET"])
-    router.add_api_route(STATIC + "/{name}", static_file, methods=["GET"])
-    router.add_api_route(HOME + "/{path:path}", _elsewhere, methods=["GET", "POST"])
-    return router
+@dataclass(slots=True)
+class Kept(Generic[T]):
+    """Something that takes long, found out once for everybody who asks meanwhile."""
+
+    value: T | None = None
+    until_s: float = 0.0
+    turn: asyncio.Lock | None = None
+
+    async def get(self, now_s: Callable[[], float], find: Callable[[], Awaitable[T]]) -> T:
+        """The value, not older than SLOW_KEPT_S."""
+        if self.turn is None:
+            self.turn = asyncio.Lock()
+        async with self.turn:
+            if self.value is None or now_s() >= self.until_s:
+                self.value = await find()
+                self.until_s = now_s() + SLOW_KEPT_S
+            return self.value
 
 
 class Overview:
-    """The page."""
+    """The page and its slow parts."""
 
     def __init__(self) -> None:
         self._keeper = BookKeeper()
+        self._forecast: Kept[Line] = Kept()
+        self._savings: Kept[SavingsReport] = Kept()
 
-    async def show(
-        self,
-        services: ServicesDep,
-        actor: ActorDep,
-        refresh: Annotated[str, Query(description="`off` stops the page from loading itself again")] = "",
-    ) -> Response:
-        """Render it."""
+    def routes(self, router: APIRouter) -> None:
+        """Its addresses."""
+        router.add_api_route(HOME, self.show, methods=["GET"])
+        router.add_api_route(f"{HOME}/overview/forecast", self.forecast, methods=["GET"])
+        router.add_api_route(f"{HOME}/overview/savings", self.savings, methods=["GET"])
+
+    async def show(self, services: ServicesDep, actor: ActorDep) -> Response:
+        """Render the page."""
         try:
             books = await self._keeper.books(services)
         except (SQLAlchemyError, OSError) as error:
@@ -57,27 +80,71 @@ class Overview:
         pools = services.registry.snapshots()
         return page(
             "overview.html",
-            now=services.clock.now(),
+            section="overview",
             actor=actor,
-            refresh_s=0 if refresh == "off" else REFRESH_S,
+            now=services.clock.now(),
+            refresh_s=REFRESH_S,
             pools=[(pool, is_speculating(pool)) for pool in pools],
+            ready=sum(pool.ready_count for pool in pools),
+            replicas=sum(len(pool.replicas) for pool in pools),
+            attention=attention(
+                pools,
+                burning=() if books is None else books.burning,
+                today=None if books is None else books.today,
+                unshipped=services.spool.unshipped_count,
+            ),
             policy=services.pipeline.routing.policy,
             books=books,
         )
+
+    async def forecast(self, services: ServicesDep) -> Response:
+        """What the month will come to; seconds, in a process of its own."""
+
+        async def find() -> Line:
+            async with services.sessions() as session:
+                outlook = await spend_outlook(
+                    session,
+                    by="tenant",
+                    now_ms=await database_ms(session, services.clock),
+                    names=await read_names(session),
+                    top=1,
+                )
+            return next(line for line in outlook.lines if line.name == TOTAL)
+
+        try:
+            line = await self._forecast.get(services.clock.monotonic_s, find)
+        except (SQLAlchemyError, OSError, GatewayError) as error:
+            return page("overview_forecast.html", line=None, why=_why(error))
+        return page("overview_forecast.html", line=line, why="")
+
+    async def savings(self, services: ServicesDep) -> Response:
+        """What was saved this month, against the policy's baselines."""
+
+        async def find() -> SavingsReport:
+            start, end = month_of(services.clock.now())
+            async with services.sessions() as session:
+                return await savings_report(
+                    session,
+                    services.pipeline.routing.policy,
+                    services.registry.specs,
+                    start=start,
+                    end=end,
+                    now_ms=await database_ms(session, services.clock),
+                )
+
+        try:
+            report = await self._savings.get(services.clock.monotonic_s, find)
+        except (SQLAlchemyError, OSError, GatewayError) as error:
+            return page("overview_savings.html", report=None, why=_why(error))
+        return page("overview_savings.html", report=report, why="")
+
+
+def _why(error: Exception) -> str:
+    _log.warning("a part of the overview could not be found out: %s", error)
+    return error.caller_detail if isinstance(error, GatewayError) else "The database does not answer."
 
 
 def is_speculating(pool: PoolSnapshot) -> bool:
     """By its file, or because a replica that someone else runs says so."""
     loads = [replica.load for replica in pool.replicas if replica.load is not None]
     return pool.spec.speculation is not None or any(load.draft_steps_total is not None for load in loads)
-
-
-async def _elsewhere(path: str) -> Response:
-    """Any other address below the console.
-
-    Raises:
-        NotFound: there is no such page.
-    """
-    if not path:
-        return RedirectResponse(HOME, 303)
-    raise NotFound("There is no such page in the console.")

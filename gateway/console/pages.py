@@ -6,7 +6,6 @@ that turns our errors into pages: whoever is not logged in is led to the login, 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -18,22 +17,20 @@ from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gateway.console import display
-from gateway.errors import AuthenticationFailed, GatewayError, NotFound
+from gateway.console.assets import assets_version
+from gateway.console.navigation import HOME, SECTIONS, may
+from gateway.errors import AuthenticationFailed, GatewayError
 
-HOME = "/console"
 LOGIN = "/console/login"
 STATIC = "/console/static"
 
 _FOLDER = Path(__file__).parent
-_STATIC_TYPES = {"console.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
-_STATIC_FILES = {name: (_FOLDER / "static" / name).read_bytes() for name in _STATIC_TYPES}
-_VERSION = hashlib.sha256(b"".join(_STATIC_FILES.values())).hexdigest()[:12]
-"""In the addresses of static files, so that they may be kept for long and still change with the program."""
 
 HEADERS = {
     # Everything from here, nothing inline that runs; nobody may frame the page or take its forms elsewhere.
     "content-security-policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; "
         "base-uri 'none'; frame-ancestors 'none'"
     ),
     "cross-origin-opener-policy": "same-origin",
@@ -61,7 +58,9 @@ _templates.filters.update(
     usd_short=display.usd_short,
     usd_to_cents=display.usd_to_cents,
 )
-_templates.globals.update(home=HOME, login=LOGIN, static=STATIC, version=_VERSION)
+_templates.globals.update(
+    home=HOME, login=LOGIN, static=STATIC, version=assets_version(), sections=SECTIONS, may=may
+)
 
 
 def page(template: str, *, status_code: int = 200, **values: Any) -> HTMLResponse:
@@ -77,18 +76,6 @@ def error_page(error: GatewayError) -> HTMLResponse:
     return response
 
 
-async def static_file(name: str) -> Response:
-    """One of the console's own files.
-
-    Raises:
-        NotFound: there is no such file.
-    """
-    if name not in _STATIC_FILES:
-        raise NotFound("There is no such file.")
-    headers = {"cache-control": "public, max-age=31536000, immutable"}
-    return Response(_STATIC_FILES[name], headers=headers, media_type=_STATIC_TYPES[name])
-
-
 class PageRoute(APIRoute):
     """A route whose errors are pages; its answers are never cached unless they say so themselves."""
 
@@ -101,6 +88,9 @@ class PageRoute(APIRoute):
                 response = await handler(request)
             except AuthenticationFailed:
                 response = RedirectResponse(LOGIN, 303)
+                if "hx-request" in request.headers:
+                    # A redirect would put the login form into a part of the page.
+                    response = Response(status_code=401, headers={"hx-redirect": LOGIN})
             except GatewayError as error:
                 _log.log(error.log_level, "%s %s: %s", request.url.path, error.code, error.operator_detail)
                 response = error_page(error)

@@ -1,7 +1,8 @@
 """Who looks at the console?
 
-A login with any administrator's key, kept in a cookie whose value `identity/admins.py` issues and checks.
-Nothing is stored here but the failed logins per address, in this process and bounded. Who may see which page
+A login with a name and a password, with any administrator's key, or with the company's own login, kept in a
+cookie whose value `identity/admins.py` issues and checks. Nothing is stored here but the failed logins per
+address and per name, in this process and bounded. Who may see which page
 is said in `identity/roles.py`. Behind a proxy the address and the scheme are those that uvicorn takes from
 the headers of a trusted proxy (on loopback by default).
 """
@@ -12,38 +13,46 @@ import asyncio
 import ipaddress
 import math
 from collections import OrderedDict
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from gateway.console.pages import HOME, LOGIN, PageRoute, page
-from gateway.dependencies import COOKIE, ServicesDep
+from gateway.audit import Actor
+from gateway.console.navigation import HOME
+from gateway.console.pages import LOGIN, PageRoute, page
+from gateway.dependencies import COOKIE, Services, ServicesDep, require_same_origin
 from gateway.errors import (
     AuthenticationFailed,
     InvalidRequest,
     PayloadTooLarge,
-    PermissionDenied,
     RateLimited,
 )
-from gateway.identity.admins import LOGIN_S
+from gateway.identity.admins import LOGIN_S, actor_of_person
+from gateway.identity.credentials import ADMIN_PREFIX, NAME_CHARS
+from gateway.identity.passwords import PasswordCheck
 
 FAILURES_MAX = 10
-"""So many wrong keys from one address within FAILURES_WINDOW_S, then no more tries until it is over."""
+"""So many wrong secrets from one address within FAILURES_WINDOW_S, then no more tries until it is over."""
+NAME_FAILURES_MAX = 50
+"""The same for one name from all addresses together: many, so that nobody is locked out by a neighbour."""
 FAILURES_WINDOW_S = 300.0
 FAILURE_DELAY_S = 0.5
 REMEMBERED_MAX = 4096
 """Addresses that are remembered; the oldest are forgotten first."""
 FORM_BYTES_MAX = 4096
+COOKIE_PATH = "/"
+"""The pages call the admin API with it."""
 
 _IPV6_NETWORK_BITS = 64
 """One subscriber's addresses: whoever has one has all of them."""
 
 
 class FailedLogins:
-    """How often did each address present a wrong key lately?"""
+    """How often did each address, or each name, come with a wrong secret lately?"""
 
-    def __init__(self) -> None:
+    def __init__(self, failures_max: int = FAILURES_MAX) -> None:
+        self._failures_max = failures_max
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def check(self, address: str, now_s: float) -> None:
@@ -54,9 +63,9 @@ class FailedLogins:
         """
         failures, since_s = self._failures.get(address, (0, now_s))
         wait_s = since_s + FAILURES_WINDOW_S - now_s
-        if failures >= FAILURES_MAX and wait_s > 0:
+        if failures >= self._failures_max and wait_s > 0:
             raise RateLimited(
-                f"Too many failed logins from this address. Try again in {math.ceil(wait_s / 60)} min.",
+                f"Too many failed logins. Try again in {math.ceil(wait_s / 60)} min.",
                 retry_after_s=math.ceil(wait_s),
             )
 
@@ -79,6 +88,8 @@ class Door:
 
     def __init__(self) -> None:
         self._failed = FailedLogins()
+        self._failed_names = FailedLogins(NAME_FAILURES_MAX)
+        self._passwords: PasswordCheck | None = None
 
     def router(self) -> APIRouter:
         """Its own pages."""
@@ -89,41 +100,54 @@ class Door:
         return router
 
     async def form(self, request: Request, services: ServicesDep) -> Response:
-        """Ask for the key, unless it was given already."""
+        """Ask for name and password or key, unless they were given already."""
         if services.logins.actor_of(request.cookies.get(COOKIE, "")) is not None:
             return RedirectResponse(HOME, 303)
-        return page("login.html", message="")
+        return _form(services)
 
     async def log_in(self, request: Request, services: ServicesDep) -> Response:
-        """Start a session for the right key; answer a wrong one late."""
+        """Start a session for the right secret; answer a wrong one late."""
         require_same_origin(request)
         address = network_of(request.client.host if request.client else "")
+        name, secret = await _presented(request)
+        now_s = services.clock.monotonic_s()
         try:
-            self._failed.check(address, services.clock.monotonic_s())
+            self._failed.check(address, now_s)
+            self._failed_names.check(name, now_s)
         except RateLimited as error:
-            response = page("login.html", status_code=error.status_code, message=error.caller_detail)
+            response = _form(services, status_code=error.status_code, message=error.caller_detail)
             response.headers["retry-after"] = str(error.retry_after_s)
             return response
-        key = await _presented_key(request)
         try:
-            actor = services.admins.actor_of(key)
+            actor = await self._actor(services, name, secret)
         except AuthenticationFailed as error:
             # Counted before the delay: tries in parallel gain nothing.
             self._failed.note(address, services.clock.monotonic_s())
+            if name:
+                self._failed_names.note(name, services.clock.monotonic_s())
             await asyncio.sleep(FAILURE_DELAY_S)
-            return page("login.html", status_code=401, message=error.caller_detail)
+            return _form(services, status_code=401, message=error.caller_detail, name=name)
         self._failed.forget(address)
+        self._failed_names.forget(name)
         answer = RedirectResponse(HOME, 303)
-        answer.set_cookie(
-            COOKIE,
-            services.logins.issue(actor),
-            max_age=LOGIN_S,
-            path=HOME,
-            secure=request.url.scheme == "https",
-            httponly=True,
-            samesite="strict",
-        )
+        keep_login(answer, request, services.logins.issue(actor))
         return answer
+
+    async def _actor(self, services: Services, name: str, secret: str) -> Actor:
+        """Whoever that is.
+
+        Raises:
+            AuthenticationFailed: nobody.
+        """
+        if not name or secret.startswith(f"{ADMIN_PREFIX}-"):
+            return services.admins.actor_of(secret)
+        person = services.admins.person_named(name)
+        if self._passwords is None:
+            self._passwords = PasswordCheck()
+        if not await self._passwords.matches(None if person is None else person.password_hash, secret):
+            raise AuthenticationFailed("That name and password do not belong together.")
+        assert person is not None  # noqa: S101 - nobody's password never matches
+        return actor_of_person(person)
 
     async def log_out(self, request: Request, services: ServicesDep) -> Response:
         """End the session."""
@@ -131,28 +155,27 @@ class Door:
         services.logins.end(request.cookies.get(COOKIE, ""))
         answer = RedirectResponse(LOGIN, 303)
         answer.delete_cookie(
-            COOKIE, path=HOME, secure=request.url.scheme == "https", httponly=True, samesite="strict"
+            COOKIE, path=COOKIE_PATH, secure=request.url.scheme == "https", httponly=True, samesite="strict"
         )
         return answer
 
 
-def require_same_origin(request: Request) -> None:
-    """Refuse forms of other sites; SameSite=Strict stands before this, for browsers that know it.
+def keep_login(answer: Response, request: Request, login: str) -> None:
+    """Let the browser keep a login."""
+    answer.set_cookie(
+        COOKIE,
+        login,
+        max_age=LOGIN_S,
+        path=COOKIE_PATH,
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
 
-    Only the host is compared: a proxy that ends TLS may not tell us the scheme.
 
-    Raises:
-        PermissionDenied: no Origin, or another one.
-    """
-    origin = request.headers.get("origin", "")
-    try:
-        host = urlsplit(origin).netloc
-    except ValueError:
-        host = ""
-    if not host or host.lower() != request.headers.get("host", "").lower():
-        raise PermissionDenied(
-            "This form was not sent from the console itself. Open the console and try again."
-        )
+def _form(services: Services, *, status_code: int = 200, message: str = "", name: str = "") -> Response:
+    has_sign_on = services.settings.oidc.issuer is not None
+    return page("login.html", status_code=status_code, message=message, name=name, has_sign_on=has_sign_on)
 
 
 def network_of(address: str) -> str:
@@ -168,8 +191,8 @@ def network_of(address: str) -> str:
     return str(ipaddress.ip_network((int(parsed), _IPV6_NETWORK_BITS), strict=False))
 
 
-async def _presented_key(request: Request) -> str:
-    """The field `key` of a form.
+async def _presented(request: Request) -> tuple[str, str]:
+    """The fields `name` and `key` of a form.
 
     Raises:
         PayloadTooLarge: more than a login form can hold.
@@ -179,9 +202,9 @@ async def _presented_key(request: Request) -> str:
     async for chunk in request.stream():
         body += chunk
         if len(body) > FORM_BYTES_MAX:
-            raise PayloadTooLarge("That is too long for an administrator key.")
+            raise PayloadTooLarge("That is too long for a name and a password.")
     try:
         fields = parse_qs(body.decode(), errors="replace", max_num_fields=8)
     except ValueError:
         raise InvalidRequest("The login form could not be read. Open the console and try again.") from None
-    return fields.get("key", [""])[0].strip()
+    return fields.get("name", [""])[0].strip()[:NAME_CHARS], fields.get("key", [""])[0].strip()

@@ -1,11 +1,11 @@
-"""Which administrator is this, and which login?
+"""Which administrator is this, a key or a person, and which login?
 
 Administrators' keys are in memory like tenants' keys, refreshed with them: the metrics, and the console's
 pools, must be readable just when the database is away. What that costs, half a second in which a revoked key
 still reads, it does not cost for changes: `audit.write` asks the database whether the actor's key stands. The
 bootstrap key is a setting and always valid. A login is a value that the console keeps in a cookie: when it
-ends, a nonce, the key it was made with, and an HMAC-SHA-256 over these and that key's hash, so that it ends
-with the key.
+ends, a nonce, the key or the person it was made with, and an HMAC-SHA-256 over these and the key's or the
+password's hash, so that it ends with the key, or with the password.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from gateway.errors import AuthenticationFailed, Overloaded
 from gateway.identity.admin_store import AdminRecord
 from gateway.identity.credentials import ADMIN_PREFIX, KEY_PREFIX, hash_of
 from gateway.identity.key_store import KeyState
+from gateway.identity.people_store import PERSON_PREFIX, PersonRecord
 from gateway.identity.roles import Role
 from gateway.identity.root_key import derive
 
@@ -42,10 +43,12 @@ class AdminRing:
         self._stale_max_s = stale_max_s
         self._by_hash: dict[str, AdminRecord] = {}
         self._by_id: dict[str, AdminRecord] = {}
+        self._people: dict[str, PersonRecord] = {}
         self._confirmed_at_s: float | None = None
 
-    def replace(self, records: Iterable[AdminRecord]) -> None:
+    def replace(self, records: Iterable[AdminRecord], people: Iterable[PersonRecord] = ()) -> None:
         """Take over what the database says now."""
+        self._people = {person.id: person for person in people if person.retired_at_ms is None}
         by_id = {record.id: record for record in records}
         self._by_hash = {record.secret_hash: record for record in by_id.values()}
         self._by_id = by_id
@@ -96,6 +99,9 @@ class AdminRing:
         """The hash of the actor's key; None when it is not valid any more."""
         if actor.kind is ActorKind.BOOTSTRAP:
             return self._bootstrap_hash
+        if actor.kind is ActorKind.PERSON:
+            person = self._people.get(actor.id)
+            return None if person is None else f"{person.password_hash}|{person.subject}"
         record = self._by_id.get(actor.id)
         return None if record is None else record.secret_hash
 
@@ -103,6 +109,10 @@ class AdminRing:
         """The administrator with that public id, while the key is valid."""
         if actor_id == BOOTSTRAP.id:
             return BOOTSTRAP
+        if actor_id.startswith(PERSON_PREFIX):
+            person = self._people.get(actor_id)
+            self._require_fresh()
+            return None if person is None else actor_of_person(person)
         record = self._by_id.get(actor_id)
         if record is None:
             return None
@@ -111,6 +121,19 @@ class AdminRing:
         except AuthenticationFailed:
             return None
         return _actor(record)
+
+    def person_named(self, name: str) -> PersonRecord | None:
+        """Whoever logs in by that name; None: nobody who may.
+
+        Raises:
+            Overloaded: what is in memory is too old to be trusted.
+        """
+        self._require_fresh()
+        return next((person for person in self._people.values() if person.name == name), None)
+
+    def person_with_subject(self, subject: str) -> PersonRecord | None:
+        """Whoever the company's own login knows by that subject."""
+        return next((person for person in self._people.values() if person.subject == subject), None)
 
     def _require_valid(self, record: AdminRecord) -> None:
         state = record.state(self._clock.epoch_ms())
@@ -181,6 +204,11 @@ class Logins:
 
     def _now_s(self) -> int:
         return self._clock.epoch_ms() // 1000
+
+
+def actor_of_person(person: PersonRecord) -> Actor:
+    """Who makes a person's changes."""
+    return Actor(kind=ActorKind.PERSON, id=person.id, name=person.name, role=person.role)
 
 
 def _actor(record: AdminRecord) -> Actor:

@@ -213,3 +213,39 @@ class AdminKey(Audited, table=True):
         default=None,
         sa_column=Column(String(64), nullable=True, comment="public id of the key that it replaces"),
     )
+
+
+class Person(Audited, table=True):
+    """Somebody who may log in to the console: with a password, or with the company's own login."""
+
+    __tablename__ = "people"
+    audit_kind: ClassVar[str] = "person"
+    audit_topic: ClassVar[str] = TOPIC
+    audit_fields: ClassVar[tuple[str, ...]] = (
+        "name",
+        "role",
+        "subject",
+        "password_set_at_ms",
+        "retired_at_ms",
+    )
+
+    id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, per_…"))
+    name: str = Field(
+        sa_column=Column(String(128), nullable=False, unique=True, comment="what the person logs in with")
+    )
+    role: str = Field(
+        sa_column=Column(String(16), nullable=False, comment="admin, operator, finance or viewer")
+    )
+    password_hash: str | None = Field(
+        default=None,
+        sa_column=Column(String(256), nullable=True, comment="argon2id's text; empty: no password"),
+    )
+    subject: str | None = Field(
+        default=None,
+        sa_column=Column(
+            String(512), nullable=True, unique=True, comment="OpenID Connect issuer|sub; empty: a password"
+        ),
+    )
+    created_at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="epoch ms"))
+    password_set_at_ms: int | None = _instant("epoch ms of the newest password; empty: none")
+    retired_at_ms: int | None = _instant("epoch ms; from then on nobody logs in by it; empty: may")

@@ -2,7 +2,8 @@
 
 Either way a file is there whole or not at all. In a folder it is renamed into place; for a bucket it is
 written to a temporary file first and then put there, in one request or in parts that count when they are all
-in. Doing it again writes the same names again. Credentials are boto3's business (environment, profile,
+in. Doing it again writes the same names again, but for a final file: once it is there, with what says so
+beside it, it is left alone. Credentials are boto3's business (environment, profile,
 instance); none of them is kept here.
 """
 
@@ -17,7 +18,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.errors import ConfigurationError, InvalidRequest
-from gateway.jobs.export_work import beside, write_file
+from gateway.jobs.export_work import BESIDE, beside, footing_said, sha256_of, write_file
 from gateway.ledger.exports import Export, Footing
 
 S3 = "s3://"
@@ -31,6 +32,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """Of the file."""
     endpoint_url: str | None = None
+    is_final: bool = False
+    """It is of a closed period: one that is there already is not written again."""
 
 
 def check_target(target: str, endpoint_url: str | None) -> None:
@@ -57,23 +60,49 @@ def check_target(target: str, endpoint_url: str | None) -> None:
 
 
 async def deliver(session: AsyncSession, wanted: Export, to: Delivery, *, now_ms: int) -> Footing:
-    """Make an export and bring it there.
+    """Make an export and bring it there; a final file that is there already is told as it is.
 
     Raises:
         InvalidRequest, NotFound, DoesNotFoot: as `write_file`.
-        ConfigurationError: it cannot be written there; says why.
+        ConfigurationError: it cannot be written there, or something else is there; says why.
     """
     if not to.target.startswith(S3):
-        return await write_file(session, wanted, _made(to.target) / to.name, now_ms=now_ms)
+        path = _made(to.target) / to.name
+        kept = _kept_in_folder(path) if to.is_final else None
+        return kept or await write_file(session, wanted, path, now_ms=now_ms)
+    bucket = _Bucket(to)
+    kept = bucket.kept() if to.is_final else None
+    if kept is not None:
+        return kept
     with tempfile.TemporaryDirectory(prefix="tollgate-export-") as scratch:
         path = Path(scratch, to.name)
         footing = await write_file(session, wanted, path, now_ms=now_ms)
-        bucket, _, prefix = to.target.removeprefix(S3).partition("/")
-        start = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         # What it is of stands there before it does.
         for file in (beside(path), path):
-            _put(file, bucket=bucket, key=f"{start}{file.name}", endpoint_url=to.endpoint_url)
-        return msgspec.structs.replace(footing, place=f"{S3}{bucket}/{start}{path.name}")
+            bucket.put(file)
+        return msgspec.structs.replace(footing, place=bucket.place)
+
+
+def _kept_in_folder(path: Path) -> Footing | None:
+    """The final file that is there; None: there is none, or one that says that it may change."""
+    try:
+        kept = footing_said(beside(path).read_bytes())
+        if kept is None or kept.period_state != "closed" or not path.exists():
+            return None
+        if sha256_of(path) != kept.sha256:
+            raise _not_as_said(str(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
+    return msgspec.structs.replace(kept, place=str(path))
+
+
+def _not_as_said(place: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{place} is there and is not what {BESIDE} beside it says. A final file is never written over: move"
+        " both away, and it is written again."
+    )
 
 
 def _made(target: str) -> Path:
@@ -85,13 +114,56 @@ def _made(target: str) -> Path:
     return folder
 
 
-def _put(file: Path, *, bucket: str, key: str, endpoint_url: str | None) -> None:
-    # Loaded here: boto3 takes half a second, and only a bucket needs it.
-    boto3: Any = import_module("boto3")
-    errors: Any = import_module("botocore.exceptions")
-    transfer: Any = import_module("boto3.exceptions")
-    try:
-        client = boto3.client("s3", endpoint_url=endpoint_url)
-        client.upload_file(str(file), bucket, key)
-    except (errors.BotoCoreError, errors.ClientError, transfer.S3UploadFailedError) as error:
-        raise ConfigurationError(f"{S3}{bucket}/{key} cannot be written: {error}") from None
+class _Bucket:
+    """Where a file goes in storage that speaks S3."""
+
+    def __init__(self, to: Delivery) -> None:
+        # Loaded here: boto3 takes half a second, and only a bucket needs it.
+        boto3: Any = import_module("boto3")
+        errors: Any = import_module("botocore.exceptions")
+        transfer: Any = import_module("boto3.exceptions")
+        self._failures = (errors.BotoCoreError, errors.ClientError, transfer.S3UploadFailedError)
+        self._refused = errors.ClientError
+        self._bucket, _, prefix = to.target.removeprefix(S3).partition("/")
+        self._start = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._name = to.name
+        self.place = f"{S3}{self._bucket}/{self._start}{to.name}"
+        try:
+            self._client = boto3.client("s3", endpoint_url=to.endpoint_url)
+        except self._failures as error:
+            raise ConfigurationError(f"{self.place} cannot be written: {error}") from None
+
+    def kept(self) -> Footing | None:
+        """The final file that is there; None: there is none, or one that says that it may change.
+
+        Raises:
+            ConfigurationError: nobody can tell, or it has another size than is said beside it.
+        """
+        key = f"{self._start}{self._name}"
+        try:
+            said = self._client.get_object(Bucket=self._bucket, Key=f"{key}{BESIDE}")["Body"].read()
+            size = self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"]
+        except self._refused as error:
+            if str(error.response.get("Error", {}).get("Code")) in {"404", "NoSuchKey", "NotFound"}:
+                return None
+            raise ConfigurationError(f"{self.place} cannot be read: {error}") from None
+        except self._failures as error:
+            raise ConfigurationError(f"{self.place} cannot be read: {error}") from None
+        kept = footing_said(said)
+        if kept is None or kept.period_state != "closed":
+            return None
+        if size != kept.bytes:
+            raise _not_as_said(self.place)
+        return msgspec.structs.replace(kept, place=self.place)
+
+    def put(self, file: Path) -> None:
+        """Bring a file there.
+
+        Raises:
+            ConfigurationError: it cannot be written.
+        """
+        key = f"{self._start}{file.name}"
+        try:
+            self._client.upload_file(str(file), self._bucket, key)
+        except self._failures as error:
+            raise ConfigurationError(f"{S3}{self._bucket}/{key} cannot be written: {error}") from None

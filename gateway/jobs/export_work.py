@@ -10,18 +10,21 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.errors import ConfigurationError
+from gateway.ledger.closed_report import nanos_of
 from gateway.ledger.cuts import parse_filters
-from gateway.ledger.exports import About, Export, Footing, Stage, format_of
+from gateway.ledger.exports import About, Amounts, Export, Footing, Stage, format_of
+from gateway.ledger.frozen import closed_around, frozen_in
 from gateway.ledger.invariants import take_snapshot
 from gateway.spend_names import read_names, with_ids
 
 PART = ".part"
+BESIDE = ".about.json"
 PIECE_BYTES = 1 << 20
 
 
@@ -58,7 +61,12 @@ async def run_export(
     names = await read_names(session)
     filters = with_ids(parse_filters(wanted.filters), names)
     by_id = tuple(f"{each.name}={value}" for each in filters for value in each.values)
-    stage = Stage(target, names=names, now_ms=now_ms, told_about=told_about, told_rows=told_rows)
+    period = await closed_around(session, wanted.end_ms)
+    if period is not None:
+        names |= frozen_in(period).names
+    stage = Stage(
+        target, names=names, period=period, now_ms=now_ms, told_about=told_about, told_rows=told_rows
+    )
     return await exporter(session, msgspec.structs.replace(wanted, filters=by_id), stage)
 
 
@@ -99,7 +107,7 @@ async def write_file(
 
 def beside(path: Path) -> Path:
     """Where it is said what a file is of."""
-    return path.with_name(f"{path.name}.about.json")
+    return path.with_name(f"{path.name}{BESIDE}")
 
 
 def about_json(about: About, footing: Footing) -> bytes:
@@ -108,6 +116,42 @@ def about_json(about: About, footing: Footing) -> bytes:
     found: dict[str, object] = {**dict(about.lines()), "row_count": footing.rows, "bytes": footing.bytes}
     found |= {"sha256": footing.sha256, "columns": columns}
     return msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n"
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """What stands beside a file, as far as it is read again."""
+
+    period_state: Literal["open", "closed"]
+    row_count: int
+    bytes: int
+    sha256: str
+    control_total_charge_usd: str
+    control_total_platform_usd: str
+    control_total_adjustments_usd: str
+    control_total_platform_adjustments_usd: str
+    ledger_high_water: str
+
+
+def footing_said(content: bytes) -> Footing | None:
+    """What was written, by what stands beside it; None: an older version wrote that, or somebody else."""
+    try:
+        said = msgspec.json.decode(content, type=_Said)
+        amounts = Amounts(
+            charge_usd_nanos=nanos_of(said.control_total_charge_usd),
+            platform_usd_nanos=nanos_of(said.control_total_platform_usd),
+            adjustments_usd_nanos=nanos_of(said.control_total_adjustments_usd),
+            platform_adjustments_usd_nanos=nanos_of(said.control_total_platform_adjustments_usd),
+        )
+    except (msgspec.DecodeError, ValueError):
+        return None
+    return Footing(
+        rows=said.row_count,
+        amounts=amounts,
+        high_water=None if said.ledger_high_water == "none" else said.ledger_high_water,
+        period_state=said.period_state,
+        bytes=said.bytes,
+        sha256=said.sha256,
+    )
 
 
 def sha256_of(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 One process at a time, by its turn at the job. The work is done by a child process, so that nothing heavy runs
 where requests are served; the turn is renewed meanwhile. A file that was written and not noted is written
-again under the same name; one that was noted is not.
+again under the same name, but for a final one, which is noted as it is.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Mapping
 
 import msgspec
 
+from backends.pool import PoolSpec
 from gateway.clock import Clock
 from gateway.db import SessionFactory, database_ms
 from gateway.errors import ConfigurationError
@@ -22,6 +24,8 @@ from gateway.jobs.leases import Turn
 from gateway.jobs.scheduler import Job, Scheduler
 from gateway.ledger.export_schedules import DueFile, due_files, note_file
 from gateway.ledger.exports import Footing
+from gateway.ledger.supply import Terms
+from gateway.ledger.supply_terms import terms_of
 
 EXPORTS = "exports"
 EVERY_S = 300.0
@@ -33,25 +37,39 @@ _log = logging.getLogger(__name__)
 
 
 def exports_scheduler(
-    sessions: SessionFactory, clock: Clock, *, database_url: str, holder: str, every_s: float = EVERY_S
+    sessions: SessionFactory,
+    clock: Clock,
+    *,
+    database_url: str,
+    specs: Mapping[str, PoolSpec],
+    holder: str,
+    every_s: float = EVERY_S,
 ) -> Scheduler:
-    """What writes exports by the calendar, apart from the other jobs: it may take long."""
-    job = Job(EXPORTS, every_s, Desk(sessions, clock, database_url).work)
+    """What writes exports by the calendar, apart from the other jobs: it may take long.
+
+    Raises:
+        ConfigurationError: see `terms_of`.
+    """
+    job = Job(EXPORTS, every_s, Desk(sessions, clock, database_url, terms_of(specs)).work)
     return Scheduler(sessions, clock, [job], holder=holder, first_after_s=FIRST_AFTER_S)
 
 
 class Desk:
     """Does what is due."""
 
-    def __init__(self, sessions: SessionFactory, clock: Clock, database_url: str) -> None:
+    def __init__(
+        self, sessions: SessionFactory, clock: Clock, database_url: str, terms: Mapping[str, Terms]
+    ) -> None:
         self._sessions = sessions
+        self._terms = terms
         self._clock = clock
         self._database_url = database_url
 
     async def work(self, turn: Turn, stopping: asyncio.Event) -> str:
         """Write all files that are due; what fails is told, and tried again next time."""
         async with self._sessions() as session:
-            due = await due_files(session, now_ms=await database_ms(session, self._clock))
+            now_ms = await database_ms(session, self._clock)
+            due = await due_files(session, now_ms=now_ms, terms=self._terms)
         done, failed = 0, []
         for each in due:
             if stopping.is_set():
@@ -78,6 +96,7 @@ class Desk:
                 target=due.schedule.target,
                 name=due.file_name,
                 endpoint_url=due.schedule.endpoint_url,
+                is_final=due.is_final,
             ),
         )
         child = await start_child(errand)

@@ -62,9 +62,12 @@ FROM (
     p.overage_usd_nanos, coalesce(sum(e.amount_usd_nanos), 0) AS tenants_usd_nanos
   FROM journal_transactions t JOIN budget_postings p ON p.transaction_id = t.id
   JOIN budgets b ON b.id = p.budget_id
-  LEFT JOIN journal_entries e ON e.transaction_id = t.id AND e.account LIKE 'tenant:%'
-    AND (b.scope <> 'tenant' OR e.account = 'tenant:' || b.scope_id)
-    AND (b.tenant_id IS NULL OR e.account = 'tenant:' || b.tenant_id)
+  LEFT JOIN journal_entries e ON e.transaction_id = t.id AND (
+    (b.tenant_id = 'platform' AND e.account = 'platform')
+    OR (e.account LIKE 'tenant:%'
+      AND (b.scope <> 'tenant' OR e.account = 'tenant:' || b.scope_id)
+      AND (b.tenant_id IS NULL OR e.account = 'tenant:' || b.tenant_id))
+  )
   WHERE t.at_ms >= :since_ms
   GROUP BY p.transaction_id, p.budget_id, p.window_start_ms, p.owner_id, p.amount_usd_nanos,
     p.overage_usd_nanos
@@ -151,7 +154,11 @@ BUDGETS = (
         "what a budget has booked, and its overage, are the sums of its postings",
         (_POSTINGS, _POSTED_TO_A_BUCKET),
     ),
-    Invariant("I-6a", "no posting is more than what its booking charged to tenants", (_WITHIN_BOOKING,)),
+    Invariant(
+        "I-6a",
+        "no posting is more than what its booking charged to those whom the budget is for",
+        (_WITHIN_BOOKING,),
+    ),
     Invariant("I-8", "no slice stays lent when its process was silent for the grace period", (_ON_TIME,)),
     Invariant(
         "I-11",

@@ -172,7 +172,7 @@ class Reservation:
                 lot.hold(bound)
 
     def spend(self, amount: int) -> None:
-        """The tenant pays so much; known before the reservation ends."""
+        """Whoever it is held for pays so much more; known before the reservation ends."""
         self._spent += amount
 
     def end(self) -> bool:

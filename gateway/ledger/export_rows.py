@@ -1,8 +1,9 @@
 """Where do the rows of an export come from, and do they come to its control total?
 
 Two kinds: groups as in the spend report, in the order of their groups and of time, and attempts one by one
-in the order in which they began. Weeks and months are folded from days as they come by, so that nothing is
-kept. A sink takes rows in pieces and knows a format of files and nothing else.
+(`export_attempts`). Credits and corrections are rows of their own after them. Weeks and months are folded
+from days as they come by, so that nothing is kept. A sink takes rows in pieces and knows a format of files,
+nothing else.
 """
 
 from __future__ import annotations
@@ -10,35 +11,33 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, BinaryIO, Protocol
 
-import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col
 
-from gateway.inference import Payer
-from gateway.ledger.cuts import PERIODS, Cut, moment_of, parse_filters, period_text
+from gateway.ledger.adjustments import adjustment_total, adjustments_in
+from gateway.ledger.cuts import MS_PER_DAY, PERIODS, Cut, moment_of, parse_filters, period_text
+from gateway.ledger.export_attempts import amounts_of, attempt_columns, attempt_pieces, count_attempts
 from gateway.ledger.exports import (
     About,
+    Amounts,
     Column,
     DoesNotFoot,
     Export,
     Exporter,
     Footing,
     Names,
+    Piece,
     Stage,
-    about_facts,
 )
 from gateway.ledger.late_usage import parts_of
+from gateway.ledger.period_tables import Adjustment
 from gateway.ledger.report_facts import read_facts
-from gateway.ledger.reports import NOTHING, SpendFigures, control_total, cut_of, sums, used_total
-from gateway.ledger.tables import Attempt
-from gateway.money import usd_text
+from gateway.ledger.reports import NOTHING, SpendFigures, control_total, cut_of, sums
 
 PIECE_ROWS = 5_000
 WITH_IDS = ("tenant", "project", "key")
 """Dimensions that have an id and a name; both are columns."""
 Row = tuple[Any, ...]
-_encode = msgspec.json.Encoder().encode
 
 _FIGURES: tuple[tuple[Column, Callable[[SpendFigures], int]], ...] = (
     (Column("requests", "count", "requests, not attempts"), lambda sums: sums.requests),
@@ -53,43 +52,6 @@ _FIGURES: tuple[tuple[Column, Callable[[SpendFigures], int]], ...] = (
     (Column("charge_usd", "usd", "what tenants pay"), lambda sums: sums.charge_usd_nanos),
     (Column("platform_usd", "usd", "on the platform's account"), lambda sums: sums.platform_usd_nanos),
 )
-
-_ATTEMPT: tuple[tuple[Column, Any], ...] = (
-    (Column("attempt_id", "text", "opaque id"), Attempt.attempt_id),
-    (Column("request_id", "text", "as in x-request-id"), Attempt.request_id),
-    (Column("attempt_number", "count", "1 for the first try; 0: a correction"), Attempt.attempt_number),
-    (Column("started_at", "instant", "UTC"), Attempt.started_at_ms),
-    (Column("ended_at", "instant", "UTC"), Attempt.ended_at_ms),
-    (Column("tenant_id", "text", "whose request"), Attempt.tenant_id),
-    (Column("project_id", "text", "where the spend is allocated"), Attempt.project_id),
-    (Column("key_id", "text", "public id of the API key"), Attempt.key_id),
-    (Column("end_user", "text", "HMAC of the end user"), Attempt.end_user),
-    (Column("model", "text", "as the caller named it"), Attempt.model_alias),
-    (Column("endpoint", "text", "path below /v1"), Attempt.endpoint),
-    (Column("pool", "text", "pool that was tried"), Attempt.pool),
-    (Column("task", "text", "task type"), Attempt.task),
-    (Column("nature", "text", "predictable or creative"), Attempt.nature),
-    (Column("policy_version", "text", "policy that decided"), Attempt.policy_version),
-    (Column("price_version", "text", "price that was charged by"), Attempt.price_version),
-    (Column("service_tier", "text", "latency class"), Attempt.service_tier),
-    (Column("cache", "text", "hit, miss or bypass"), Attempt.cache),
-    (Column("state", "text", "answered, failed, cancelled or interrupted"), Attempt.state),
-    (Column("payer", "text", "tenant or platform"), Attempt.payer),
-    (Column("usage_source", "text", "measured, estimated or none"), Attempt.usage_source),
-    (Column("input_tokens", "count", "fresh input tokens"), Attempt.input_tokens),
-    (Column("cached_input_tokens", "count", "found in a cache"), Attempt.cached_input_tokens),
-    (Column("cache_write_tokens", "count", "written to a cache"), Attempt.cache_write_tokens),
-    (Column("output_tokens", "count", "generated tokens"), Attempt.output_tokens),
-    (Column("reasoning_tokens", "count", "generated reasoning tokens"), Attempt.reasoning_tokens),
-    (Column("charge_usd", "usd", "what the payer is charged; empty: unpriced"), Attempt.charge_usd_nanos),
-    (Column("status_code", "count", "HTTP status"), Attempt.status_code),
-    (Column("error_code", "text", "why it failed"), Attempt.error_code),
-    (Column("ttft_ms", "count", "to the first content"), Attempt.ttft_ms),
-    (Column("total_ms", "count", "to the end"), Attempt.total_ms),
-    (Column("journal_id", "text", "the booking"), Attempt.journal_id),
-    (Column("tags", "text", "cost tags, JSON"), Attempt.tags),
-)
-_NAMED = {"tenant_id": "tenant", "project_id": "project", "key_id": "key"}
 
 
 class Sink(Protocol):
@@ -127,8 +89,7 @@ async def write_rows(session: AsyncSession, wanted: Export, stage: Stage, *, sin
     group_by = wanted.group_by if wanted.rows == "groups" else ()
     cut = cut_of(group_by, moment_of(wanted.start_ms), moment_of(wanted.end_ms), filters=filters)
     by_attempts = wanted.rows == "attempts"
-    # Attempts are listed by when they were made; sums are those of the periods in which they count.
-    control = await (used_total if by_attempts else control_total)(session, cut)
+    facts = await read_facts(session, cut)
     about = About(
         title="Attempts" if by_attempts else f"Spend by {', '.join(group_by) or 'nothing'}",
         start_ms=wanted.start_ms,
@@ -136,116 +97,114 @@ async def write_rows(session: AsyncSession, wanted: Export, stage: Stage, *, sin
         generated_at_ms=stage.now_ms,
         group_by=group_by,
         filters=wanted.filters,
-        row_count=await _count_attempts(session, cut) if by_attempts else None,
-        charge_usd_nanos=control.charge_usd_nanos,
-        platform_usd_nanos=control.platform_usd_nanos,
-        columns=_attempt_columns() if by_attempts else _group_columns(group_by),
-        **about_facts(await read_facts(session, cut)),  # type: ignore[arg-type]  # its names are About's
+        row_count=await count_attempts(session, cut) if by_attempts else None,
+        amounts=await control_amounts(session, cut),
+        high_water=stage.high_water(facts),
+        price_versions=facts.price_versions,
+        are_prices_used=facts.are_prices_used,
+        period_state=stage.period_state,
+        columns=attempt_columns() if by_attempts else _group_columns(group_by),
     )
     stage.told_about(about)
     file = sink(stage.target, about, wanted.is_formula_safe)
-    pieces = _attempts(session, cut, stage.names) if by_attempts else _groups(session, cut, stage.names)
-    rows = charge = platform = 0
-    async for piece, piece_charge, piece_platform in pieces:
+    pieces = attempt_pieces(session, cut, stage.names) if by_attempts else _groups(session, cut, stage.names)
+    return await write_pieces(pieces, file, stage, about=about)
+
+
+async def control_amounts(session: AsyncSession, cut: Cut) -> Amounts:
+    """What the rows of a cut must come to, by sums that know nothing of rows."""
+    spend, adjusted = await control_total(session, cut), await adjustment_total(session, cut)
+    return Amounts(
+        charge_usd_nanos=spend.charge_usd_nanos,
+        platform_usd_nanos=spend.platform_usd_nanos,
+        adjustments_usd_nanos=adjusted.tenants_usd_nanos,
+        platform_adjustments_usd_nanos=adjusted.platform_usd_nanos,
+    )
+
+
+async def write_pieces(pieces: AsyncIterator[Piece], file: Sink, stage: Stage, *, about: About) -> Footing:
+    """Write rows as they come, and the end of the file if they come to the control total.
+
+    Raises:
+        DoesNotFoot: they do not.
+    """
+    rows, amounts = 0, Amounts()
+    async for piece, piece_amounts in pieces:
         file.add(piece)
         rows += len(piece)
-        charge += piece_charge
-        platform += piece_platform
+        amounts += piece_amounts
         stage.told_rows(rows)
-    if (charge, platform) != (control.charge_usd_nanos, control.platform_usd_nanos):
+    if amounts != about.amounts:
+        said = dict(about.amounts.lines())
+        wrong = [
+            f"{name} of the rows is {amount}, of the ledger {said[name]}"
+            for name, amount in amounts.lines()
+            if amount != said[name]
+        ]
         raise DoesNotFoot(
-            f"The rows come to {usd_text(charge)} and {usd_text(platform)} USD, the ledger to"
-            f" {usd_text(control.charge_usd_nanos)} and {usd_text(control.platform_usd_nanos)}: nothing is"
-            " exported. `tollgate audit` says which book is wrong."
+            f"{'; '.join(wrong)}: nothing is exported. `tollgate audit` says which book is wrong."
         )
     file.finish()
-    return Footing(
-        rows=rows, charge_usd_nanos=charge, platform_usd_nanos=platform, high_water=about.high_water
-    )
-
-
-_Piece = tuple[list[Row], int, int]
-"""Rows, and what they come to: tenants' and the platform's nano-USD."""
-
-
-# -------------------------------------------------------------------------------------------------- attempts
-def _attempt_columns() -> tuple[Column, ...]:
-    columns: list[Column] = []
-    for column, _ in _ATTEMPT:
-        columns.append(column)
-        if column.name in _NAMED:
-            columns.append(Column(_NAMED[column.name], "text", "its name"))
-    return tuple(columns)
-
-
-def _as_attempts(cut: Cut) -> Cut:
-    return Cut((), cut.filters, cut.start_ms, cut.end_ms, wants_attempts=True)
-
-
-async def _count_attempts(session: AsyncSession, cut: Cut) -> int:
-    asked = _as_attempts(cut)
-    found = await session.execute(select(func.count()).select_from(Attempt).where(*asked.conditions()))
-    return int(found.scalar_one())
-
-
-async def _attempts(session: AsyncSession, cut: Cut, names: Names) -> AsyncIterator[_Piece]:
-    asked = _as_attempts(cut)
-    statement = (
-        select(*(column for _, column in _ATTEMPT))
-        .where(*asked.conditions())
-        .order_by(col(Attempt.started_at_ms), col(Attempt.attempt_id))
-    )
-    plan = [(index, _NAMED.get(column.name)) for index, (column, _) in enumerate(_ATTEMPT)]
-    positions = {column.name: index for index, (column, _) in enumerate(_ATTEMPT)}
-    charge_at, payer_at, tags_at = positions["charge_usd"], positions["payer"], positions["tags"]
-    found = await session.stream(statement, execution_options={"yield_per": PIECE_ROWS})
-    async for part in found.partitions():
-        piece: list[Row] = []
-        charge = platform = 0
-        for row in part:
-            values: list[Any] = []
-            for index, named in plan:
-                value = row[index]
-                values.append(value)
-                if named is not None:
-                    values.append(names.get(named, {}).get(value))
-            values[-1] = _encode(row[tags_at]).decode() if row[tags_at] else None
-            piece.append(tuple(values))
-            if row[payer_at] == Payer.TENANT.value:
-                charge += row[charge_at] or 0
-            else:
-                platform += row[charge_at] or 0
-        yield piece, charge, platform
+    return Footing(rows=rows, amounts=amounts, high_water=about.high_water, period_state=about.period_state)
 
 
 # ---------------------------------------------------------------------------------------------------- groups
+_OF_ADJUSTMENTS = (
+    Column("adjustment_usd", "usd", "a credit or correction that two people agreed on; no part of charges"),
+    Column("line", "text", "usage, or the adjustment's kind"),
+    Column("charge_month", "text", "the month that an adjustment is about"),
+    Column("adjustment_id", "text", "of its proposal"),
+    Column("reason", "text", "why it was agreed on"),
+)
+
+
 def _group_columns(group_by: Sequence[str]) -> tuple[Column, ...]:
     columns: list[Column] = []
     for name in group_by:
         if name in WITH_IDS:
             columns.append(Column(f"{name}_id", "text", "its id"))
         columns.append(Column(name, "text", "empty: there is none"))
-    return (*columns, *(column for column, _ in _FIGURES))
+    return (*columns, *(column for column, _ in _FIGURES), *_OF_ADJUSTMENTS)
 
 
-async def _groups(session: AsyncSession, cut: Cut, names: Names) -> AsyncIterator[_Piece]:
+async def _groups(session: AsyncSession, cut: Cut, names: Names) -> AsyncIterator[Piece]:
     piece: list[Row] = []
     charge = platform = 0
     async for group, figures in _folded(session, cut):
-        values: list[Any] = []
-        for name, value in zip(cut.dimensions, group, strict=True):
-            values.append(value)
-            if name in WITH_IDS:
-                values.append(None if value is None else names.get(name, {}).get(value))
+        values = _named(cut.dimensions, group, names)
         values += [of(figures) for _, of in _FIGURES]
-        piece.append(tuple(values))
+        piece.append((*values, 0, "usage", None, None, None))
         charge += figures.charge_usd_nanos
         platform += figures.platform_usd_nanos
         if len(piece) == PIECE_ROWS:
-            yield piece, charge, platform
+            yield piece, Amounts(charge_usd_nanos=charge, platform_usd_nanos=platform)
             piece, charge, platform = [], 0, 0
     if piece:
-        yield piece, charge, platform
+        yield piece, Amounts(charge_usd_nanos=charge, platform_usd_nanos=platform)
+    async for part in adjustments_in(session, cut):
+        yield [_adjustment(each, cut, names) for each in part], amounts_of(part)
+
+
+def _named(dimensions: Sequence[str], group: Sequence[str | None], names: Names) -> list[Any]:
+    values: list[Any] = []
+    for name, value in zip(dimensions, group, strict=True):
+        values.append(value)
+        if name in WITH_IDS:
+            values.append(None if value is None else names.get(name, {}).get(value))
+    return values
+
+
+def _adjustment(each: Adjustment, cut: Cut, names: Names) -> Row:
+    known = {"tenant": each.tenant_id, "pool": each.pool}
+    group = [
+        period_text(name, each.at_ms // MS_PER_DAY) if name in PERIODS else known.get(name)
+        for name in cut.dimensions
+    ]
+    return (
+        *_named(cut.dimensions, group, names),
+        *(0 for _ in _FIGURES),
+        *(each.amount_usd_nanos, each.kind, each.charge_month, each.id, each.reason),
+    )
 
 
 async def _folded(

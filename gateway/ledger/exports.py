@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,6 +24,7 @@ from gateway.clock import instant_text
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.ledger.cuts import check_dimensions, moment_of, parse_filters
 from gateway.ledger.focus_terms import FocusTerms
+from gateway.ledger.period_tables import ClosedPeriod
 from gateway.ledger.report_facts import BASIS, ReportFacts
 from gateway.ledger.reports import cut_of
 from gateway.money import usd_text
@@ -46,6 +47,11 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     """Text that a spreadsheet would take for a formula is made harmless."""
     focus: FocusTerms = FocusTerms()
     """Of FOCUS files; others do not look at it."""
+
+    @property
+    def is_supply(self) -> bool:
+        """It is of what pool-hours cost, not of what tenants are charged."""
+        return self.format.startswith("focus") and self.focus.side == "supply"
 
     def check(self) -> None:
         """Refuse what cannot be exported, before anything is opened.
@@ -73,6 +79,44 @@ class Column(NamedTuple):
     says: str
 
 
+class Amounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What rows come to, by whose account and why, nano-USD."""
+
+    charge_usd_nanos: int = 0
+    """What tenants pay, what came late for closed months included."""
+    platform_usd_nanos: int = 0
+    """On the platform's account."""
+    adjustments_usd_nanos: int = 0
+    """Credits and corrections that two people agreed on, of tenants."""
+    platform_adjustments_usd_nanos: int = 0
+    """The same on the platform's account."""
+
+    @property
+    def total_usd_nanos(self) -> int:
+        """All together: what the journal has on the accounts of tenants and of the platform."""
+        return sum(getattr(self, name) for name in self.__struct_fields__)
+
+    def __add__(self, other: Amounts) -> Amounts:
+        """Both together."""
+        return Amounts(
+            **{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__}
+        )
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For people and for metadata of files."""
+        return [
+            ("control_total_charge_usd", usd_text(self.charge_usd_nanos)),
+            ("control_total_platform_usd", usd_text(self.platform_usd_nanos)),
+            ("control_total_adjustments_usd", usd_text(self.adjustments_usd_nanos)),
+            ("control_total_platform_adjustments_usd", usd_text(self.platform_adjustments_usd_nanos)),
+            ("control_total_usd", usd_text(self.total_usd_nanos)),
+        ]
+
+
+Piece: TypeAlias = tuple[list[tuple[Any, ...]], Amounts]
+"""Rows, and what they come to."""
+
+
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """What stands beside the rows of every export, known before the first of them."""
 
@@ -84,11 +128,12 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     filters: tuple[str, ...]
     row_count: int | None
     """None: only known at the end."""
-    charge_usd_nanos: int
-    platform_usd_nanos: int
+    amounts: Amounts
     high_water: str | None
     price_versions: tuple[str, ...]
     are_prices_used: bool
+    period_state: Literal["open", "closed"] = "open"
+    """closed: nothing of it changes any more; open: what is booked by then is in it."""
     columns: tuple[Column, ...] = ()
     basis: str = BASIS
     notes: tuple[tuple[str, str], ...] = ()
@@ -106,8 +151,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
             ("basis", self.basis),
             ("group_by", ",".join(self.group_by)),
             ("filters", " ".join(self.filters)),
-            ("control_total_charge_usd", usd_text(self.charge_usd_nanos)),
-            ("control_total_platform_usd", usd_text(self.platform_usd_nanos)),
+            ("period_state", self.period_state),
+            *self.amounts.lines(),
             ("ledger_high_water", self.high_water or "none"),
             (prices, " ".join(self.price_versions)),
             ("generated_at", instant_text(self.generated_at_ms)),
@@ -117,22 +162,13 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
         return [*lines, *self.notes]
 
 
-def about_facts(facts: ReportFacts) -> dict[str, object]:
-    """The fields of `About` that facts tell."""
-    return {
-        "high_water": facts.high_water,
-        "price_versions": facts.price_versions,
-        "are_prices_used": facts.are_prices_used,
-    }
-
-
 class Footing(msgspec.Struct, frozen=True, kw_only=True):
     """What was written."""
 
     rows: int
-    charge_usd_nanos: int
-    platform_usd_nanos: int
+    amounts: Amounts
     high_water: str | None = None
+    period_state: Literal["open", "closed"] = "open"
     bytes: int | None = None
     sha256: str | None = None
     place: str | None = None
@@ -158,11 +194,22 @@ class Stage:
     target: BinaryIO
     names: Names = field(default_factory=dict)
     """What people call ids, by dimension."""
+    period: ClosedPeriod | None = None
+    """The closed period in which it ends; None: it is open."""
     now_ms: int = 0
     told_about: Callable[[About], None] = _nothing
     """Called once, before the first row."""
     told_rows: Callable[[int], None] = _nothing
     """Called with the number of rows written so far."""
+
+    @property
+    def period_state(self) -> Literal["open", "closed"]:
+        """Whether what is written may still change."""
+        return "open" if self.period is None else "closed"
+
+    def high_water(self, facts: ReportFacts) -> str | None:
+        """The last booking that what is written knows of."""
+        return facts.high_water if self.period is None else self.period.high_water
 
 
 Exporter = Callable[[AsyncSession, Export, Stage], Awaitable[Footing]]

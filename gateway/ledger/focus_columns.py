@@ -98,6 +98,7 @@ _ONLY_1_4: Final = (
     "ServiceProviderName",
 )
 OWN: Final[tuple[Column, ...]] = (
+    Column("x_AdjustmentId", "text", "of a credit or correction that two people agreed on"),
     Column("x_AttemptCount", "count", "attempts; on the first row of its group, so that it adds up"),
     Column("x_CacheStatus", "text", "uncached, cached or written: of input tokens"),
     Column("x_EngineSeconds", "pico", "measured time of one engine, supply side"),
@@ -159,8 +160,12 @@ def flat_json(pairs: Mapping[str, object]) -> str | None:
 class RowMaker:
     """Turns values by name into rows in the order of the columns; unknown names are mistakes."""
 
-    def __init__(self, terms: FocusTerms, high_water: str | None) -> None:
+    def __init__(
+        self, terms: FocusTerms, high_water: str | None, *, invoiced: frozenset[str] = frozenset()
+    ) -> None:
+        """Months in `invoiced`, such as 2026-10, are closed: their rows are of a statement."""
         self.terms = terms
+        self._invoiced = invoiced
         self.columns = columns_of(terms.version)
         self._names = tuple(column.name for column in self.columns)
         self._known = frozenset((*self._names, *_ONLY_1_2, *_ONLY_1_4))
@@ -181,6 +186,11 @@ class RowMaker:
             "x_LedgerHighWater": high_water,
         }
 
+    def invoice_id(self, billed_ms: int, payer: str) -> str | None:
+        """The statement that rows are of, once it says what it says for ever; None: it may change."""
+        month = month_texts(billed_ms)[0][: len("2026-10")]
+        return f"{month}/{payer}" if month in self._invoiced else None
+
     def row(self, *parts: Mapping[str, Any]) -> tuple[Any, ...]:
         """One row; later parts replace earlier ones.
 
@@ -195,14 +205,14 @@ class RowMaker:
         return tuple(map(values.get, self._names))
 
 
-def periods(*, billed_ms: int, from_ms: int, hour_ms: int) -> dict[str, Any]:
-    """Billing and charge period of an hour; one that another month has ended is a correction."""
+def periods(*, billed_ms: int, from_ms: int, to_ms: int) -> dict[str, Any]:
+    """Billing and charge period; one that another month has ended is a correction."""
     start, end = month_texts(billed_ms)
     return {
         "BillingPeriodStart": start,
         "BillingPeriodEnd": end,
         "ChargePeriodStart": second_text(from_ms),
-        "ChargePeriodEnd": second_text(from_ms + hour_ms),
+        "ChargePeriodEnd": second_text(to_ms),
         "ChargeClass": None if month_texts(from_ms) == (start, end) else "Correction",
     }
 

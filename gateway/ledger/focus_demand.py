@@ -7,12 +7,14 @@ product (`x_RoundingResidue`). A difference that rounding cannot explain is a ro
 
 Who pays is the sub-account: the tenant, or the platform for attempts that it bears. A correction (attempt
 number 0) that takes back an attempt of an earlier month keeps that attempt's hour as its charge period and
-has the class Correction; within a month it is a difference like any other.
+has the class Correction; within a month it is a difference like any other. Usage that was booked after its
+month was closed is in no row of that month: it is billed in the period in which it counts, keeps its own hour
+as its charge period, and has the class Correction too.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +25,7 @@ from sqlmodel import col
 
 from gateway.inference import Payer
 from gateway.ledger.cuts import MS_PER_HOUR, Cut
-from gateway.ledger.exports import Names
+from gateway.ledger.exports import Amounts, Names, Piece
 from gateway.ledger.focus_columns import (
     PICO,
     PICO_PER_NANO,
@@ -35,6 +37,7 @@ from gateway.ledger.focus_columns import (
     prices,
     rounded,
 )
+from gateway.ledger.late_usage import counted_parts
 from gateway.ledger.tables import Attempt
 from gateway.money import TOKENS_PER_RATE
 from gateway.pricing.rates import UNPRICED, Rates
@@ -145,15 +148,14 @@ async def read_rates(session: AsyncSession) -> dict[str, Rates]:
     return {row.version: Rates(*(getattr(row, name) for name in names)) for row in found.scalars()}
 
 
-def _select(cut: Cut, *, of_corrections: bool) -> Any:
+def _select(cut: Cut, conditions: Sequence[Any], *, of_corrections: bool) -> Any:
     original = aliased(Attempt)
-    instant = col(Attempt.started_at_ms)
-    hour = instant // MS_PER_HOUR
-    month_hour = hour
+    hour = col(Attempt.started_at_ms) // MS_PER_HOUR
+    # Where late usage counts, or its own hour.
+    month_hour = cut.instant // MS_PER_HOUR
     if of_corrections:
         # Of an original that is not there, the correction's own hour has to do.
         hour = func.coalesce(col(original.started_at_ms) // MS_PER_HOUR, hour)
-        month_hour = instant // MS_PER_HOUR
     keys = [
         hour.label("hour"),
         *(getattr(Attempt, name) for name in _KEYS[1:-1]),
@@ -174,6 +176,8 @@ def _select(cut: Cut, *, of_corrections: bool) -> Any:
         sums += [func.min(column).label(f"{name}_min"), func.max(column).label(f"{name}_max")]
     statement = select(*keys, *sums, (func.min(month_hour)).label("billed_hour"))
     group = list(keys)
+    if of_corrections or cut.late is not None:
+        group.append(month_hour)
     if of_corrections:
         statement = statement.outerjoin(
             original,
@@ -182,10 +186,9 @@ def _select(cut: Cut, *, of_corrections: bool) -> Any:
                 col(original.attempt_number) > 0,
             ),
         )
-        group.append(month_hour)
     number = col(Attempt.attempt_number)
     return (
-        statement.where(*cut.conditions(), number == 0 if of_corrections else number > 0)
+        statement.where(*conditions, number == 0 if of_corrections else number > 0)
         .group_by(*group)
         .order_by(*group)
     )
@@ -193,25 +196,21 @@ def _select(cut: Cut, *, of_corrections: bool) -> Any:
 
 async def demand_pieces(
     session: AsyncSession, cut: Cut, *, maker: RowMaker, names: Names
-) -> AsyncIterator[tuple[list[tuple[Any, ...]], int, int]]:
-    """Rows, and what tenants and the platform are billed by them, nano-USD."""
+) -> AsyncIterator[Piece]:
+    """Rows of usage, and what tenants and the platform are billed by them."""
     known = await read_rates(session)
-    cut = Cut((), cut.filters, cut.start_ms, cut.end_ms, wants_attempts=True)
-    for of_corrections in (False, True):
-        found = await session.stream(
-            _select(cut, of_corrections=of_corrections), execution_options={"yield_per": PIECE_GROUPS}
-        )
-        async for part in found.partitions():
-            piece: list[tuple[Any, ...]] = []
-            charge = platform = 0
-            for group in part:
-                piece += _rows(maker, group, known, names=names)
-                if group.payer == Payer.TENANT.value:
-                    charge += int(group.charge)
-                else:
-                    platform += int(group.charge)
-            if piece or charge or platform:
-                yield piece, charge, platform
+    for part, conditions in await counted_parts(session, cut):
+        for of_corrections in (False, True):
+            found = await session.stream(
+                _select(part, conditions, of_corrections=of_corrections),
+                execution_options={"yield_per": PIECE_GROUPS},
+            )
+            async for groups in found.partitions():
+                rows = [row for group in groups for row in _rows(maker, group, known, names=names)]
+                charge = sum(int(each.charge) for each in groups if each.payer == Payer.TENANT.value)
+                billed = sum(int(each.charge) for each in groups)
+                if rows or billed or charge:
+                    yield rows, Amounts(charge_usd_nanos=charge, platform_usd_nanos=billed - charge)
 
 
 # ----------------------------------------------------------------------------------------------------- rows
@@ -245,13 +244,11 @@ def _about(maker: RowMaker, group: Any, names: Names) -> dict[str, Any]:
     pool = group.pool
     publisher = maker.terms.publishers.get(pool)
     tags = constant(group.tags_min, group.tags_max)
+    billed_ms, hour_ms = int(group.billed_hour) * MS_PER_HOUR, int(group.hour) * MS_PER_HOUR
     return {
-        **periods(
-            billed_ms=int(group.billed_hour) * MS_PER_HOUR,
-            from_ms=int(group.hour) * MS_PER_HOUR,
-            hour_ms=MS_PER_HOUR,
-        ),
+        **periods(billed_ms=billed_ms, from_ms=hour_ms, to_ms=hour_ms + MS_PER_HOUR),
         "HostProviderName": publisher or maker.terms.issuer,
+        "InvoiceId": maker.invoice_id(billed_ms, payer),
         "PublisherName": publisher or maker.terms.issuer,
         "ResourceId": f"pool/{pool}" if publisher is None else f"external/{pool}",
         "ResourceName": pool,

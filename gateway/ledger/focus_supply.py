@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from backends.supply_spec import PriceKind
-from gateway.ledger.exports import Names
+from gateway.ledger.exports import Amounts, Names, Piece
 from gateway.ledger.focus_columns import (
     PICO,
     PICO_PER_NANO,
@@ -104,18 +104,18 @@ async def supply_total(session: AsyncSession, start_ms: int, end_ms: int) -> int
 
 async def supply_pieces(
     session: AsyncSession, start_ms: int, end_ms: int, *, maker: RowMaker, names: Names
-) -> AsyncIterator[tuple[list[tuple[Any, ...]], int, int]]:
-    """Rows, 0, and what they are billed, nano-USD."""
+) -> AsyncIterator[Piece]:
+    """Rows, and what they are billed: all of it is the platform's."""
     piece: list[tuple[Any, ...]] = []
     total = 0
     async for bill, lines in _bills(session, start_ms, end_ms):
         piece += _rows(maker, bill, lines, names=names)
         total += bill.bill_usd_nanos
         if len(piece) >= PIECE_LINES:
-            yield piece, 0, total
+            yield piece, Amounts(platform_usd_nanos=total)
             piece, total = [], 0
     if piece or total:
-        yield piece, 0, total
+        yield piece, Amounts(platform_usd_nanos=total)
 
 
 async def _bills(session: AsyncSession, start_ms: int, end_ms: int) -> AsyncIterator[tuple[Bill, list[Any]]]:
@@ -206,7 +206,7 @@ def _rows(maker: RowMaker, bill: Bill, lines: Sequence[Any], *, names: Names) ->
 def _about(bill: Bill) -> dict[str, Any]:
     reserved = bill.is_reserved
     return {
-        **periods(billed_ms=bill.booked_in_ms, from_ms=bill.hour_ms, hour_ms=MS_PER_HOUR),
+        **periods(billed_ms=bill.booked_in_ms, from_ms=bill.hour_ms, to_ms=bill.hour_ms + MS_PER_HOUR),
         "CommitmentDiscountCategory": "Usage" if reserved else None,
         "CommitmentDiscountId": f"reservation/{bill.pool}" if reserved else None,
         "CommitmentDiscountName": f"Reservation of {bill.pool}" if reserved else None,

@@ -12,13 +12,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, or_, select, text
+from sqlalchemy import ColumnElement, func, insert, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from gateway.db import metadata
 from gateway.ledger.cuts import MS_PER_HOUR, Cut, Late, epoch_ms, moment_of, month_of, period_text
 from gateway.ledger.period_tables import ClosedPeriod, LateHour
+from gateway.ledger.tables import Attempt
 
 SETTLING_MS = 600_000
 """No month is closed sooner after its end: until then clocks may differ about which month it is."""
@@ -83,6 +84,29 @@ async def parts_of(session: AsyncSession, cut: Cut) -> list[tuple[int, Cut]]:
     if found.first() is None:
         return [(1, cut)]
     return [(1, cut), (-1, cut.moved(Late.AWAY)), (1, cut.moved(Late.IN))]
+
+
+async def counted_parts(session: AsyncSession, cut: Cut) -> list[tuple[Cut, list[ColumnElement[bool]]]]:
+    """Which attempts count in a report's time: those used in it and booked in time, and what came late.
+
+    Each with what its attempts must meet; together they are what `parts_of` adds up, without taking away.
+    """
+    asked = Cut((), cut.filters, cut.start_ms, cut.end_ms, wants_attempts=True)
+    if len(await parts_of(session, asked)) == 1:
+        return [(asked, asked.conditions())]
+    late = asked.moved(Late.IN)
+    return [(asked, [*asked.conditions(), _on_time()]), (late, late.conditions())]
+
+
+def _on_time() -> ColumnElement[bool]:
+    """No booking brought it after its month was closed."""
+    started = col(Attempt.started_at_ms)
+    late = select(col(LateHour.journal_id)).where(
+        col(LateHour.journal_id) == col(Attempt.journal_id),
+        col(LateHour.hour_start_ms) <= started,
+        col(LateHour.hour_start_ms) > started - MS_PER_HOUR,
+    )
+    return ~late.exists()
 
 
 async def corrected_months(session: AsyncSession, cut: Cut, sums: Sequence[Any]) -> dict[str, list[int]]:

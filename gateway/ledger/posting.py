@@ -22,7 +22,7 @@ from gateway.db import begin_writing, driver_of
 from gateway.inference import AttemptState, Payer, new_id
 from gateway.ledger.buckets import Bucket
 from gateway.ledger.late_usage import note_late
-from gateway.ledger.records import NO_RECEIPT, Ended
+from gateway.ledger.records import NO_RECEIPT, OURS, Ended
 from gateway.ledger.slice_store import SliceState, WindowState
 from gateway.ledger.writers import (
     InsertReceipts,
@@ -190,10 +190,13 @@ def _owed(hours: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def charges_by_bucket(batch: Sequence[Ended]) -> dict[Bucket, int]:
-    """What tenants pay for these attempts, by the buckets in which it counts, nano-USD."""
+    """What these attempts draw on budgets, by the buckets in which it counts, nano-USD.
+
+    That is what tenants pay, and what the platform's own attempts come to (see `evaluation`).
+    """
     together: defaultdict[tuple[tuple[str, int], ...], int] = defaultdict(int)
     for start, end in batch:
-        if end.charge_usd_nanos and end.payer is Payer.TENANT:
+        if end.charge_usd_nanos and (end.payer is Payer.TENANT or start.tenant_id == OURS):
             together[start.buckets] += end.charge_usd_nanos
     charges: defaultdict[Bucket, int] = defaultdict(int)
     for buckets, amount in together.items():

@@ -14,6 +14,8 @@ import msgspec
 from gateway.inference import AttemptState, Payer, UsageSource
 
 NO_RECEIPT = msgspec.Raw(b"null")
+OURS = "platform"
+"""The tenant of attempts that are the platform's own: warm-ups, heartbeats, copies that judge a candidate."""
 
 
 class AttemptStart(msgspec.Struct, frozen=True, tag="start"):

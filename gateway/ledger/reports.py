@@ -45,11 +45,12 @@ from gateway.ledger.cuts import (
     previous_start,
 )
 from gateway.ledger.late_usage import corrected_months, parts_of
+from gateway.ledger.records import OURS
 from gateway.ledger.report_facts import ReportFacts
 from gateway.ledger.tables import Attempt
 
-PLATFORM_TENANT = "platform"
-"""Whose attempts warm-ups and heartbeats are: nobody's requests."""
+PLATFORM_TENANT = OURS
+"""Whose attempts warm-ups, heartbeats and evaluations are: nobody's requests."""
 NOT_SAID = "-"
 """Shown where an attempt has no such value."""
 UNTAGGED = "untagged"

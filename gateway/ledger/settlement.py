@@ -2,7 +2,8 @@
 
 Exactly one settlement per attempt: the first end counts, later ones change nothing. The rules (decision
 2.3): the tenant pays for the attempt that answered, and for its own cancellation up to what was produced;
-failed and interrupted attempts go to the platform's account. Where an engine reported no usage, the tokens
+failed and interrupted attempts go to the platform's account, and so does every attempt of the platform's own,
+which draws on the budget that holds it however it ends. Where an engine reported no usage, the tokens
 are estimated, never above what can be shown, and the record says so.
 """
 
@@ -20,7 +21,7 @@ from gateway.inference import (
     UsageSource,
 )
 from gateway.ledger.budgets import Reservation
-from gateway.ledger.records import AttemptEnd, AttemptStart
+from gateway.ledger.records import OURS, AttemptEnd, AttemptStart
 from gateway.ledger.spool import Spool
 from gateway.money import UsdNanos
 from gateway.pricing.rates import UNPRICED, Price, charge
@@ -82,7 +83,10 @@ class OpenAttempt:
         usage, source = self._usage(outcome)
         self.charge_usd_nanos = charge(usage, self._price.rates)
         payer = _PAYERS[outcome.state]
-        if payer is Payer.TENANT:
+        is_ours = self._start.tenant_id == OURS
+        if is_ours:
+            payer = Payer.PLATFORM
+        if is_ours or payer is Payer.TENANT:
             self._reservation.spend(self.charge_usd_nanos or 0)
         timing, engine = outcome.timing, outcome.engine
         settlement.spool.end(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntFlag
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import select
@@ -118,7 +118,9 @@ class ReceiptFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     asked: Asked | None = None
     """None: of a receipt that is older than this field."""
     unit: str | None = None
-    """What it belonged to in a canary, hexadecimal; None: no canary was about it."""
+    """What it belonged to in a canary, hexadecimal; None: no canary was about it. A copy's: in its shadow."""
+    not_copied: str | None = None
+    """Why no copy of it was made, though a shadow was about it; None: for no reason of its tenant's."""
 
 
 read_receipt_body = msgspec.json.Decoder(ReceiptFacts).decode
@@ -156,6 +158,14 @@ async def insert_receipts(connection: Any, rows: list[dict[str, Any]]) -> None:
 def with_unit(receipt: bytes, unit: int) -> bytes:
     """An encoded receipt that says what the request belonged to in a canary."""
     return b'%b,"unit":"%016x"}' % (receipt.removesuffix(b"}"), unit)
+
+
+KEPT_INSIDE: Final = "internal_only"
+
+
+def with_no_copy(receipt: bytes) -> bytes:
+    """An encoded receipt that says that nothing of its tenant's may be copied."""
+    return b'%b,"not_copied":"%b"}' % (receipt.removesuffix(b"}"), KEPT_INSIDE.encode())
 
 
 class _Unit(msgspec.Struct, frozen=True):

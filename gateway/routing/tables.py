@@ -286,6 +286,151 @@ class PolicyCanaryEnd(Audited, table=True):
         return self.version
 
 
+class PolicyShadow(Audited, table=True):
+    """From an instant on a candidate was asked for copies of requests. Rows are only ever added.
+
+    It lives until it has an end, its time is over, or another version is activated. A number is taken once.
+    """
+
+    __tablename__ = "policy_shadows"
+    audit_kind: ClassVar[str] = "policy"
+    audit_topic: ClassVar[str] = TOPIC
+    audit_fields: ClassVar[tuple[str, ...]] = (
+        "number",
+        "version",
+        "control",
+        "share",
+        "stickiness",
+        "tenants",
+        "models",
+        "budget_id",
+        "until_ms",
+        "message",
+    )
+
+    number: int = Field(
+        sa_column=Column(
+            BigInteger, primary_key=True, autoincrement=False, comment="counts shadows from 1, no gaps"
+        )
+    )
+    version: str = Field(
+        sa_column=Column(
+            String(80), ForeignKey("policy_versions.version"), nullable=False, comment="the candidate"
+        )
+    )
+    control: str = Field(
+        sa_column=Column(
+            String(80), ForeignKey("policy_versions.version"), nullable=False, comment="what answers tenants"
+        )
+    )
+    activation: int = Field(
+        sa_column=Column(
+            BigInteger,
+            ForeignKey("policy_activations.number"),
+            nullable=False,
+            comment="the control's activation; the next one ends the shadow",
+        )
+    )
+    share: float = Field(
+        sa_column=Column(Float, nullable=False, comment="of the units that are copied, 0 to 1")
+    )
+    stickiness: str = Field(
+        sa_column=Column(
+            String(16), nullable=False, comment="what a unit is: a conversation, a key or a request"
+        )
+    )
+    tenants: list[str] = Field(
+        sa_column=Column(JSON, nullable=False, comment="names of the tenants that it is about; none: all")
+    )
+    models: list[str] = Field(
+        sa_column=Column(JSON, nullable=False, comment="aliases that it is about; none: all")
+    )
+    budget_id: str = Field(
+        sa_column=Column(String(64), nullable=False, comment="the budget that its copies draw on")
+    )
+    until_ms: int = Field(
+        sa_column=Column(EpochMs, nullable=False, comment="it ends then at the latest, epoch ms")
+    )
+    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when it began, epoch ms"))
+    actor_id: str = Field(sa_column=Column(String(160), nullable=False, comment="whose doing it is"))
+    actor_name: str = Field(
+        sa_column=Column(String(128), nullable=False, comment="what people called the actor then")
+    )
+    message: str | None = Field(
+        default=None, sa_column=Column(String(MESSAGE_CHARS), nullable=True, comment="why, in people's words")
+    )
+
+    @property
+    def id(self) -> str:
+        """How the audit refers to the candidate."""
+        return self.version.rpartition("@")[2]
+
+    @property
+    def audit_name(self) -> str:
+        """What people call it in the audit."""
+        return self.version
+
+
+class PolicyShadowEnd(Audited, table=True):
+    """Why a candidate is asked for no copies any more. Rows are only ever added."""
+
+    __tablename__ = "policy_shadow_ends"
+    audit_kind: ClassVar[str] = "policy"
+    audit_topic: ClassVar[str] = TOPIC
+    audit_fields: ClassVar[tuple[str, ...]] = ("number", "version", "reason")
+
+    number: int = Field(
+        sa_column=Column(
+            BigInteger,
+            ForeignKey("policy_shadows.number"),
+            primary_key=True,
+            autoincrement=False,
+            comment="the shadow",
+        )
+    )
+    version: str = Field(
+        sa_column=Column(
+            String(80), ForeignKey("policy_versions.version"), nullable=False, comment="the candidate"
+        )
+    )
+    reason: str = Field(sa_column=Column(Text, nullable=False, comment="why, for people"))
+    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when, epoch ms"))
+    actor_id: str = Field(sa_column=Column(String(160), nullable=False, comment="whose doing it is"))
+    actor_name: str = Field(
+        sa_column=Column(String(128), nullable=False, comment="what people called the actor then")
+    )
+
+    @property
+    def id(self) -> str:
+        """How the audit refers to the candidate."""
+        return self.version.rpartition("@")[2]
+
+    @property
+    def audit_name(self) -> str:
+        """What people call it in the audit."""
+        return self.version
+
+
+class ShadowSkip(SQLModel, table=True):
+    """How many requests of a shadow were not copied, and why: a count of all gateways together."""
+
+    __tablename__ = "policy_shadow_skips"
+
+    number: int = Field(
+        sa_column=Column(
+            BigInteger,
+            ForeignKey("policy_shadows.number"),
+            primary_key=True,
+            autoincrement=False,
+            comment="the shadow",
+        )
+    )
+    reason: str = Field(
+        sa_column=Column(String(16), primary_key=True, comment="budget, loaded, full, refused, …")
+    )
+    requests: int = Field(sa_column=Column(BigInteger, nullable=False, comment="so many"))
+
+
 class Receipt(SQLModel, table=True):
     """How one request was decided: facts, candidates, reasons, nobody's text. Rows are only ever added."""
 

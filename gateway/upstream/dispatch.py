@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -104,6 +105,20 @@ class _OutsideLease:
 _OUTSIDE = _OutsideLease()
 
 
+class _Unjudged:
+    """A claim on a replica that says nothing of how it does."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.replica, self.url = lease.replica, lease.url
+        self.release = lease.release
+
+    def succeeded(self) -> None:
+        """Not counted."""
+
+    def failed(self, detail: str, *, fatal: bool = False, slow: bool = False) -> None:
+        """Not counted: the attempt's row says it."""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """A whole answer, and where it came from."""
 
@@ -173,6 +188,21 @@ class Dispatcher:
         self._outside = outside
         self._attempts_max = attempts_max
         self._origins: dict[str, Origin] = {}
+        self.judges = True
+        """Replicas that fail it are taken out."""
+
+    def for_copies(self, retries: RetryBudget) -> Dispatcher:
+        """One for requests that nobody waits for, which asks the same replicas.
+
+        It wakes none and asks for nothing twice, and how replicas answer it says nothing of them to others:
+        what a candidate does wrong must take no replica from those that are served.
+
+        Args:
+            retries: its own.
+        """
+        quiet = copy.copy(self)
+        quiet.retries, quiet.waker, quiet.hedging, quiet.judges = retries, None, None, False
+        return quiet
 
     async def send(
         self, call: Call, decision: RouteDecision, observer: AttemptObserver, *, cache_salt: str
@@ -305,7 +335,7 @@ class Dispatcher:
                         self.waker.ask(target.pool)
                     break
                 tried.add(lease.replica)
-                yield target, lease
+                yield target, lease if self.judges else _Unjudged(lease)
 
     async def _first_content(self, running: _Running) -> AnswerStream:
         """The stream once it has begun; asked for a second time where hedging allows it."""

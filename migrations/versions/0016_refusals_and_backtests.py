@@ -1,7 +1,7 @@
 """refusal_hours, policy_canary_refusals, backtests; budget_windows are found by their start.
 
 Revision: 0016
-Follows: 0014
+Follows: 0015
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0016"
-down_revision = "0014"
+down_revision = "0015"
 branch_labels = None
 depends_on = None
 

@@ -16,7 +16,7 @@ from tests.support.gateway_process import GatewayProcess
 from tests.support.mock_process import MockVllm
 from tests.support.mock_vllm_exchange import Reply, read_reply
 
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 60.0
 CHAT: Final = "/v1/chat/completions"
 Row = dict[str, Any]
 
@@ -37,7 +37,7 @@ class Site:
         """Wait until every replica takes requests."""
 
         def is_up() -> bool:
-            answer = httpx.get(f"{self.url}/readyz", trust_env=False, timeout=10)
+            answer = httpx.get(f"{self.url}/readyz", trust_env=False, timeout=30)
             return answer.status_code == 200 and all(answer.json()["replicas_ready"].values())
 
         eventually(is_up)
@@ -72,7 +72,7 @@ class Site:
 
     def metric(self, sample: str) -> float:
         """A sample of /metrics; 0 before it first happened."""
-        page = httpx.get(f"{self.url}/metrics", trust_env=False, timeout=10).text
+        page = httpx.get(f"{self.url}/metrics", trust_env=False, timeout=30).text
         found = re.search(rf"^{re.escape(sample)} (\S+)$", page, flags=re.MULTILINE)
         return 0.0 if found is None else float(found[1])
 
@@ -87,11 +87,15 @@ def attempts(gateway: GatewayProcess, **where: str) -> list[Row]:
 
 
 def eventually(holds: Callable[[], object], *, within_s: float = PATIENCE_S) -> None:
-    """Wait until it holds; for things that happen in other processes."""
-    deadline_s = time.monotonic() + within_s
+    """Wait until it holds; for things that happen in other processes.
+
+    What counts is when a look began: on a busy machine one can take longer than what it looks for.
+    """
+    began_s = looked_s = time.monotonic()
     while not holds():
-        assert time.monotonic() < deadline_s, "did not happen in time"
+        assert looked_s < began_s + within_s, "did not happen in time"
         time.sleep(0.02)
+        looked_s = time.monotonic()
 
 
 def mark() -> str:

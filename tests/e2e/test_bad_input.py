@@ -132,7 +132,7 @@ def test_an_unknown_task_names_the_known_ones(site: Site) -> None:
 
 def test_no_key_a_wrong_one_and_a_revoked_one(site: Site) -> None:
     url = site.url + CHAT
-    with httpx.Client(trust_env=False, timeout=10) as client:
+    with httpx.Client(trust_env=False, timeout=30) as client:
         missing = error_of(client.post(url, json=GOOD), 401)
         assert "No API key: send it in the header 'Authorization: Bearer tg-" in missing["message"]
         for header in ("Basic dXNlcg==", "Bearer", "tg-abc"):

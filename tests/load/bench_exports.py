@@ -4,6 +4,7 @@
 
 Each export is the child process that the API and the schedules use; its peak memory is the kernel's figure
 (`ru_maxrss`), told beside that of a tenth of the rows: if it is the same, memory does not depend on length.
+FOCUS sums attempts up by the hour: its rows are fewer, and come from all of them.
 The result is tests/load/results/exports.json.
 """
 
@@ -24,9 +25,10 @@ from sqlalchemy import text
 
 from gateway.db import create_engine
 from gateway.jobs.export_child import Errand, Line
+from gateway.ledger.cuts import MS_PER_HOUR
 from gateway.ledger.exports import FORMATS, Export
 from gateway.migrate import upgrade
-from tests.integration.ledger.accounts import HOURS_FROM_ATTEMPTS, KEYS, SUMS
+from tests.integration.ledger.accounts import DAYS_INTO, HOURS_FROM_ATTEMPTS, KEYS, SUMS
 from tests.load.measured import ROOT, write_result
 from tests.load.spend_at_scale import MONTH_MS, START_MS, make_month
 from tests.support.servers import postgres_server
@@ -82,6 +84,7 @@ async def fill_sqlite(url: str, rows: int) -> None:
         await connection.execute(
             text(f"INSERT INTO spend_hours (hour_start_ms, {KEYS}, {', '.join(SUMS)}) {HOURS_FROM_ATTEMPTS}")
         )
+        await connection.execute(text(DAYS_INTO))
     await engine.dispose()
 
 
@@ -140,7 +143,9 @@ def export(url: str, name: str, *, share: float, rows: int) -> dict[str, Any]:
     Raises:
         RuntimeError: it failed, or another number of rows came than there are.
     """
-    wanted = Export(format=name, start_ms=START_MS, end_ms=START_MS + int(MONTH_MS * share), rows="attempts")
+    hours = int(MONTH_MS * share) // MS_PER_HOUR
+    end_ms = START_MS + hours * MS_PER_HOUR
+    wanted = Export(format=name, start_ms=START_MS, end_ms=end_ms, rows="attempts")
     began = time.perf_counter()
     child = subprocess.Popen(
         [sys.executable, "-m", "gateway.jobs.export_child"],
@@ -153,17 +158,20 @@ def export(url: str, name: str, *, share: float, rows: int) -> dict[str, Any]:
     child.stdin.write(msgspec.json.encode(Errand(database_url=url, export=wanted)))
     child.stdin.close()
     line = msgspec.json.decode(child.stdout.readline(), type=Line)
-    size = 0
+    size = lines = 0
     while piece := child.stdout.read(PIECE_BYTES):
         size += len(piece)
+        lines += piece.count(b"\r\n")
     child.stdout.close()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode or line.about is None or (share == 1.0 and line.about.row_count != rows):
+    is_whole = line.about is not None and line.about.row_count in {rows, None}
+    if child.returncode or line.about is None or (share == 1.0 and not is_whole):
         raise RuntimeError(f"the export of {name} failed: {line}")
     return {
         "format": name,
-        "rows": line.about.row_count,
+        # Of FOCUS nobody knows before; its Parquet has the rows of its CSV.
+        "rows": line.about.row_count or lines - 1 if name != "focus-parquet" else None,
         "seconds": round(time.perf_counter() - began, 2),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
         "peak_mb": round(usage.ru_maxrss * 1024 / BYTES_PER_MB, 1),

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from gateway.migrate import upgrade
-from tests.load.bench_exports import fill_sqlite, measured
+from tests.load.bench_exports import export, fill_sqlite, measured
 
 ROWS = 3_000
 
@@ -20,3 +20,5 @@ def test_a_child_process_exports_every_row(tmp_path: Path) -> None:
     assert 0 < part["rows"] < ROWS
     assert whole["file_mb"] > part["file_mb"] > 0
     assert whole["peak_mb"] > 0
+    focus = export(url, "focus", share=1.0, rows=ROWS)
+    assert 0 < focus["rows"] < 4 * ROWS

@@ -21,7 +21,7 @@ from backends.liveness import HealthRule
 from backends.pool import PoolSpec, ReplicaState
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PATIENCE_S: Final = 30.0
+PATIENCE_S: Final = 60.0
 """For things that happen in other processes, on a busy machine."""
 _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

@@ -391,7 +391,7 @@ class Load:
 
 def metric(gateway: GatewayProcess, sample: str) -> float:
     """A sample of /metrics; 0 before it first happened."""
-    page = httpx.get(f"{gateway.url}/metrics", trust_env=False, timeout=10).text
+    page = httpx.get(f"{gateway.url}/metrics", trust_env=False, timeout=30).text
     found = re.search(rf"^{re.escape(sample)} (\S+)$", page, flags=re.MULTILINE)
     return 0.0 if found is None else float(found[1])
 
@@ -401,13 +401,13 @@ def _is_quiet(gateway: GatewayProcess) -> bool:
 
 
 def _is_up(gateway: GatewayProcess) -> bool:
-    answer = httpx.get(f"{gateway.url}/readyz", trust_env=False, timeout=10)
+    answer = httpx.get(f"{gateway.url}/readyz", trust_env=False, timeout=30)
     return answer.status_code == httpx.codes.OK and all(answer.json()["replicas_ready"].values())
 
 
 def _knows(gateway: GatewayProcess, key: str) -> bool:
     headers = {"authorization": f"Bearer {key}"}
-    answer = httpx.get(f"{gateway.url}/v1/models", headers=headers, trust_env=False, timeout=10)
+    answer = httpx.get(f"{gateway.url}/v1/models", headers=headers, trust_env=False, timeout=30)
     return answer.status_code == httpx.codes.OK
 
 

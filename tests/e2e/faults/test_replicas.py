@@ -230,8 +230,8 @@ def test_a_hung_engine_that_answers_health_is_found_left_alone_and_taken_back(
             asked.append(pool.submit(chat, gateway, key, story_number(number, stream=True)))
             if victim.stats()["in_flight"]:
                 break
-        eventually(lambda: metric(gateway, "tollgate_replica_hangs_total") == hangs + 1)
-        assert httpx.get(f"{victim.url}/health", trust_env=False, timeout=10).status_code == 200
+        eventually(lambda: metric(gateway, "tollgate_replica_hangs_total") > hangs)
+        assert httpx.get(f"{victim.url}/health", trust_env=False, timeout=30).status_code == 200
         before = victim.stats()["paths"].get(CHAT, 0)
         for number in range(8):
             answer = chat(gateway, key, story_number(number))

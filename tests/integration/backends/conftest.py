@@ -51,7 +51,7 @@ def pool_named(name: str, *, replicas: int = 1) -> PoolSpec:
     )
 
 
-def eventually(holds: Callable[[], object], *, within_s: float = 20.0) -> None:
+def eventually(holds: Callable[[], object], *, within_s: float = 60.0) -> None:
     """Wait until it holds; for things that happen in other processes."""
     deadline_s = time.monotonic() + within_s
     while not holds():

@@ -109,7 +109,7 @@ async def monitored(
 
 
 async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 - the registry has no events
             await asyncio.sleep(0.005)
 

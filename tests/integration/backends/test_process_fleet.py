@@ -67,7 +67,7 @@ async def supervised(fleet: ProcessFleet) -> AsyncIterator[None]:
 
 async def until(progress: list[ReplicaProgress], state: ReplicaState, *, count: int = 1) -> None:
     """Wait until so many reports say so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while sum(1 for report in progress if report.state is state) < count:  # noqa: ASYNC110 - plain list
             await asyncio.sleep(0.02)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import hashlib
 import io
 import json
 from datetime import datetime
@@ -20,9 +21,12 @@ from gateway.admin.exports import AT_ONCE_MAX, Counter, ExportFailed, _answer
 from gateway.cli import app as program
 from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
-from gateway.errors import Overloaded
+from gateway.errors import ConfigurationError, Overloaded
+from gateway.jobs.export_targets import Delivery, deliver
 from gateway.ledger.cuts import month_of, previous_start
-from gateway.ledger.exports import Export
+from gateway.ledger.exports import Export, Footing
+from gateway.pricing.rates import Price, Rates
+from gateway.pricing.store import remember_versions
 from tests.integration.gateway.rig import ADMIN_KEY, Gateway, bearer
 from tests.integration.gateway.terminal import Terminal
 from tests.support.servers import s3_server
@@ -134,6 +138,8 @@ def terminal(home: Path) -> Terminal:
             pool="plain",
             price_version="plain@1",
             tags={"team": "search"} if number % 3 else {},
+            input_tokens=1_234_567_890 + number,
+            hold_usd_nanos=1_234_567_890 + number,
             charge_usd_nanos=1_234_567_890 + number,
         )
         for number in range(6)
@@ -145,6 +151,9 @@ def terminal(home: Path) -> Terminal:
 async def _booked(url: str, rows: list[dict[str, Any]]) -> None:
     engine = create_engine(url)
     async with session_factory(engine)() as session:
+        # A nano-USD per input token, so that the books are right and a month may be closed.
+        price = Price("plain@1", Rates(1_000_000, 0, 0, 0, 0))
+        await remember_versions(session, {"plain": price}, now_ms=1)
         await book_rows(session, rows)
         await session.commit()
     await engine.dispose()
@@ -212,13 +221,13 @@ def test_files_of_every_format(terminal: Terminal, tmp_path: Path) -> None:
 def test_a_statement_adds_up_and_is_the_same_again(terminal: Terminal, tmp_path: Path) -> None:
     path = tmp_path / "acme.pdf"
     said = terminal.text("statement", "--tenant", "acme", "--month", f"{LAST:%Y-%m}", "-o", str(path))
-    assert f"acme, {LAST:%B %Y}: 3.70 USD (exact 3.703703676)" in said
+    assert f"acme, {LAST:%B %Y}: 3.70 USD due (exact 3.703703676), provisional in" in said
     document = pypdfium2.PdfDocument(path)
     shown = "".join(page.get_textpage().get_text_range() for page in document)
     document.close()
     for words in (f"{LAST:%B %Y}", "acme", "3.70 USD", "exact: 3.703703676 USD", "By project", "page 1 of 1"):
         assert words in shown, words
-    assert "Provisional" not in shown
+    assert "Provisional. The month is not closed yet" in shown.replace("\r\n", " ")
     assert "all times are UTC" in shown
     found = terminal.json("statement", "--tenant", "acme", "--month", f"{LAST:%Y-%m}")
     assert [line["amount"] for line in found["tables"][0]["lines"]] == ["3.70"]
@@ -227,24 +236,30 @@ def test_a_statement_adds_up_and_is_the_same_again(terminal: Terminal, tmp_path:
 
 
 @EMBEDDED
-def test_schedules_write_each_period_once(terminal: Terminal, tmp_path: Path) -> None:
+def test_schedules_write_what_is_provisional_and_then_what_is_final(
+    terminal: Terminal, tmp_path: Path
+) -> None:
     folder = tmp_path / "out"
     add = ("export", "schedule", "add", "finance", "--every", "month", "--to", str(folder), "--format", "csv")
-    made = terminal.json(*add, "--by", "tenant,day", "--from", f"{LAST:%Y-%m}-15")
-    assert made["begins"] == f"{LAST:%Y-%m}-01T00:00:00Z"
+    made = terminal.json(*add, "--by", "tenant,day", "--from", f"{BEFORE:%Y-%m}-15")
+    assert made["begins"] == f"{BEFORE:%Y-%m}-01T00:00:00Z"
     due = terminal.json("export", "schedule", "run")
     written = due["written"]
-    assert written == [f"finance-{LAST:%Y-%m}.csv"]
+    # The current month is among them from its second day on.
+    assert written[:2] == [f"finance-{month:%Y-%m}.provisional.csv" for month in (BEFORE, LAST)]
     assert due["left"] == []
     assert sorted(each.name for each in folder.iterdir() if each.suffix == ".csv") == sorted(written)
-    content = (folder / written[0]).read_text()
-    assert len(content.splitlines()) == 4
-    again = terminal.text("export", "schedule", "run")
-    assert again == "Nothing is due.\n"
+    assert len((folder / written[0]).read_text().splitlines()) == 4
+    assert terminal.text("export", "schedule", "run") == "Nothing is due.\n"
+    terminal.environment["TOLLGATE_SECRET_KEY"] = "k" * 64
+    terminal.json("period", "close", f"{BEFORE:%Y-%m}", "--now")
+    final = f"finance-{BEFORE:%Y-%m}.csv"
+    assert terminal.json("export", "schedule", "run")["written"] == [final]
+    assert terminal.text("export", "schedule", "run") == "Nothing is due.\n"
     (listed,) = terminal.json("export", "schedule", "list")
-    assert len(listed["files"]) == 1
-    assert listed["files"][-1]["control_total_usd"] == "3.703703676"
-    assert written[0] in terminal.text("export", "schedule", "list")
+    assert [each["is_final"] for each in listed["files"]].count(True) == 1
+    assert listed["files"][-2]["control_total_usd"] == "3.703703673"
+    assert written[-1] in terminal.text("export", "schedule", "list")
     assert terminal.text("export", "schedule", "remove", "finance") == "finance writes nothing any more.\n"
     assert terminal.json("export", "schedule", "list") == []
     actions = [entry["action"] for entry in terminal.audit()]
@@ -268,7 +283,7 @@ def test_schedules_write_to_a_bucket(
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
     for variable, value in keys.items():
         monkeypatch.setenv(variable, value)
-    name = f"acme-{LAST:%Y-%m}.parquet"
+    name = f"acme-{LAST:%Y-%m}.provisional.parquet"
     with s3_server() as endpoint:
         s3 = boto3.client("s3", endpoint_url=endpoint)
         to = ("--to", "s3://ledger/monthly/", "--endpoint-url", endpoint)
@@ -285,9 +300,42 @@ def test_schedules_write_to_a_bucket(
         assert f"{name} is written." in terminal.text("export", "schedule", "run")
         content = s3.get_object(Bucket="ledger", Key=f"monthly/{name}")["Body"].read()
         s3.head_object(Bucket="ledger", Key=f"monthly/{name}.about.json")
+        _a_final_object_is_left_alone(terminal, s3, endpoint)
     assert parquet.read_table(io.BytesIO(content)).num_rows == 1
     (listed,) = terminal.json("export", "schedule", "list")
     assert listed["files"][-1]["place"] == f"s3://ledger/monthly/{name}"
+    assert listed["files"][-1]["is_final"] is False
+
+
+def _a_final_object_is_left_alone(terminal: Terminal, s3: Any, endpoint: str) -> None:
+    terminal.environment["TOLLGATE_SECRET_KEY"] = "k" * 64
+    for month in (BEFORE, LAST):
+        terminal.json("period", "close", f"{month:%Y-%m}", "--now")
+    name = f"acme-{LAST:%Y-%m}.parquet"
+    assert terminal.json("export", "schedule", "run")["written"] == [name]
+    key = {"Bucket": "ledger", "Key": f"monthly/{name}"}
+    content = s3.get_object(**key)["Body"].read()
+    to = Delivery(target="s3://ledger/monthly/", name=name, endpoint_url=endpoint, is_final=True)
+    url = terminal.environment["TOLLGATE_DATABASE_URL"]
+    again = asyncio.run(_delivered(url, to))
+    assert (again.sha256, again.place) == (
+        hashlib.sha256(content).hexdigest(),
+        f"s3://ledger/monthly/{name}",
+    )
+    assert s3.get_object(**key)["Body"].read() == content
+    s3.put_object(**key, Body=b"changed")
+    with pytest.raises(ConfigurationError, match="never written over"):
+        asyncio.run(_delivered(url, to))
+    assert s3.get_object(**key)["Body"].read() == b"changed"
+
+
+async def _delivered(url: str, to: Delivery) -> Footing:
+    engine = create_engine(url)
+    wanted = Export(format="parquet", start_ms=ms(f"{LAST:%Y-%m}", 1), end_ms=ms(f"{THIS:%Y-%m}", 1))
+    async with session_factory(engine)() as session:
+        footing = await deliver(session, wanted, to, now_ms=1)
+    await engine.dispose()
+    return footing
 
 
 # ------------------------------------------------------------------------------------------------------ FOCUS
@@ -330,5 +378,5 @@ def test_focus_files_on_the_command_line_and_by_the_calendar(terminal: Terminal,
         "export", "schedule", "add", "focus", "--format", "focus", "--focus-version", "1.4", *options
     )
     terminal.json("export", "schedule", "run")
-    (written,) = (tmp_path / "monthly").glob("focus-*.csv")
+    (written,) = (tmp_path / "monthly").glob(f"focus-{LAST:%Y-%m}*.csv")
     assert "ServiceProviderName" in written.read_text(encoding="utf-8").partition("\n")[0]

@@ -29,6 +29,7 @@ TABLES = {
     "audit_chain",
     "audit_entries",
     "budget_alerts",
+    "budget_marks",
     "budget_postings",
     "budget_slices",
     "budget_windows",
@@ -43,11 +44,16 @@ TABLES = {
     "late_hours",
     "learned",
     "limits",
+    "people",
     "policy_activations",
     "policy_canaries",
     "policy_canary_ends",
     "policy_checks",
+    "policy_shadow_ends",
+    "policy_shadow_skips",
+    "policy_shadows",
     "policy_versions",
+    "pool_declarations",
     "price_entries",
     "price_versions",
     "projects",
@@ -55,6 +61,7 @@ TABLES = {
     "reconciliations",
     "replica_phases",
     "replica_runs",
+    "spend_days",
     "spend_hours",
     "supply_hours",
     "supply_lines",
@@ -133,6 +140,30 @@ def test_the_control_plane_can_be_taken_back_while_there_are_tenants_projects_an
     assert _execute(empty, keys) == [("a", "ten_1", "prj_1", None), ("b", "ten_1", "prj_1", None)]
     allows = _execute(empty, "SELECT is_internal_only, caches_answers, retired_at_ms FROM tenants")
     assert allows == [(True, True, None)]
+
+
+def test_files_that_schedules_have_written_are_kept_both_ways(empty: str) -> None:
+    upgrade(empty, revision="0014")
+    _execute(
+        empty,
+        "INSERT INTO export_schedules (id, name, every, format, wanted, target, delay_s, from_ms,"
+        " created_at_ms) VALUES ('exp_1', 'finance', 'month', 'csv', '{}', '/srv', 0, 0, 1)",
+        "INSERT INTO export_files (schedule_id, period_start_ms, place, rows, bytes, sha256,"
+        " control_usd_nanos, at_ms) VALUES ('exp_1', 0, '/srv/a.csv', 1, 2, 'ab', 3, 4)",
+    )
+    upgrade(empty, revision="0017")
+    read = "SELECT at_ms, rows, is_final, booked FROM export_files ORDER BY at_ms"
+    assert _execute(empty, read) == [(4, 1, False, -1)]
+    _execute(
+        empty,
+        "INSERT INTO export_files (schedule_id, period_start_ms, place, rows, bytes, sha256,"
+        " control_usd_nanos, at_ms, is_final, booked)"
+        " VALUES ('exp_1', 0, '/srv/a.csv', 5, 2, 'cd', 3, 9, true, 7)",
+    )
+    downgrade(empty, revision="0014")
+    assert _execute(empty, "SELECT at_ms, rows FROM export_files") == [(9, 5)]
+    upgrade(empty)
+    assert _execute(empty, read) == [(9, 5, False, -1)]
 
 
 def test_migrating_again_changes_nothing_and_keeps_the_rows(empty: str) -> None:

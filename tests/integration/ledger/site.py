@@ -42,7 +42,7 @@ NANO_A_TOKEN = Price(
 """One nano-USD for each token: amounts are counts."""
 
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 async def eventually(holds: Callable[[], object]) -> None:

@@ -107,11 +107,8 @@ async def test_groups_are_those_of_the_report(
         for group, each in report.rows
     }
     assert footing.rows == len(report.rows)
-    assert (footing.charge_usd_nanos, footing.platform_usd_nanos) == (
-        about[0].charge_usd_nanos,
-        about[0].platform_usd_nanos,
-    )
-    assert footing.charge_usd_nanos == report.total.charge_usd_nanos
+    assert footing.amounts == about[0].amounts
+    assert footing.amounts.charge_usd_nanos == report.total.charge_usd_nanos
 
 
 def shown(group_by: tuple[str, ...]) -> list[str]:
@@ -127,7 +124,7 @@ async def test_every_attempt_is_in_every_format(site: Site) -> None:
     assert [line["started_at"] for line in in_csv] == sorted(line["started_at"] for line in in_csv)
     assert len({line["attempt_id"] for line in in_csv}) == ROWS
     charged = sum(Decimal(line["charge_usd"] or 0) for line in in_csv if line["payer"] == "tenant")
-    assert charged * 10**9 == footing.charge_usd_nanos
+    assert charged * 10**9 == footing.amounts.charge_usd_nanos
     assert {line["charge_usd"] for line in in_csv if not line["charge_usd"]} == {""}, "unpriced is not zero"
     content, other = await exported(site, wanted(rows="attempts", format="parquet"))
     assert other == footing
@@ -150,7 +147,7 @@ async def test_rows_that_do_not_come_to_the_ledger_leave_no_file(site: Site, tmp
     assert footing.bytes == len(before)
     assert footing.sha256 is not None
     assert footing.sha256 in beside(path).read_text()
-    assert usd_text(footing.charge_usd_nanos) in beside(path).read_text()
+    assert usd_text(footing.amounts.charge_usd_nanos) in beside(path).read_text()
     async with site.engine.begin() as connection:
         # Not what hours are for, but what a broken book looks like.
         await connection.execute(text("UPDATE spend_hours SET charge_usd_nanos = charge_usd_nanos + 1"))

@@ -140,7 +140,7 @@ async def test_pool_hours_come_to_their_bills_and_commitments_to_their_purchase(
         bills = {(pool,): Decimal(int(total)).scaleb(-9) for pool, total in found}
     assert sums(rows, "BilledCost", "x_PoolId") == bills
     assert sums(rows, "EffectiveCost", "x_PoolId") == bills
-    assert footing.platform_usd_nanos == sum(bills.values()) * 10**9
+    assert footing.amounts.platform_usd_nanos == sum(bills.values()) * 10**9
     kept = [row for row in rows if row["CommitmentDiscountId"]]
     assert {row["CommitmentDiscountStatus"] for row in kept} == {None, "Used", "Unused"}
     assert {row["x_Line"] for row in kept} >= {"request", "failed", "warm_up", "idle", "unused"}

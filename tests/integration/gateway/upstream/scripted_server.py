@@ -25,7 +25,7 @@ from gateway.upstream.client import Origin, UpstreamClient, UpstreamResponse
 
 HELLO: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 HEADERS: Final = b"content-type: application/json\r\n"
-SOON_S: Final = 5.0
+SOON_S: Final = 30.0
 """Patience with a busy machine; what is awaited takes milliseconds."""
 LOOPS: Final[dict[str, Callable[[], asyncio.AbstractEventLoop]]] = {
     "asyncio": asyncio.SelectorEventLoop,

@@ -1,12 +1,12 @@
-"""Are amounts written exactly, and do bars stand where they should?"""
+"""Are amounts written exactly, in sentences and beside charts?"""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.console.charts import BASE_PERCENT, TOP_PERCENT, bar_chart, round_scale
+from gateway.console.charts import Chart, Series
 from gateway.console.display import count, minute, percent, usd_below_cents, usd_short, usd_to_cents
 from gateway.money import usd_text
 
@@ -38,31 +38,20 @@ def test_counts_shares_and_instants() -> None:
     assert minute(datetime(2026, 11, 3, 14, 5, tzinfo=UTC)) == minute(1_793_714_700_000) == "2026-11-03 14:05"
 
 
-@given(st.integers(1, 2**63 - 1))
-def test_a_scale_holds_the_largest_amount_and_no_more_than_needed(largest: int) -> None:
-    scale = round_scale(largest)
-    assert largest <= scale < 2.5 * largest + 1
-    assert str(scale).rstrip("0") in {"1", "2", "5"}
-
-
-def test_bars_fill_the_month_and_share_the_scale() -> None:
-    start, end = date(2026, 2, 1), date(2026, 3, 1)
-    amounts = {date(2026, 2, 1): 10, date(2026, 2, 14): 5, date(2026, 2, 28): 1 / 1000}
-    chart = bar_chart(start, end, {day: int(amount * 1000) for day, amount in amounts.items()}, today=end)
-    assert len(chart.bars) == 28
-    assert chart.scale == 10_000
-    first, valentine, last = chart.bars[0], chart.bars[13], chart.bars[27]
-    assert (first.y, first.height) == (TOP_PERCENT, BASE_PERCENT - TOP_PERCENT)
-    assert valentine.height == first.height / 2
-    assert 0 < last.height < 1  # seen, however little it is
-    assert chart.bars[1].height == 0
-    assert first.x > 0
-    assert last.x + last.width < 100
-    assert [bar.day.day for bar in chart.bars if bar.is_labelled] == [1, 5, 10, 15, 20, 25]
-    assert not any(bar.is_today for bar in chart.bars)
-
-
-def test_a_month_without_spend_has_flat_bars() -> None:
-    chart = bar_chart(date(2026, 11, 1), date(2026, 12, 1), {}, today=date(2026, 11, 2))
-    assert {bar.height for bar in chart.bars} == {0}
-    assert [bar.day.day for bar in chart.bars if bar.is_today] == [2]
+def test_a_chart_has_its_figures_exactly_in_words_too() -> None:
+    chart = Chart(
+        id="c",
+        title="Charge",
+        description="Bars.",
+        across="Day",
+        labels=["1", "2"],
+        series=[Series("Charge", [1_500_000_000, None]), Series("Forecast", [2, 3], kind="line")],
+        unit="usd",
+    )
+    assert chart.rows() == [("1", ["1.50", "0.000000002"]), ("2", ["\N{EN DASH}", "0.000000003"])]
+    drawn = chart.for_script()
+    assert [one["values"] for one in drawn["series"]] == [[1.5, None], [2e-9, 3e-9]]
+    latency = Chart("l", "Latency", "Lines.", "Hour", ["1"], [Series("P95", [12.34])], "ms")
+    assert latency.rows() == [("1", ["12.3"])]
+    share = Chart("r", "Share", "Bars.", "Pool", ["a"], [Series("s", [0.371])], "ratio")
+    assert share.rows() == [("a", ["37 %"])]

@@ -18,7 +18,7 @@ from gateway.errors import InvalidRequest
 from gateway.ledger.export_csv import FORMULA_STARTS, CsvSink, harmless
 from gateway.ledger.export_parquet import ROW_GROUP_ROWS, ParquetSink
 from gateway.ledger.export_xlsx import XlsxSink
-from gateway.ledger.exports import FORMATS, About, Column, Export, format_of
+from gateway.ledger.exports import FORMATS, About, Amounts, Column, Export, format_of
 from gateway.money import usd_text
 
 COLUMNS = (
@@ -37,8 +37,7 @@ ABOUT = About(
     group_by=("tenant",),
     filters=("pool=plain",),
     row_count=None,
-    charge_usd_nanos=1,
-    platform_usd_nanos=0,
+    amounts=Amounts(charge_usd_nanos=1),
     high_water="jtx_1",
     price_versions=("plain@1", "plain@2"),
     are_prices_used=True,

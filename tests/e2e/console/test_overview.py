@@ -1,0 +1,75 @@
+"""Does the console work in a real browser: login, figures, narrow windows, nothing to complain of?"""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from gateway.clock import Clock
+from tests.support.browser import Window, needs_browser
+from tests.support.console_site import ADMIN_KEY, EVIL
+
+pytestmark = needs_browser
+
+
+def test_a_person_logs_in_looks_and_logs_out(browser: Browser, site: str) -> None:
+    window = Window(browser, site)
+    page = window.page
+    page.goto(f"{site}/console")
+    assert page.url == f"{site}/console/login"
+    assert page.evaluate("document.activeElement.id") == "name"
+    page.fill("#key", "not the key")
+    page.click("button.primary")
+    expect(page.get_by_role("alert")).to_contain_text("not an administrator key")
+    window.log_in(ADMIN_KEY)
+    assert "Spend this month" in window.text()
+    assert page.evaluate("document.cookie") == ""  # scripts cannot read it
+    page.click("header form button")
+    page.wait_for_url(f"{site}/console/login")
+    page.goto(f"{site}/console")
+    assert page.url == f"{site}/console/login"
+    # A style, a script or a form that our own policy blocks would be named here.
+    assert [text for text in window.complaints if "401" not in text] == []
+    window.close()
+
+
+def test_what_a_tenant_chose_is_text(window: Window) -> None:
+    assert window.page.title() == "Overview · Tollgate"
+    assert EVIL in window.page.inner_text("section:has(#keys)")
+
+
+def test_pools_and_bars_are_drawn_and_renew_themselves(window: Window) -> None:
+    page = window.page
+    states = page.locator(".pools .state")
+    expect(states).to_have_text(["starting", "ready"], timeout=30_000)
+    bars = "Chart.getChart(document.querySelector('canvas[data-chart]')).getDatasetMeta(0).data"
+    drawn = page.evaluate(f"{bars}.filter(bar => bar.height > 0).length")
+    assert drawn == Clock().now().day
+    assert window.complaints == []
+
+
+def test_the_keyboard_gets_everywhere(window: Window) -> None:
+    page = window.page
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.keyboard.press("g")
+    with page.expect_navigation():
+        page.keyboard.press("o")
+    assert page.url == f"{window.url}/console"
+
+
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_window_and_everybody_can_read_it(
+    browser: Browser, site: str, tmp_path: Path, width: int, *, is_dark: bool
+) -> None:
+    window = Window(browser, site, width=width, is_dark=is_dark)
+    window.log_in(ADMIN_KEY)
+    assert window.too_wide() == []
+    assert window.accessibility_errors() == []
+    picture = tmp_path / f"console-{width}-{'dark' if is_dark else 'light'}.png"
+    window.screenshot(picture)
+    assert picture.stat().st_size > 0
+    window.close()
