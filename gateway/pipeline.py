@@ -28,7 +28,7 @@ from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Copies, Copy, Plan, Routing, ServedFacts, situation_of
 from gateway.pricing.book import Prices
-from gateway.refusals import LEFT, Refusals
+from gateway.refusals import Refusals
 from gateway.routing.budget_watch import BudgetWatch
 from gateway.routing.classify import TaskFinder
 from gateway.routing.decide import decide, match_of
@@ -77,8 +77,7 @@ class Pipeline:
         self._arms = (_Arm(), _Arm())
         self.watch = BudgetWatch()
         """Which rules found a budget low."""
-        self.refusals = Refusals(clock)
-        """What was refused before any attempt."""
+        self.refusals = Refusals(clock, lambda: self.routing)
         self.copies: Copies | None = None
         """Who makes copies for a candidate that is shadowed."""
 
@@ -135,7 +134,7 @@ class Pipeline:
     async def answer(self, plan: Plan) -> Served:
         """A whole answer from a model, to what was decided and let in."""
         call, caller = plan.call, plan.caller
-        log = self._reserve_now(plan) or await self._reserve(plan)
+        log = self._reserve_now(plan) or await self.refusals.told(self._reserve(plan), plan)
         try:
             answer = await self._dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
             completion = answer.completion
@@ -149,11 +148,11 @@ class Pipeline:
                 )
             )
         except asyncio.CancelledError:
-            self._count_unsent(log, LEFT)
+            self.refusals.unsent(log, None)
             log.cancelled()
             raise
         except Exception as error:  # a bug too must not leave an attempt open
-            self._count_unsent(log, error)
+            self.refusals.unsent(log, error)
             log.given_up()
             if plan.copy is not None:
                 plan.copy.offer()
@@ -188,18 +187,18 @@ class Pipeline:
     async def opened(self, plan: Plan, seat: Seat) -> ServedStream:
         """A stream from a model, to what was decided and let in."""
         call, caller = plan.call, plan.caller
-        log = self._reserve_now(plan) or await self._reserve(plan)
+        log = self._reserve_now(plan) or await self.refusals.told(self._reserve(plan), plan)
         try:
             stream = await self._dispatcher.open_stream(
                 call, plan.decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
             )
         except asyncio.CancelledError:
-            self._count_unsent(log, LEFT)
+            self.refusals.unsent(log, None)
             log.cancelled()
             log.reservation.end()
             raise
         except BaseException as error:  # a bug too must not keep what was held
-            self._count_unsent(log, error)
+            self.refusals.unsent(log, error)
             log.given_up()
             log.reservation.end()
             if plan.copy is not None:
@@ -229,7 +228,7 @@ class Pipeline:
             try:
                 plan = self._routed(call, caller, request_id, permit=permit, routing=routing, unit=unit)
             except GatewayError as error:
-                self._count(error, routing.policy.version, caller, unit=unit)
+                self.refusals.before(error, routing, caller, unit=unit)
                 raise
             return plan if copied is None else msgspec.structs.replace(plan, copy=copied)
 
@@ -243,18 +242,6 @@ class Pipeline:
         """
         plan = self._routed(call, caller, request_id, permit=UNLIMITED, routing=routing, unit=unit)
         return msgspec.structs.replace(plan, caller=payer, slot=None)
-
-    def _count(self, what: BaseException | str, version: str, caller: Caller, *, unit: int | None) -> None:
-        """A request ends before any attempt: its error, or the code that it has."""
-        beside = self.routing.beside
-        canary = None if beside is None else beside.split.number
-        self.refusals.saw(what, version=version, tenant_id=caller.tenant_id, canary=canary, unit=unit)
-
-    def _count_unsent(self, log: AttemptLog, what: BaseException | str) -> None:
-        """The same, if nothing was sent."""
-        if not log.has_begun:
-            plan = log.plan
-            self._count(what, plan.decision.policy_version, plan.caller, unit=plan.unit)
 
     def _routed(
         self,
@@ -361,14 +348,6 @@ class Pipeline:
         return None if reservation is None else self._log(plan, reservation)
 
     async def _reserve(self, plan: Plan) -> AttemptLog:
-        try:
-            return await self._reserved(plan)
-        except (GatewayError, asyncio.CancelledError) as error:
-            what = LEFT if isinstance(error, asyncio.CancelledError) else error
-            self._count(what, plan.decision.policy_version, plan.caller, unit=plan.unit)
-            raise
-
-    async def _reserved(self, plan: Plan) -> AttemptLog:
         account = account_of(plan.caller)
         bound = most_of(plan.bounds)
         try:

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.audit import Act
 from gateway.errors import Conflict, InvalidRequest
-from gateway.policy_life import Proposal, Supply, draft, fit, refuse_large
+from gateway.policy_life import Fitting, Proposal, Supply, draft, fit, refuse_large
 from gateway.pricing.store import remember_versions
 from gateway.routing.canaries import live_canary
 from gateway.routing.shadows import live_shadow
@@ -81,7 +81,8 @@ async def candidate_of(
     if version == active.version:
         raise Conflict(f"{version} is active already: there is nothing to compare.")
     text = await stored_text(session, version)
-    fitting = await asyncio.to_thread(fit, text, source=version, supply=supply)
+    # Reading YAML takes milliseconds, in which requests must not stand still.
+    fitting: Fitting = await asyncio.to_thread(fit, text, source=version, supply=supply)
     prices = {name: card.price for name, card in fitting.cards.items() if card.price is not None}
     await remember_versions(session, prices, now_ms=act.at_ms)
     unknown = sorted(models - fitting.policy.models.keys())

@@ -32,8 +32,7 @@ async def begin_backtest(session: AsyncSession, job: BacktestJob) -> None:
     Raises:
         Conflict: another one is under way.
     """
-    if session.get_bind().dialect.name == "sqlite":
-        await begin_writing(session)
+    await begin_writing(session)
     living = (
         await session.execute(select(BacktestJob).where(col(BacktestJob.slot).is_not(None)))
     ).scalar_one_or_none()

@@ -10,6 +10,7 @@ from sqlalchemy.exc import OperationalError
 
 from gateway.db import create_engine, session_factory
 from gateway.migrate import upgrade
+from gateway.plan import Routing
 from gateway.refusals import UNITS_MAX, Refusals
 from gateway.routing.refusal_store import refusals_between, refused_units
 from tests.support.clock import MovableClock
@@ -17,11 +18,15 @@ from tests.support.clock import MovableClock
 HOUR_MS = 3_600_000
 
 
+def nowhere() -> Routing:
+    raise AssertionError("nobody asks what is routed")
+
+
 async def test_sums_by_hour_and_units_once(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'books.db'}"
     engine = create_engine(url)
     sessions, clock = session_factory(engine), MovableClock()
-    refusals, others = Refusals(clock), Refusals(clock)
+    refusals, others = (Refusals(clock, nowhere) for _ in range(2))
     noon_ms = clock.epoch_ms()
     refusals.saw("no_target", version="a@1", tenant_id="ten_1")
     refusals.saw("no_target", version="b@1", tenant_id="ten_1", canary=3, unit=255)
@@ -58,7 +63,7 @@ async def test_sums_by_hour_and_units_once(tmp_path: Path) -> None:
 
 
 def test_units_that_wait_are_bounded() -> None:
-    refusals = Refusals(MovableClock())
+    refusals = Refusals(MovableClock(), nowhere)
     for unit in range(UNITS_MAX + 3):
         refusals.saw("no_target", version="a@1", tenant_id="t", canary=1, unit=unit)
     assert refusals.unwritten == 3
