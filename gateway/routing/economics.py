@@ -146,6 +146,7 @@ class Outlooks(msgspec.Struct, frozen=True):
 
     pools: tuple[Outlook, ...]
     targets: tuple[LatencyTarget, ...]
+    """Of each for the call's latency class; none: nothing is asked."""
     output_tokens: float
 
 
@@ -249,38 +250,40 @@ def predict(
         output_tokens: of its answer.
     """
     seats, tokens_per_step = outlook.seats, outlook.tokens_per_step
+    fixed_s, sequence_s, request_s = outlook.fixed_s, outlook.sequence_s, outlook.request_s
     own = load + 1.0
     queued = own - seats
     if queued > 0:
         own = float(seats)
-    step_s = outlook.fixed_s + outlook.sequence_s * own
+    step_s = fixed_s + sequence_s * own
     tpot_s = step_s / tokens_per_step
     # A seat becomes free as often as answers end.
     queue_s = queued * output_tokens * tpot_s / seats if queued > 0 else 0.0
     fresh_s = input_tokens * outlook.fresh_ratio * outlook.prompt_token_s
     steps = 1 + input_tokens // outlook.chunk_tokens
-    first_s = outlook.request_s + steps * step_s + fresh_s
-    ttft_s = queue_s + first_s * outlook.ttft_factor
+    engine_s = steps * step_s + fresh_s
+    ttft_factor, correction = outlook.ttft_factor, outlook.step_factor
+    ttft_s = queue_s + (request_s + engine_s) * ttft_factor
+    total_s = ttft_s + output_tokens * tpot_s
     shared = share if share < seats else float(seats)
-    step_cost_s = (outlook.fixed_s + outlook.sequence_s * shared) / (shared * tokens_per_step)
-    correction = outlook.step_factor
+    even_step_s = fixed_s + sequence_s * shared
     decoded = output_tokens / tokens_per_step
-    longer_s = fresh_s + OVERLAP * decoded * outlook.sequence_s
-    even_step_s = outlook.fixed_s + outlook.sequence_s * shared
-    even_first_s = outlook.request_s + steps * even_step_s + fresh_s
+    longer_s = fresh_s + OVERLAP * decoded * sequence_s
     return Prediction(
         queue_s,
         ttft_s,
         tpot_s,
-        ttft_s + output_tokens * tpot_s,
-        outlook.usd_nanos_per_s * (fresh_s + output_tokens * step_cost_s),
+        total_s,
+        outlook.usd_nanos_per_s * (fresh_s + decoded * even_step_s / shared),
         own,
         shared,
         fresh_s,
-        queue_s + outlook.request_s + (first_s - outlook.request_s) / correction,
+        queue_s + request_s + engine_s / correction,
         step_s / correction,
-        ttft_s + output_tokens * tpot_s + (own - 1.0) * longer_s,
-        even_first_s * outlook.ttft_factor + decoded * even_step_s + (shared - 1.0) * longer_s,
+        total_s + (own - 1.0) * longer_s,
+        (request_s + steps * even_step_s + fresh_s) * ttft_factor
+        + decoded * even_step_s
+        + (shared - 1.0) * longer_s,
     )
 
 
@@ -299,17 +302,19 @@ def choose(
         outlooks: the candidates in the policy's order, at least one.
         predictions: of each.
         rule: the policy's.
-        targets: of each for the call's latency class.
+        targets: of each for the call's latency class; none: nothing is asked.
         is_urgent: the highest class: it is routed for its 95th percentile before its cost.
         is_patient: the lowest class: for its cost alone, whatever it waits.
     """
     count = range(len(outlooks))
-    late = [0.0 if is_patient else _lateness(outlooks[i], predictions[i], targets[i]) for i in count]
-    met = [i for i in count if late[i] <= 1.0]
-    if late[0] > 1.0:
+    late: Sequence[float] = ()
+    if targets and not is_patient:
+        late = list(map(_lateness, outlooks, predictions, targets))
+    met = [i for i in count if late[i] <= 1.0] if late else count
+    if late and late[0] > 1.0:
         sooner = [i for i in met or [_soonest(late)] if late[i] < late[0] * (1 - rule.switch_margin)]
         if sooner:
-            burdens = [_burden(outlooks[i], predictions[i].burden_s) for i in sooner]
+            burdens = [outlooks[i].usd_nanos_per_s * predictions[i].burden_s for i in sooner]
             return sooner[burdens.index(min(burdens))], Why.LATENCY
     if is_urgent and met:
         quicker = _better(outlooks, [_total_p95_s(outlooks[i], predictions[i]) for i in count], 0, rule=rule)
@@ -321,7 +326,7 @@ def choose(
     for other in count:
         if not other or (is_urgent and _is_slower(outlooks, predictions, other)):
             continue
-        if late[other] > 1.0 and late[other] * (1 - rule.switch_margin) > late[0]:
+        if late and late[other] > 1.0 and late[other] * (1 - rule.switch_margin) > late[0]:
             continue
         lead, is_shown = _lead(outlooks, predictions, other, is_patient=is_patient, margin=margin)
         its_share = predictions[other].share
@@ -340,10 +345,6 @@ def _is_slower(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], o
     return its_s > first_s
 
 
-def _burden(outlook: Outlook, seconds: float) -> float:
-    return outlook.usd_nanos_per_s * seconds
-
-
 def _lead(
     outlooks: Sequence[Outlook],
     predictions: Sequence[Prediction],
@@ -359,16 +360,15 @@ def _lead(
     policy's order. Against that it has to be measured, and where leaving leaves prefixes behind it has to be
     by the margin and more than chance explains.
     """
-    base, its = outlooks[0], outlooks[other]
-    even = math.log(
-        _burden(base, predictions[0].even_burden_s) / _burden(its, predictions[other].even_burden_s)
-    )
+    base, its, first, second = outlooks[0], outlooks[other], predictions[0], predictions[other]
+    price_ratio = base.usd_nanos_per_s / its.usd_nanos_per_s
+    even = math.log(price_ratio * first.even_burden_s / second.even_burden_s)
     is_shown = base.is_known and its.is_known and even > 0
     if is_shown and (is_patient or base.is_sticky):
         is_shown = even > max(margin, CONFIDENCE_Z * math.hypot(base.deviation, its.deviation))
     if is_patient:
         return (even if is_shown else 0.0), is_shown
-    lead = math.log(_burden(base, predictions[0].burden_s) / _burden(its, predictions[other].burden_s))
+    lead = math.log(price_ratio * first.burden_s / second.burden_s)
     return (lead if is_shown or even < 0 else lead - even), is_shown
 
 
