@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import Request
@@ -179,7 +180,7 @@ async def show_tenant(
     )
 
 
-def _choices(services: Services) -> dict[str, object]:
+def _choices(services: Services) -> dict[str, Any]:
     models = list(services.pipeline.routing.policy.models)
     return {"models": models, "classes": CLASSES, "model": "auto" if "auto" in models else models[0]}
 

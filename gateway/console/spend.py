@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -94,7 +95,7 @@ class SpendPages:
         return page("spend_report.html", actor=actor, view=view, error=error, **words())
 
 
-def picker(query: SpendQuery, services: Services) -> dict[str, object]:
+def picker(query: SpendQuery, services: Services) -> dict[str, Any]:
     """What the filters of all tabs show."""
     return {
         **words(),
@@ -108,7 +109,7 @@ def picker(query: SpendQuery, services: Services) -> dict[str, object]:
     }
 
 
-def words() -> dict[str, object]:
+def words() -> dict[str, Any]:
     """What templates say things with."""
     return {"title_of": title_of, "per": usd_nanos_per, "per_million": usd_nanos_per_million}
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Protocol
 from urllib.parse import urlencode
+
+from starlette.datastructures import QueryParams
 
 from gateway.console.navigation import HOME
 from gateway.console.span import CUSTOM, Span, span_of
@@ -39,16 +40,6 @@ DIMENSIONS = {
 """What spend may be grouped by, beside tags, and what people call it."""
 _RECEIPT_FILTERS = frozenset({"tenant", "model", "pool", "task"})
 """What the list of requests can be filtered by, one value each."""
-
-
-class Params(Protocol):
-    """The query of a request."""
-
-    def get(self, key: str, default: str = "") -> str:
-        """The last value."""
-
-    def getlist(self, key: str) -> list[str]:
-        """All values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +152,7 @@ class SpendQuery:
 
 
 def read_query(
-    params: Params, now: datetime, *, path: str = PATH, by: Sequence[str] = ("tenant",)
+    params: QueryParams, now: datetime, *, path: str = PATH, by: Sequence[str] = ("tenant",)
 ) -> SpendQuery:
     """What an address asks for.
 

@@ -96,11 +96,13 @@ async def running_console(
     shutil.copy(database, state / "tollgate.db")
     urls = {"speculative": ["http://127.0.0.1:9"], "plain": ["http://127.0.0.1:9"]}
     settings = Settings(
-        state_dir=state,
-        pools=write_pools(home / "pools", urls),
-        policy=DEFAULT_POLICY,
-        admin_key=SecretStr(ADMIN_KEY),
-        **more,
+        **{
+            "state_dir": state,
+            "pools": write_pools(home / "pools", urls),
+            "policy": DEFAULT_POLICY,
+            "admin_key": SecretStr(ADMIN_KEY),
+        }
+        | more
     )
     app = create_app(settings, clock=clock)
     async with app.router.lifespan_context(app):

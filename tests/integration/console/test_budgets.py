@@ -89,6 +89,17 @@ async def _use(console: ConsoleApp, budget_id: str, amount: int) -> None:
 def test_a_bar_is_never_longer_than_the_whole(
     limit: int, posted: int, leased: int, used: int, held: int, *, is_over: bool
 ) -> None:
-    budget = Budget(limit_usd_nanos=limit)
+    budget = Budget(
+        id="bud_1",
+        name="one",
+        scope="tenant",
+        scope_id="ten_1",
+        tenant_id=None,
+        window="month",
+        limit_usd_nanos=limit,
+        is_hard=True,
+        alert_percents=[],
+        created_at_ms=0,
+    )
     level = level_of(BudgetState(budget, 0, None, posted_usd_nanos=posted, leased_usd_nanos=leased))
     assert (level.used, level.held, level.is_over) == (used, held, is_over)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,23 @@ from gateway.ledger.supply_tables import SupplyHour, SupplyLine
 from gateway.migrate import upgrade
 from tests.support.console_app import ConsoleApp, Visitor, running_console, writing
 from tests.support.factories import make_act
+from tests.support.pool_files import DEFAULT_POLICY
 from tests.support.spend_rows import attempt_row, book_rows
 
 NOW = datetime(2026, 11, 15, 12, 30, tzinfo=UTC)
 EVIL = "<script>alert(1)</script>"
 
+BASELINES = """
+baselines:
+  naive_pool:
+    usd_per_hour: 2
+    step: {fixed_s: 0.01, batched_token_s: 0.0001}
+    source: this test
+  list_prices:
+    elsewhere:
+      rates: {input: "2", cached_input: "1", output: "8"}
+      source: this test
+"""
 WRONG = {
     "by=colour": "Cannot group by",
     "filter=tenant%3Dacne": "Did you mean 'acme'?",
@@ -51,7 +64,7 @@ def at(month: int, day: int, hour: int = 10) -> int:
 async def _fill(database: Path) -> None:
     act = make_act(StandingClock())
     async with writing(database) as session:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for number, name in enumerate(("acme", EVIL)):
             tenant = await create_tenant(session, name, act=act)
             project = await ensure_project(session, tenant, "search", act=act)
@@ -78,7 +91,12 @@ async def _fill(database: Path) -> None:
         session.add(hour)
         await session.flush()
         nobody = dict.fromkeys(("project_id", "key_id", "model_alias", "task"), "")
-        shared = {"pool": hour.pool, "hour_start_ms": at(11, 9), "corrects_hour_ms": at(11, 9), **nobody}
+        shared: dict[str, Any] = {
+            "pool": hour.pool,
+            "hour_start_ms": at(11, 9),
+            "corrects_hour_ms": at(11, 9),
+            **nobody,
+        }
         session.add_all(
             [
                 SupplyLine(line="idle", tenant_id="", cost_usd_nanos=1_250_000_000, **shared),
@@ -142,7 +160,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def console(tmp_path: Path, filled: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ConsoleApp]:
     monkeypatch.chdir(tmp_path)
-    async with running_console(tmp_path, filled, clock=StandingClock()) as running:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(DEFAULT_POLICY.read_text() + BASELINES)
+    async with running_console(tmp_path, filled, clock=StandingClock(), policy=policy) as running:
         yield running
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gateway.ledger.buckets import Window
 from gateway.ledger.budget_store import BudgetState
 from gateway.ledger.burn_down import MS_PER_DAY, booked_by_step
@@ -50,10 +52,15 @@ async def test_a_bills_course_is_by_hour_or_day_and_by_pool(site: Site) -> None:
     async with site.sessions() as session:
         for pool, hour, line, amount in lines:
             at_ms = DAY_MS + hour * MS_PER_HOUR
-            about = {"pool": pool, "hour_start_ms": at_ms, "corrects_hour_ms": at_ms, **nobody}
+            about: dict[str, Any] = {
+                "pool": pool,
+                "hour_start_ms": at_ms,
+                "corrects_hour_ms": at_ms,
+                **nobody,
+            }
             session.add(SupplyLine(line=line, cost_usd_nanos=amount, **about))
         await session.commit()
-        within = {"start_ms": DAY_MS, "end_ms": DAY_MS + 2 * MS_PER_DAY}
+        within: dict[str, Any] = {"start_ms": DAY_MS, "end_ms": DAY_MS + 2 * MS_PER_DAY}
         by_day = await supply_course(session, **within, step_ms=MS_PER_DAY)
         assert by_day == {
             DAY_MS: {LineKind.IDLE: 8, LineKind.REQUEST: 7},
