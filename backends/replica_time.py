@@ -10,12 +10,13 @@ never going back within a run. Money is none of its business. Linux only (/proc)
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -102,6 +103,8 @@ class TimeWriter:
         self._phases: dict[str, Phase] = {}
         self._number = 0
         self._last_ms = 0
+        self._whole_bytes = 0
+        """Of the file: what lies behind is a piece of a line that found no room."""
 
     def note(self, pool: str, replica: str, phase: Phase) -> None:
         """The replica is in this phase from now on; a full disk is logged and ends no fleet."""
@@ -135,11 +138,24 @@ class TimeWriter:
             if owner is None:
                 raise OSError("/proc does not show this very process")
             lines.insert(0, json.dumps({"version": _VERSION, "owner": asdict(owner)}))
+        self._append("".join(f"{line}\n" for line in lines).encode())
+
+    def _append(self, data: bytes) -> None:
+        """Whole and on disk, or not at all.
+
+        Raises:
+            OSError: it is not there; the next call takes away what of it is.
+        """
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         try:
+            if os.fstat(descriptor).st_size != self._whole_bytes:
+                os.ftruncate(descriptor, self._whole_bytes)
             # One write, so that who is killed leaves a whole line or none; on disk, for the power may fail.
-            os.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
+            written = os.write(descriptor, data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes found room")
             os.fsync(descriptor)
+            self._whole_bytes += written
         finally:
             os.close(descriptor)
 
@@ -168,10 +184,24 @@ def _read(path: Path) -> Run:
     text = path.read_text(encoding="utf-8")
     # A line without its end is being written.
     whole = text[: text.rfind("\n") + 1].splitlines()[1:]
-    changes = tuple(_change_of(json.loads(line)) for line in whole)
+    changes = _changes_of(whole, path)
     last_ms = max((change.at_ms for change in changes), default=0)
     seen_ms = path.stat().st_mtime_ns // 1_000_000 if is_over else now_ms
     return Run(path.stem, max(seen_ms, last_ms), is_over, changes)
+
+
+def _changes_of(lines: Sequence[str], path: Path) -> tuple[PhaseChange, ...]:
+    """Up to the first line that cannot be read: what is before it is paid for all the same."""
+    changes: list[PhaseChange] = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            changes.append(_change_of(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            _LOG.warning(
+                "%s, line %d is no replica time; it and what follows is ignored: %r", path, number, error
+            )
+            break
+    return tuple(changes)
 
 
 def _change_of(written: dict[str, Any]) -> PhaseChange:

@@ -74,6 +74,11 @@ class SupplySpec(Strict):
     count: Count = Field(
         default=Count.SEEN, description="seen: while replicas were up; declared: all of them, always"
     )
+    since: Annotated[datetime, AfterValidator(_in_utc)] | None = Field(
+        default=None,
+        description="what is paid for unseen (reserved or declared) is paid from then on, never within a"
+        " closed month; else from when a gateway first reads it",
+    )
     prices: tuple[PriceEntry, ...] = Field(
         default=(), max_length=1000, description="by instant, oldest first"
     )

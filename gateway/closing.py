@@ -1,8 +1,10 @@
 """How is a month closed, and is a closed one still what it was?
 
-Closing looks at the books first and refuses if anything is wrong. Then, while nothing of earlier months can
-be booked, it writes the report down, byte for byte, with its hash; the seal names that hash and the seal of
-the period before, and is signed. Verifying reads the report again from the attempts and compares.
+Closing looks at the books first and refuses if anything is wrong. Then it writes the report down, byte for
+byte, with its hash, from a snapshot that nobody waits for; and while nothing of earlier months can be booked,
+it looks whether that still holds and seals it: the seal names the hash and the seal of the period before, and
+is signed. All of that is one transaction: whoever dies on the way leaves the month open. Verifying reads the
+report again from the attempts and compares.
 """
 
 from __future__ import annotations
@@ -14,18 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col
 
 from gateway.audit import Act, write
 from gateway.clock import Clock, instant_text
 from gateway.db import SessionFactory, begin_writing, database_ms
 from gateway.errors import Conflict, GatewayError
 from gateway.ledger.closed_report import ledger_section, nanos_of
-from gateway.ledger.cuts import Cut
 from gateway.ledger.findings import Extent, Finding
-from gateway.ledger.frozen import HighWater, freeze_tenants
 from gateway.ledger.invariants import examine, take_snapshot
 from gateway.ledger.late_usage import lock_periods
 from gateway.ledger.period_tables import ClosedPeriod
@@ -40,17 +38,15 @@ from gateway.ledger.periods import (
     require_over,
     unbooked,
 )
-from gateway.ledger.report_facts import read_facts
 from gateway.ledger.supply import Terms
-from gateway.ledger.tables import JournalTransaction
 from gateway.money import usd_text
+from gateway.period_draft import FORMAT, Draft, draft_of, encode, still_holds
 from gateway.seals import Signer, is_signed
-from gateway.spend_names import read_names
 
-FORMAT = "tollgate-period/1"
 NO_SEAL = "0" * 64
 """Stands where there is no period before."""
-_encode = msgspec.json.Encoder(order="deterministic").encode
+DRAFTS_MAX = 3
+"""So often the report is written down anew because usage of the month came meanwhile."""
 
 
 class BooksAreWrong(GatewayError):
@@ -107,16 +103,33 @@ async def close_period(sessions: SessionFactory, wish: Wish, *, signer: Signer, 
             return Closing(found, is_new=False)
         warnings = await _preconditions(session, wish, clock)
     await _look_at_the_books(sessions, wish, clock)
-    async with sessions() as session:
-        await begin_writing(session)
-        await lock_periods(session, exclusively=True)
-        found = await read_closed(session, wish.month)
-        if found is None:
+    for attempt in range(DRAFTS_MAX):
+        draft = await _drafted(sessions, wish, clock)
+        async with sessions() as session:
+            await begin_writing(session)
+            await lock_periods(session, exclusively=True)
+            found = await read_closed(session, wish.month)
+            if found is not None:
+                return Closing(found, is_new=False)
             await require_in_order(session, wish.month)
-            period = await _closed(session, wish, signer, now_ms=await database_ms(session, clock))
+            if not await still_holds(session, draft, wish.month):
+                if attempt + 1 < DRAFTS_MAX:
+                    continue
+                # Something is booked for the month all the time: write it down while nothing can be.
+                draft = await draft_of(
+                    session, wish.month, wish.act, now_ms=await database_ms(session, clock)
+                )
+            period = await _closed(session, wish, draft, signer)
             await session.commit()
             return Closing(period, is_new=True, warnings=warnings)
-    return Closing(found, is_new=False)
+    raise AssertionError("the last draft is sealed or found closed")
+
+
+async def _drafted(sessions: SessionFactory, wish: Wish, clock: Clock) -> Draft:
+    """The report as of one instant; nobody waits for it."""
+    async with sessions() as session:
+        await take_snapshot(session)
+        return await draft_of(session, wish.month, wish.act, now_ms=await database_ms(session, clock))
 
 
 async def _preconditions(session: AsyncSession, wish: Wish, clock: Clock) -> tuple[str, ...]:
@@ -162,65 +175,40 @@ async def _look_at_the_books(sessions: SessionFactory, wish: Wish, clock: Clock)
         raise BooksAreWrong(broken)
 
 
-async def _closed(session: AsyncSession, wish: Wish, signer: Signer, *, now_ms: int) -> ClosedPeriod:
+async def _closed(session: AsyncSession, wish: Wish, draft: Draft, signer: Signer) -> ClosedPeriod:
+    """Seal a draft that still holds; the caller has the lock and commits."""
     month = wish.month
-    ledger = await ledger_section(session, start_ms=month.start_ms, end_ms=month.end_ms)
-    facts = await read_facts(session, Cut((), (), month.start_ms, month.end_ms))
     before = await closed_periods(session)
-    bookings = (await session.execute(select(func.count(col(JournalTransaction.id))))).scalar_one()
-    report = {
-        "format": FORMAT,
-        "period": month.id,
-        "from": instant_text(month.start_ms),
-        "to": instant_text(month.end_ms),
-        "time_zone": "UTC",
-        "currency": "USD",
-        "basis": "charges by token rates as booked; supply by frozen pool-hours",
-        "closed_at": instant_text(now_ms),
-        "closed_by": wish.act.actor.id,
-        "ledger_high_water": HighWater(
-            facts.high_water,
-            int(bookings),
-            None if facts.high_water_at_ms is None else instant_text(facts.high_water_at_ms),
-        ),
-        "price_versions": list(facts.price_versions),
-        "price_versions_are": "used" if facts.are_prices_used else "known",
-        "names": {name: found for name, found in (await read_names(session)).items() if "/" not in name},
-        "tenants": await freeze_tenants(session, start_ms=month.start_ms, end_ms=month.end_ms),
-        "ledger": ledger,
-    }
-    body = _encode(report) + b"\n"
-    sha256 = hashlib.sha256(body).hexdigest()
-    seal = _encode(
+    seal = encode(
         {
             "format": FORMAT,
             "period": month.id,
-            "report_sha256": sha256,
-            "report_bytes": len(body),
+            "report_sha256": draft.sha256,
+            "report_bytes": draft.body_bytes,
             "previous_period": before[-1].id if before else None,
             "previous_seal_sha256": before[-1].seal_sha256 if before else NO_SEAL,
-            "ledger_high_water": facts.high_water,
-            "closed_at": instant_text(now_ms),
+            "ledger_high_water": draft.high_water,
+            "closed_at": instant_text(draft.at_ms),
             "closed_by": wish.act.actor.id,
             "public_key": signer.public_key,
         }
     )
-    totals = ledger["totals"]
+    totals = draft.totals
     row = ClosedPeriod(
         id=month.id,
         name=month.id,
         start_ms=month.start_ms,
         end_ms=month.end_ms,
-        report=zlib.compress(body, 6),
-        report_bytes=len(body),
-        report_sha256=sha256,
+        report=draft.compressed,
+        report_bytes=draft.body_bytes,
+        report_sha256=draft.sha256,
         seal=seal.decode(),
         seal_sha256=hashlib.sha256(seal).hexdigest(),
         signature=signer.sign(seal),
         public_key=signer.public_key,
-        closed_at_ms=now_ms,
+        closed_at_ms=draft.at_ms,
         closed_by=wish.act.actor.id,
-        high_water=facts.high_water,
+        high_water=draft.high_water,
         charge_usd_nanos=nanos_of(totals["charge_usd"]),
         platform_usd_nanos=nanos_of(totals["platform_usd"]),
         adjustments_usd_nanos=nanos_of(totals["adjustments_usd"]),
@@ -259,7 +247,7 @@ async def verify_period(session: AsyncSession, month: Month, signer: Signer) -> 
     except (zlib.error, msgspec.DecodeError, KeyError):
         return [*checks, Check("the report says what the ledger says", holds=False, why="it is unreadable")]
     again = await ledger_section(session, start_ms=month.start_ms, end_ms=month.end_ms, by_attempts=True)
-    now = msgspec.json.decode(_encode(again))
+    now = msgspec.json.decode(encode(again))
     # Totals follow from the others: what differs in those says more.
     differing = sorted((name for name in stored if stored[name] != now.get(name)), key="totals".__eq__)
     why = "" if not differing else f"{', '.join(differing)}: {_first_difference(stored, now, differing[0])}"
@@ -269,12 +257,12 @@ async def verify_period(session: AsyncSession, month: Month, signer: Signer) -> 
 def _first_difference(stored: dict[str, Any], now: dict[str, Any], name: str) -> str:
     was, found = stored[name], now[name]
     if name in {"usage", "corrections"}:
-        known = {_encode(row) for row in was["rows"]}
-        fresh = {_encode(row) for row in found["rows"]}
+        known = {encode(row) for row in was["rows"]}
+        fresh = {encode(row) for row in found["rows"]}
         lost, new = sorted(known - fresh), sorted(fresh - known)
         shown = (lost or [b"nothing"])[0].decode(), (new or [b"nothing"])[0].decode()
         return f"{len(lost)} rows closed as {shown[0]} are now {shown[1]}"
-    return f"closed as {_encode(was)[:200].decode()}, now {_encode(found)[:200].decode()}"
+    return f"closed as {encode(was)[:200].decode()}, now {encode(found)[:200].decode()}"
 
 
 def _of_bytes(period: ClosedPeriod) -> list[Check]:

@@ -15,7 +15,8 @@ from gateway.admin.adjustment_views import (
 )
 from gateway.db import database_ms
 from gateway.dependencies import ActDep, ServicesDep, SessionDep
-from gateway.ledger.adjustments import decide, list_proposals, propose
+from gateway.ledger.adjustments import list_proposals, propose
+from gateway.two_people import decide_as
 
 router = APIRouter(prefix="/admin/v1/adjustments", tags=["periods"])
 
@@ -52,11 +53,11 @@ async def approve(
 
     Raises:
         NotFound: there is none.
-        PermissionDenied: you proposed it.
+        PermissionDenied: you proposed it, with whichever key, or yours is the bootstrap key.
         Conflict: it is decided.
     """
     now_ms = await database_ms(session, services.clock)
-    row = await decide(session, adjustment, is_approved=True, act=act, now_ms=now_ms)
+    row = await decide_as(session, adjustment, is_approved=True, act=act, now_ms=now_ms)
     await session.commit()
     return adjustment_view(row)
 
@@ -72,6 +73,6 @@ async def reject(
         Conflict: it is decided.
     """
     now_ms = await database_ms(session, services.clock)
-    row = await decide(session, adjustment, is_approved=False, act=act, now_ms=now_ms)
+    row = await decide_as(session, adjustment, is_approved=False, act=act, now_ms=now_ms)
     await session.commit()
     return adjustment_view(row)

@@ -17,8 +17,9 @@ from gateway.admin.period_views import (
     period_view,
     verification_view,
 )
-from gateway.closing import Wish, close_period, report_of, verify_period
-from gateway.db import database_ms
+from gateway.beside import beside
+from gateway.closing import Check, Closing, Wish, close_period, report_of, verify_period
+from gateway.db import SessionFactory, database_ms
 from gateway.dependencies import ActDep, ServicesDep, SessionDep
 from gateway.errors import Conflict
 from gateway.identity.root_key import load_root_keys
@@ -70,9 +71,12 @@ async def close(services: ServicesDep, act: ActDep, *, body: CloseRequest, respo
         in_spools=frozenset(attempts_in_spools(folder, before_ms=month.end_ms)),
         slice_grace_ms=int(settings.budgets.slice_grace_s * 1000),
     )
-    made = await close_period(
-        services.sessions, wish, signer=Signer(load_root_keys(settings)), clock=services.clock
-    )
+    signer = Signer(load_root_keys(settings))
+
+    async def work(sessions: SessionFactory) -> Closing:
+        return await close_period(sessions, wish, signer=signer, clock=services.clock)
+
+    made = await beside(settings.effective_database_url, work)
     response.status_code = 201 if made.is_new else 200
     return closing_view(made)
 
@@ -105,7 +109,7 @@ async def report(session: SessionDep, period: str) -> Response:
 
 
 @router.get("/{period}/verification", summary="Is a closed month what it was? Read again from the ledger")
-async def verify(services: ServicesDep, session: SessionDep, period: str) -> VerificationView:
+async def verify(services: ServicesDep, period: str) -> VerificationView:
     """Hash, seal, signature, chain, and every row.
 
     Raises:
@@ -113,7 +117,12 @@ async def verify(services: ServicesDep, session: SessionDep, period: str) -> Ver
     """
     month = month_named(period)
     signer = Signer(load_root_keys(services.settings))
-    return verification_view(month, await verify_period(session, month, signer))
+
+    async def work(sessions: SessionFactory) -> list[Check]:
+        async with sessions() as session:
+            return await verify_period(session, month, signer)
+
+    return verification_view(month, await beside(services.settings.effective_database_url, work))
 
 
 @router.post("/{period}/reopen", summary="Refused: a closed month stays closed")

@@ -17,7 +17,7 @@ from gateway.ledger.adjustments import proposals_of
 from gateway.ledger.bills import Reading
 from gateway.ledger.period_tables import Reconciliation
 from gateway.ledger.periods import month_named
-from gateway.ledger.reconcile_store import Bill
+from gateway.ledger.reconcile_store import Bill, Reconciled, read_file
 from gateway.money import usd_text
 
 FILE_CHARS_MAX = 50_000_000
@@ -41,7 +41,10 @@ class ReconcileRequest(BaseModel):
         },
     )
 
-    period: str = Field(description="a UTC month, such as 2026-10")
+    period: str | None = Field(
+        default=None,
+        description="a UTC month, such as 2026-10; left out: every month of the file, each apart",
+    )
     kind: str = Field(default="provider", description="provider (tokens) or gpu (GPU-hours)")
     file_name: str = Field(description="for people and messages", max_length=256)
     file: str = Field(
@@ -97,11 +100,29 @@ class ReconciliationView(ReconciliationSummaryView):
     proposals: list[AdjustmentView]
 
 
+class MonthMadeView(ReconciliationView):
+    """What came of comparing a file with a month."""
+
+    is_new: bool = Field(description="false: this file was compared before and nothing has changed since")
+    standing: list[AdjustmentView] = Field(
+        description="proposed by earlier comparisons of the month, open or approved: not proposed again"
+    )
+
+
+class ReconciliationMadeView(MonthMadeView):
+    """The first month of the file, or the one that was asked for, and the others."""
+
+    other_months: list[MonthMadeView] = Field(description="of a file of several months, where none was named")
+    left_out_lines: dict[str, int] = Field(
+        description="lines of months that were not asked for and not compared, by month"
+    )
+
+
 def bill_of(asked: ReconcileRequest) -> Bill:
-    """What is asked for, checked.
+    """What is asked for, read and checked; takes seconds for a large file.
 
     Raises:
-        InvalidRequest: no month, no rate, or no tolerance.
+        InvalidRequest: the file cannot be read, or a month, a rate or a tolerance is none.
     """
     rates = {}
     for code, text in asked.rates.items():
@@ -117,10 +138,10 @@ def bill_of(asked: ReconcileRequest) -> Bill:
     tolerance = signed_nanos(asked.tolerance_usd, param="tolerance_usd")
     if tolerance < 0:
         raise InvalidRequest("`tolerance_usd` is 0 or more.", param="tolerance_usd")
-    return Bill(
+    return read_file(
         asked.file,
         Reading(asked.kind, asked.file_name, asked.pools, rates),
-        month_named(asked.period),
+        None if asked.period is None else month_named(asked.period),
         tolerance_usd_nanos=tolerance,
         pools=frozenset(asked.also),
     )
@@ -158,4 +179,19 @@ async def reconciliation_view(session: AsyncSession, row: Reconciliation) -> Rec
         zones_hours_ahead_of_utc=result["zones_hours_ahead_of_utc"],
         lines=lines,
         proposals=[adjustment_view(each) for each in await proposals_of(session, row.id)],
+    )
+
+
+async def made_view(session: AsyncSession, bill: Bill, made: list[Reconciled]) -> ReconciliationMadeView:
+    """What came of a file, months in their order."""
+    months = [
+        MonthMadeView(
+            **(await reconciliation_view(session, each.row)).model_dump(),
+            is_new=each.is_new,
+            standing=[adjustment_view(row) for row in each.standing if row.reconciliation_id != each.row.id],
+        )
+        for each in made
+    ]
+    return ReconciliationMadeView(
+        **months[0].model_dump(), other_months=months[1:], left_out_lines=dict(bill.left_out)
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +16,7 @@ from gateway.admin.adjustment_views import (
     adjustment_view,
     new_adjustment,
 )
+from gateway.audit import Actor, ActorKind
 from gateway.clock import Clock
 from gateway.commands.periods import periods
 from gateway.commands.terminal import (
@@ -25,9 +29,21 @@ from gateway.commands.terminal import (
     print_table,
 )
 from gateway.db import database_ms
-from gateway.ledger.adjustments import decide, list_proposals, propose
+from gateway.errors import InvalidRequest, PermissionDenied
+from gateway.identity.admin_store import actor_with_secret
+from gateway.identity.roles import RULES
+from gateway.ledger.adjustments import list_proposals, propose
+from gateway.two_people import decide_as
 
 __all__ = ["periods"]
+_MAY_APPROVE = RULES["POST", "/admin/v1/adjustments/{adjustment}/approve"]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="of an approval: your administrator key (tga-…); - is standard input; else asked for",
+    ),
+]
 
 
 @periods.command(
@@ -54,19 +70,22 @@ def correct(
     _show(view, as_machine=as_machine)
     if not as_machine:
         out.print(
-            f"Proposed. Somebody else approves it: `tollgate period approve {view.id}` as another user, or"
+            f"Proposed. Somebody else approves it: `tollgate period approve {view.id}` with their key, or"
             f" POST /admin/v1/adjustments/{view.id}/approve with another key.",
             markup=False,
             highlight=False,
         )
 
 
-@periods.command(epilog="Example: `tollgate period approve adj_01…`")
+@periods.command(epilog="Example: `tollgate period approve adj_01… --key-file ~/.tollgate-admin-key`")
 def approve(
-    proposal: Annotated[str, typer.Argument(metavar="ID", help="adj_…")], *, as_machine: Json = False
+    proposal: Annotated[str, typer.Argument(metavar="ID", help="adj_…")],
+    *,
+    key_file: KeyFile = None,
+    as_machine: Json = False,
 ) -> None:
-    """Approve what somebody else proposed: it is booked now."""
-    _show(decided(proposal, is_approved=True), as_machine=as_machine)
+    """Approve what somebody else proposed, with your administrator key: it is booked now."""
+    _show(decided(proposal, is_approved=True, key_file=key_file), as_machine=as_machine)
 
 
 @periods.command(epilog="Example: `tollgate period reject adj_01…`")
@@ -104,17 +123,50 @@ def adjustments(
     )
 
 
-def decided(proposal: str, *, is_approved: bool) -> AdjustmentView:
-    """What becomes of a proposal that the user of this machine decides."""
+def decided(proposal: str, *, is_approved: bool, key_file: Path | None = None) -> AdjustmentView:
+    """What becomes of a proposal that somebody at this terminal decides; who approves shows a key.
+
+    Raises:
+        InvalidRequest: there is no key to approve with.
+    """
+    secret = _secret(key_file) if is_approved else None
 
     async def work(session: AsyncSession) -> AdjustmentView:
         now_ms = await database_ms(session, Clock())
-        act = act_of_the_user()
-        return adjustment_view(
-            await decide(session, proposal, is_approved=is_approved, act=act, now_ms=now_ms)
+        act = user = act_of_the_user()
+        if secret is not None:
+            record = await actor_with_secret(session, secret, now_ms=act.at_ms)
+            if record.role not in _MAY_APPROVE.roles:
+                raise PermissionDenied(
+                    f"{record.name}'s key has the role {record.role}: it takes {_MAY_APPROVE.roles_text()}."
+                )
+            actor = Actor(ActorKind.ADMIN_KEY, record.id, record.name, record.role)
+            act = replace(user, actor=actor)
+        row = await decide_as(
+            session,
+            proposal,
+            is_approved=is_approved,
+            act=act,
+            now_ms=now_ms,
+            terminal_user=user.actor.id,
         )
+        return adjustment_view(row)
 
     return in_session(work)
+
+
+def _secret(key_file: Path | None) -> str:
+    try:
+        if key_file is not None:
+            return sys.stdin.readline() if str(key_file) == "-" else key_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{key_file}: {error}: give a file with an administrator key.") from None
+    if sys.stdin.isatty():
+        return str(typer.prompt("Your administrator key (tga-…)", hide_input=True, err=True))
+    raise InvalidRequest(
+        "An approval names a person: give a file with their administrator key by --key-file, or - and the key"
+        " on standard input. `tollgate admins create NAME --role finance` makes one."
+    )
 
 
 def _show(view: AdjustmentView, *, as_machine: bool) -> None:

@@ -10,13 +10,16 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.admin.reconciliation_views import (
+    MonthMadeView,
     ReconcileRequest,
+    ReconciliationMadeView,
     ReconciliationView,
     bill_of,
+    made_view,
     reconciliation_view,
     summary_view,
 )
-from gateway.commands.adjustments import decided
+from gateway.commands.adjustments import KeyFile, decided
 from gateway.commands.options import with_options
 from gateway.commands.terminal import (
     Json,
@@ -27,6 +30,7 @@ from gateway.commands.terminal import (
     print_json,
     print_table,
 )
+from gateway.db import begin_writing
 from gateway.errors import InvalidRequest
 from gateway.ledger.reconcile_store import get_reconciliation, list_reconciliations, reconcile
 
@@ -56,8 +60,8 @@ class Terms:
 
 @reconciling.command(
     "reconcile",
-    epilog="Example: `tollgate reconcile openai.csv --period 2026-10 --map gpt-5.2=large`, then, as another"
-    " user, `tollgate reconcile approve adj_01…`; also `tollgate reconcile show rec_01…` and"
+    epilog="Example: `tollgate reconcile openai.csv --period 2026-10 --map gpt-5.2=large`, then, somebody"
+    " else, `tollgate reconcile approve adj_01… --key-file KEY`; also `tollgate reconcile show rec_01…` and"
     " `tollgate reconcile list`",
 )
 @with_options(terms=Terms)
@@ -66,22 +70,24 @@ def reconcile_file(
     subject: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="of a proposal (adj_…) or a comparison (rec_…)")
     ] = None,
-    period: Annotated[str | None, typer.Option(help="the bill's UTC month, such as 2026-10")] = None,
+    period: Annotated[
+        str | None,
+        typer.Option(help="a UTC month, such as 2026-10; else every month of the file, each apart"),
+    ] = None,
     *,
     terms: Terms,
+    key_file: KeyFile = None,
     as_machine: Json = False,
 ) -> None:
     """Compare a bill with the ledger by day and pool, say why it differs, and propose adjustments."""
     if what in _VERBS:
         if subject is None:
             raise InvalidRequest(f"`tollgate reconcile {what}` takes an id.")
-        _of_one(what, subject, as_machine=as_machine)
+        _of_one(what, subject, key_file=key_file, as_machine=as_machine)
         return
     if what == "list":
         _list(as_machine=as_machine)
         return
-    if period is None:
-        raise InvalidRequest("Say which month the bill is of: --period 2026-10.")
     path = Path(what)
     try:
         text = path.read_text(encoding="utf-8")
@@ -99,11 +105,19 @@ def reconcile_file(
     )
     bill = bill_of(asked)
 
-    async def work(session: AsyncSession) -> ReconciliationView:
-        made = await reconcile(session, bill, act=act_of_the_user())
-        return await reconciliation_view(session, made.row)
+    async def work(session: AsyncSession) -> ReconciliationMadeView:
+        await begin_writing(session)
+        return await made_view(session, bill, await reconcile(session, bill, act=act_of_the_user()))
 
-    _show(in_session(work), as_machine=as_machine)
+    view = in_session(work)
+    if as_machine:
+        print_json(view)
+        return
+    for each in (view, *view.other_months):
+        _show(each)
+        _tell(each)
+    for month, lines in view.left_out_lines.items():
+        out.print(f"{lines} lines of {month} are not compared: leave --period out.", highlight=False)
 
 
 def _pairs(texts: list[str] | None, option: str, example: str) -> dict[str, str]:
@@ -116,16 +130,17 @@ def _pairs(texts: list[str] | None, option: str, example: str) -> dict[str, str]
     return pairs
 
 
-def _of_one(what: str, subject: str, *, as_machine: bool) -> None:
+def _of_one(what: str, subject: str, *, key_file: Path | None, as_machine: bool) -> None:
     if what != "show":
-        view = decided(subject, is_approved=what == "approve")
-        print_json(view) if as_machine else print_fields(view)
+        decision = decided(subject, is_approved=what == "approve", key_file=key_file)
+        print_json(decision) if as_machine else print_fields(decision)
         return
 
     async def work(session: AsyncSession) -> ReconciliationView:
         return await reconciliation_view(session, await get_reconciliation(session, subject))
 
-    _show(in_session(work), as_machine=as_machine)
+    view = in_session(work)
+    print_json(view) if as_machine else _show(view)
 
 
 def _list(*, as_machine: bool) -> None:
@@ -146,10 +161,23 @@ def _list(*, as_machine: bool) -> None:
     )
 
 
-def _show(view: ReconciliationView, *, as_machine: bool) -> None:
-    if as_machine:
-        print_json(view)
-        return
+def _tell(view: MonthMadeView) -> None:
+    if not view.is_new:
+        out.print(
+            f"This file was compared with {view.period} already ({view.id}, {view.made_at},"
+            f" by {view.made_by}), and nothing has changed since: nothing is proposed.",
+            markup=False,
+            highlight=False,
+        )
+    for each in view.standing:
+        out.print(
+            f"Not proposed again: {each.id}, {each.amount_usd} USD, {each.state}: {each.reason}",
+            markup=False,
+            highlight=False,
+        )
+
+
+def _show(view: ReconciliationView) -> None:
     out.print(
         f"{view.file} against the ledger of {view.period} ({view.kind}): {view.bill_usd} billed,"
         f" {view.ledger_usd} in the ledger, {view.difference_usd} USD more.",
@@ -186,7 +214,9 @@ def _show(view: ReconciliationView, *, as_machine: bool) -> None:
                 for each in view.proposals
             ],
         )
-        out.print("Somebody else approves them: `tollgate reconcile approve ID`.", markup=False)
+        out.print(
+            "Somebody else approves them, with their key: `tollgate reconcile approve ID`.", markup=False
+        )
 
 
 def _largest(gaps: dict[str, str]) -> float:

@@ -14,7 +14,7 @@ from sqlmodel import col, select
 
 from gateway import audit
 from gateway.audit import Act
-from gateway.errors import Conflict, NotFound
+from gateway.errors import AuthenticationFailed, Conflict, NotFound
 from gateway.identity.credentials import (
     ADMIN_PREFIX,
     OVERLAP_S_DEFAULT,
@@ -53,6 +53,46 @@ class AdminRecord:
         if self.expires_at_ms is not None and self.expires_at_ms <= now_ms:
             return KeyState.EXPIRED
         return KeyState.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Whose doing something was, as far as the audit's id of an actor tells."""
+
+    first_key: str
+    """The public id from which the actor's key was rotated, however often; else the actor's id."""
+    name: str
+
+
+async def person_of(session: AsyncSession, actor_id: str) -> Person:
+    """Who an actor is, by the id that the audit has."""
+    key = await session.get(AdminKey, actor_id)
+    if key is None:
+        return Person(actor_id, actor_id.removeprefix("cli:"))
+    first = key
+    while first.rotated_from is not None:
+        before = await session.get(AdminKey, first.rotated_from)
+        if before is None:
+            break
+        first = before
+    return Person(first.id, key.name)
+
+
+async def actor_with_secret(session: AsyncSession, secret: str, *, now_ms: int) -> AdminRecord:
+    """The administrator's key behind a secret that somebody shows at a terminal.
+
+    Raises:
+        AuthenticationFailed: there is none, or it is not valid any more.
+    """
+    found = await session.execute(_keys().where(col(AdminKey.secret_hash) == hash_of(secret.strip())))
+    row = found.first()
+    record = None if row is None else _record(*row)
+    if record is None or record.state(now_ms) is not KeyState.ACTIVE:
+        why = "unknown" if record is None else record.state(now_ms)
+        raise AuthenticationFailed(
+            f"That administrator key is {why}: `tollgate admins list` shows those that are valid."
+        )
+    return record
 
 
 async def create_admin_key(

@@ -25,6 +25,7 @@ from gateway.forecasts.words import anomaly_alert
 from gateway.identity.root_key import derive
 from gateway.jobs.leases import Turn
 from gateway.jobs.scheduler import Job, Scheduler
+from gateway.ledger.budget_marks import are_marks_due, write_marks
 from gateway.money import NANOS_PER_USD
 from gateway.settings import Settings
 from gateway.spend_names import read_names
@@ -57,6 +58,10 @@ class Teller:
             now_ms = await database_ms(session, self.clock)
             alerts = await sources.reached(session, now_ms=now_ms)
             alerts += await sources.overruns(session, now_ms=now_ms)
+            is_due = await are_marks_due(session, now_ms=now_ms)
+        if is_due:
+            async with turn.writing() as session:
+                await write_marks(session, now_ms=await database_ms(session, self.clock))
         return await self.post(turn, alerts) if alerts else 0
 
     async def post(self, turn: Turn, alerts: Sequence[outbox.Alert]) -> int:

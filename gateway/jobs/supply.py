@@ -3,7 +3,8 @@
 An hour is frozen `grace_s` after its end, pool by pool and in order. What comes to be known of a frozen hour
 later (attempts of a recovered spool, replica time of a machine that was cut off) is found at the next hour
 and booked there, as a correction that names its hour: what the whole hour, counted again at the terms that it
-was frozen with, differs by from what is booked of it.
+was frozen with, differs by from what is booked of it. Nothing is booked in a closed month: what was seen in
+one of a pool that nobody knew of is booked in the first open hour, as a correction too.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from dataclasses import dataclass, replace
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backends.registry import PoolRegistry
+from backends.supply_spec import Count
 from gateway.clock import Clock
 from gateway.db import SessionFactory, database_ms
 from gateway.jobs.leases import Turn
 from gateway.jobs.replica_time import observe
 from gateway.jobs.scheduler import Job
+from gateway.ledger.late_usage import closed_until, lock_periods
 from gateway.ledger.supply import MS_PER_HOUR, PoolHour, ReplicaMs, Terms, difference, pool_hour
+from gateway.ledger.supply_begin import are_declarations_noted, first_instants, note_declarations, returns
 from gateway.ledger.supply_count import counted
 from gateway.ledger.supply_store import (
     Booked,
     book_hour,
     booked_of,
-    first_instants,
     frontiers,
     hours_of_late,
     last_seen,
@@ -71,10 +74,12 @@ class SupplyBooks:
         Raises:
             LeaseLost: somebody else does it.
         """
+        await self._note(turn)
         async with self._sessions() as session:
             now_ms = await database_ms(session, self._clock)
             known = await frontiers(session)
             firsts = await first_instants(session, self._terms)
+            again = await returns(session, self._terms)
             seen = await last_seen(session)
             gone = await terms_of_gone(session, [pool for pool in seen if pool not in self._terms])
         due_ms = (now_ms - self._grace_ms) // MS_PER_HOUR * MS_PER_HOUR
@@ -86,12 +91,55 @@ class SupplyBooks:
             hour_ms, since_ms = firsts.get(pool, 0) // MS_PER_HOUR * MS_PER_HOUR, 0
             if pool in known:
                 hour_ms, since_ms = known[pool][0] + MS_PER_HOUR, known[pool][1]
-            while hour_ms < until_ms and not stopping.is_set():
-                since_ms = await self._freeze(turn, terms, hour_ms, booked_from_ms=since_ms)
-                hour_ms += MS_PER_HOUR
+                hour_ms = max(hour_ms, again.get(pool, 0))
+            bounds = (hour_ms, until_ms, due_ms)
+            await self._freeze_until(turn, terms, bounds, booked_from_ms=since_ms, stopping=stopping)
 
-    async def _freeze(self, turn: Turn, terms: Terms, hour_ms: int, *, booked_from_ms: int) -> int:
-        """One hour, and what was found of earlier ones; which attempts are known from then on."""
+    async def _note(self, turn: Turn) -> None:
+        async with self._sessions() as session:
+            if await are_declarations_noted(session, self._terms):
+                return
+        async with turn.writing() as session:
+            await note_declarations(session, self._terms, now_ms=await database_ms(session, self._clock))
+
+    async def _freeze_until(
+        self,
+        turn: Turn,
+        terms: Terms,
+        bounds: tuple[int, int, int],
+        *,
+        booked_from_ms: int,
+        stopping: asyncio.Event,
+    ) -> None:
+        """Every hour of a pool; those of closed months in the first open one, once that is due.
+
+        Args:
+            turn: ours.
+            terms: of the pool.
+            bounds: its next hour, until when there is anything to pay for, and until when hours are due.
+            booked_from_ms: which attempts are known.
+            stopping: set: no further hour.
+        """
+        hour_ms, until_ms, due_ms = bounds
+        async with self._sessions() as session:
+            open_ms = await closed_until(session)
+        missed = range(hour_ms, min(open_ms, max(hour_ms, until_ms)), MS_PER_HOUR)
+        hour_ms = max(hour_ms, open_ms)
+        while not stopping.is_set() and (hour_ms < until_ms or (missed and hour_ms < due_ms)):
+            extent = await self._freeze(turn, terms, hour_ms, booked_from_ms=booked_from_ms, missed=missed)
+            if extent is None:
+                return
+            booked_from_ms, missed = extent, range(0)
+            hour_ms += MS_PER_HOUR
+
+    async def _freeze(
+        self, turn: Turn, terms: Terms, hour_ms: int, *, booked_from_ms: int, missed: range
+    ) -> int | None:
+        """One hour, and what was found of earlier ones.
+
+        Returns:
+            Which attempts are known from then on, epoch ms; None: its month was closed meanwhile.
+        """
         async with self._sessions() as session:
             now_ms = await database_ms(session, self._clock)
             # Never back: what an earlier pass knew of is known.
@@ -99,13 +147,30 @@ class SupplyBooks:
             extent = _Extent(hour_ms, booked_from_ms, before_ms)
             bills = [(terms, await counted(session, terms, hour_ms, booked_before_ms=before_ms))]
             bills += await _corrections(session, terms, extent)
+            bills += await _missed(session, terms, missed, booked_before_ms=before_ms)
         # Counting takes a while; nobody waits for the lock of SQLite meanwhile.
         async with turn.writing() as session:
+            await lock_periods(session, exclusively=False)
+            if await closed_until(session) > hour_ms:
+                return None
             for under, bill in bills:
                 await book_hour(
                     session, under, bill, booked_in_ms=hour_ms, booked_before_ms=before_ms, now_ms=now_ms
                 )
         return before_ms
+
+
+async def _missed(
+    session: AsyncSession, terms: Terms, hours: range, *, booked_before_ms: int
+) -> list[tuple[Terms, PoolHour]]:
+    """What was seen of a pool in closed months that never had a bill of it; nothing unseen is paid for."""
+    seen = replace(terms, replicas=(), count=Count.SEEN)
+    found = []
+    for hour_ms in hours:
+        hour = await counted(session, seen, hour_ms, booked_before_ms=booked_before_ms)
+        if hour.bill_usd_nanos or hour.attempts:
+            found.append((seen, hour))
+    return found
 
 
 async def _corrections(session: AsyncSession, terms: Terms, extent: _Extent) -> list[tuple[Terms, PoolHour]]:

@@ -21,7 +21,7 @@ from gateway.inference import new_id
 from gateway.ledger.cuts import PERIODS, Cut, period_bounds
 from gateway.ledger.journal import write_transaction
 from gateway.ledger.late_usage import lock_periods
-from gateway.ledger.period_tables import Adjustment, Proposal
+from gateway.ledger.period_tables import Adjustment, Proposal, Reconciliation
 from gateway.ledger.posting import PLATFORM
 from gateway.money import NANOS_PER_USD, USD_MAX, usd_text
 
@@ -45,6 +45,7 @@ class NewAdjustment:
     charge_month: str | None = None
     pool: str | None = None
     reconciliation_id: str | None = None
+    gap: str | None = None
 
     def check(self) -> None:
         """Refuse what makes no sense.
@@ -90,6 +91,7 @@ async def propose(session: AsyncSession, new: NewAdjustment, *, act: Act) -> Pro
         pool=new.pool,
         reason=new.reason.strip(),
         reconciliation_id=new.reconciliation_id,
+        gap=new.gap,
         state="proposed",
         proposed_by=act.actor.id,
         proposed_at_ms=act.at_ms,
@@ -101,7 +103,7 @@ async def propose(session: AsyncSession, new: NewAdjustment, *, act: Act) -> Pro
 async def decide(
     session: AsyncSession, proposal_id: str, *, is_approved: bool, act: Act, now_ms: int
 ) -> Proposal:
-    """A second person approves, and it is booked, or rejects it.
+    """A second person approves, and it is booked, or rejects it. Who is a second person: `two_people`.
 
     Args:
         session: a fresh one; committed by the caller.
@@ -117,11 +119,7 @@ async def decide(
     """
     await begin_writing(session)
     found = await session.execute(select(Proposal).where(col(Proposal.id) == proposal_id).with_for_update())
-    row = found.scalar_one_or_none()
-    if row is None:
-        raise NotFound(
-            f"There is no proposal {proposal_id[:64]!r}: `tollgate period adjustments` lists them."
-        )
+    row = _known(found.scalar_one_or_none(), proposal_id)
     if row.state != "proposed":
         raise Conflict(f"{row.id} was {row.state} by {row.decided_by} already.")
     if is_approved and row.proposed_by == act.actor.id:
@@ -134,6 +132,30 @@ async def decide(
     verb = "approve" if is_approved else "reject"
     await write(session, act, f"adjustment.{verb}", row=row, changes=changes)
     return row
+
+
+async def get_proposal(session: AsyncSession, proposal_id: str) -> Proposal:
+    """One of them.
+
+    Raises:
+        NotFound: there is none.
+    """
+    found = await session.execute(select(Proposal).where(col(Proposal.id) == proposal_id))
+    return _known(found.scalar_one_or_none(), proposal_id)
+
+
+def _known(row: Proposal | None, proposal_id: str) -> Proposal:
+    if row is None:
+        raise NotFound(
+            f"There is no proposal {proposal_id[:64]!r}: `tollgate period adjustments` lists them."
+        )
+    return row
+
+
+async def withdraw(session: AsyncSession, row: Proposal, *, act: Act) -> None:
+    """Reject an open proposal because another one takes its place; flushed."""
+    changes = {"state": "rejected", "decided_by": act.actor.id, "decided_at_ms": act.at_ms}
+    await write(session, act, "adjustment.reject", row=row, changes=changes)
 
 
 async def _book(session: AsyncSession, row: Proposal, *, now_ms: int) -> str:
@@ -181,6 +203,28 @@ async def proposals_of(session: AsyncSession, reconciliation_id: str) -> list[Pr
         select(Proposal)
         .where(col(Proposal.reconciliation_id) == reconciliation_id)
         .order_by(col(Proposal.id))
+    )
+    return list(found.scalars())
+
+
+async def standing_proposals(session: AsyncSession, *, kind: str, month: str) -> list[Proposal]:
+    """What comparisons of a month have proposed and nobody has rejected, the oldest first.
+
+    Args:
+        session: where to ask.
+        kind: of the bills: provider or gpu.
+        month: such as 2026-10.
+    """
+    found = await session.execute(
+        select(Proposal)
+        .join(Reconciliation, col(Reconciliation.id) == col(Proposal.reconciliation_id))
+        .where(
+            col(Reconciliation.kind) == kind,
+            col(Reconciliation.period) == month,
+            col(Proposal.state) != "rejected",
+            col(Proposal.gap).is_not(None),
+        )
+        .order_by(col(Proposal.proposed_at_ms), col(Proposal.id))
     )
     return list(found.scalars())
 

@@ -1,8 +1,9 @@
 """How fast does a budget burn down, and when does it run out?
 
-At the pace of late: what was booked in the last seven days, or since the window (or the budget) began if that
-is shorter. A straight line, said as what it is: no season, no growth. Where less than an hour can be looked
-at, or nothing was booked, the answer is that it is not known.
+At the pace of late: what was booked in the last seven days (to the hour, as `budget_marks` has it; since the
+first mark if that is a day old), or since the window or the budget began. A straight line, said as what it
+is: no season, no growth. Where less than an hour can be looked at, or nothing was booked, the answer is that
+it is not known.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from gateway.ledger.budget_marks import MARK_MS, first_mark
 from gateway.ledger.budget_store import BudgetState, state_of
-from gateway.ledger.tables import Budget, BudgetPosting
+from gateway.ledger.tables import Budget
 
 MS_PER_DAY = 86_400_000
 PACE_MS = 7 * MS_PER_DAY
@@ -58,24 +60,23 @@ async def burn_down(session: AsyncSession, *, now_ms: int) -> list[BurnDown]:
     burning = []
     for budget in found.scalars().all():
         state = await state_of(session, budget, now_ms=now_ms)
-        since_ms = max(state.window_start_ms, budget.created_at_ms, now_ms - PACE_MS)
-        booked = await _booked_since(session, state, since_ms)
+        since_ms, booked = await _pace(session, state, now_ms=now_ms)
         burning.append(projected(state, booked_usd_nanos=booked, since_ms=since_ms, now_ms=now_ms))
     order = list(Outlook)
     burning.sort(key=lambda one: (order.index(one.outlook), one.runs_out_at_ms or 0, one.state.budget.name))
     return burning
 
 
-async def _booked_since(session: AsyncSession, state: BudgetState, since_ms: int) -> int:
-    # Ids of bookings begin with their instant (`inference.new_id`).
-    found = await session.execute(
-        select(func.sum(col(BudgetPosting.amount_usd_nanos))).where(
-            col(BudgetPosting.budget_id) == state.budget.id,
-            col(BudgetPosting.window_start_ms) == state.window_start_ms,
-            col(BudgetPosting.transaction_id) >= f"jtx_{since_ms:012x}",
+async def _pace(session: AsyncSession, state: BudgetState, *, now_ms: int) -> tuple[int, int]:
+    """Since when the pace is taken, and what was booked since: two rows, however many postings there are."""
+    began_ms = max(state.window_start_ms, state.budget.created_at_ms)
+    if began_ms < now_ms - PACE_MS:
+        mark = await first_mark(
+            session, state.budget.id, state.window_start_ms, since_ms=now_ms - PACE_MS - MARK_MS
         )
-    )
-    return int(found.scalar_one() or 0)
+        if mark is not None and now_ms - mark.at_ms >= MS_PER_DAY:
+            return mark.at_ms, state.posted_usd_nanos - mark.posted_usd_nanos
+    return began_ms, state.posted_usd_nanos
 
 
 def projected(state: BudgetState, *, booked_usd_nanos: int, since_ms: int, now_ms: int) -> BurnDown:

@@ -22,7 +22,7 @@ from sqlmodel import col
 
 from gateway.errors import InvalidRequest
 from gateway.ledger.period_tables import LateHour
-from gateway.ledger.tables import Attempt, SpendHour
+from gateway.ledger.tables import Attempt, SpendDay, SpendHour
 
 MS_PER_HOUR = 3_600_000
 MS_PER_DAY = 86_400_000
@@ -57,6 +57,14 @@ _HOUR_COLUMNS = {
     "pool": SpendHour.pool,
     "task": SpendHour.task,
 }
+_DAY_COLUMNS = {
+    "tenant": SpendDay.tenant_id,
+    "project": SpendDay.project_id,
+    "key": SpendDay.key_id,
+    "model": SpendDay.model_alias,
+    "pool": SpendDay.pool,
+    "task": SpendDay.task,
+}
 DIMENSIONS = (*_COLUMNS, *PERIODS, "tag:<name>")
 _LATE_COLUMNS = {
     "tenant": LateHour.tenant_id,
@@ -72,7 +80,7 @@ _LATE = (
     .subquery("late")
 )
 """Attempts of these bookings and hours came after their month was closed."""
-Table = type[SpendHour] | type[LateHour] | type[Attempt]
+Table = type[SpendHour] | type[SpendDay] | type[LateHour] | type[Attempt]
 
 
 class Late(StrEnum):
@@ -190,11 +198,19 @@ class Cut:
         )
 
     @property
+    def is_daily(self) -> bool:
+        """The daily sums can answer: far fewer rows."""
+        is_whole = not (self.start_ms % MS_PER_DAY or self.end_ms % MS_PER_DAY)
+        return is_whole and self.late is None and self.is_hourly
+
+    @property
     def table(self) -> Table:
         """Where the figures are."""
         if not self.is_hourly:
             return Attempt
-        return SpendHour if self.late is None else LateHour
+        if self.late is not None:
+            return LateHour
+        return SpendDay if self.is_daily else SpendHour
 
     @property
     def instant(self) -> Any:
@@ -208,7 +224,9 @@ class Cut:
         """When it was used, whenever it counts."""
         if not self.is_hourly:
             return col(Attempt.started_at_ms)
-        return col(SpendHour.hour_start_ms) if self.late is None else col(LateHour.hour_start_ms)
+        if self.late is not None:
+            return col(LateHour.hour_start_ms)
+        return col(SpendDay.day_start_ms) if self.is_daily else col(SpendHour.hour_start_ms)
 
     def keys(self) -> list[Any]:
         """A labelled expression for each dimension; of periods the day."""
@@ -247,7 +265,9 @@ class Cut:
             # Floor division: with `/` PostgreSQL divides exactly and a cast then rounds, noon being tomorrow.
             return self.instant // MS_PER_DAY
         if self.is_hourly:
-            return (_HOUR_COLUMNS if self.late is None else _LATE_COLUMNS)[name]
+            if self.late is not None:
+                return _LATE_COLUMNS[name]
+            return (_DAY_COLUMNS if self.is_daily else _HOUR_COLUMNS)[name]
         if is_tag(name):
             # An empty tag or end user is none.
             return func.nullif(TagValue(col(Attempt.tags), literal(name.removeprefix(TAG_PREFIX))), "")

@@ -166,6 +166,23 @@ HAVING {" OR ".join(f"sum({name}) <> 0" for name in HOUR_SUMS)}
 """,  # noqa: S608 - ours
 )
 
+_DAY_KEYS = _HOUR_KEYS.removeprefix("hour_start_ms, ")
+_DAYS = by_sql(
+    of="SELECT count(*) FROM spend_days WHERE day_start_ms >= :day_ms",
+    broken=f"""
+SELECT day_start_ms, tenant_id, pool, task, payer,
+  sum(attempts) AS attempts_off_by, sum(charge_usd_nanos) AS charge_off_by_usd_nanos
+FROM (
+  SELECT day_start_ms, {_DAY_KEYS}, {", ".join(HOUR_SUMS)} FROM spend_days WHERE day_start_ms >= :day_ms
+  UNION ALL
+  SELECT hour_start_ms - hour_start_ms % 86400000, {_DAY_KEYS}, {", ".join(f"-{name}" for name in HOUR_SUMS)}
+  FROM spend_hours WHERE hour_start_ms >= :day_ms
+) AS sides
+GROUP BY day_start_ms, {_DAY_KEYS}
+HAVING {" OR ".join(f"sum({name}) <> 0" for name in HOUR_SUMS)}
+""",  # noqa: S608 - ours
+)
+
 # What an answer came to beyond its hold is told where it did harm: as overage of a budget.
 _WITHIN_HOLD = by_sql(
     of=_ATTEMPTS,
@@ -221,7 +238,7 @@ ATTEMPTS = (
     Invariant("I-4", "a tenant pays for one answer to a request at most", (_ONE_ANSWER,)),
     Invariant("I-4a", "the attempts at a request are numbered from 1 without gaps", (_NUMBERED,)),
     Invariant("I-13", "no count of tokens is below zero", (_TOKENS,)),
-    Invariant("I-18", "every hour is the sum of its attempts", (_HOURS,)),
+    Invariant("I-18", "every hour is the sum of its attempts, every day of its hours", (_HOURS, _DAYS)),
     Invariant("I-19", "no attempt came to more than what was held for it", (_WITHIN_HOLD,)),
     Invariant("I-19a", "what was refused is not in the books", (_REFUSED,)),
     Invariant("I-20", "the attempts at a request are one key's of one project of one tenant", (_ONE_OWNER,)),

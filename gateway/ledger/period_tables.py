@@ -162,6 +162,7 @@ class Proposal(Audited, table=True):
     pool: str | None = _text(64, "the pool that it is about", optional=True)
     reason: str = _text(512, "why, for people")
     reconciliation_id: str | None = _text(64, "the comparison that it comes from", optional=True)
+    gap: str | None = _text(32, "why the bill differs, of a comparison", optional=True)
     state: str = _text(16, "proposed, approved or rejected")
     proposed_by: str = _text(160, "who, as the audit knows them")
     proposed_at_ms: int = _instant("when, epoch ms")

@@ -21,7 +21,8 @@ from gateway.ledger.cuts import epoch_ms, moment_of, month_of, period_bounds, pe
 from gateway.ledger.late_usage import SETTLING_MS, closed_until
 from gateway.ledger.period_tables import Adjustment, ClosedPeriod
 from gateway.ledger.supply import MS_PER_HOUR, Terms
-from gateway.ledger.supply_store import first_instants, frontiers
+from gateway.ledger.supply_begin import first_instants
+from gateway.ledger.supply_store import frontiers
 from gateway.ledger.supply_tables import SupplyHour
 from gateway.ledger.tables import Attempt, BudgetSlice, SpendHour
 

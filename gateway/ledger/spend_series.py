@@ -1,4 +1,4 @@
-"""How did spend go, period by period? Series of what tenants are charged, from the hourly sums.
+"""How did spend go, period by period? Series of what tenants are charged, from the hourly and daily sums.
 
 Periods in which nothing was spent are zeros, so that a series has no holes.
 """
@@ -14,17 +14,17 @@ from sqlmodel import col
 
 from gateway.inference import Payer
 from gateway.ledger.cuts import MS_PER_DAY, MS_PER_HOUR
-from gateway.ledger.tables import SpendHour
+from gateway.ledger.tables import SpendDay, SpendHour
 
 COLUMNS = {
-    "tenant": SpendHour.tenant_id,
-    "project": SpendHour.project_id,
-    "key": SpendHour.key_id,
-    "model": SpendHour.model_alias,
-    "pool": SpendHour.pool,
-    "task": SpendHour.task,
+    "tenant": "tenant_id",
+    "project": "project_id",
+    "key": "key_id",
+    "model": "model_alias",
+    "pool": "pool",
+    "task": "task",
 }
-"""What hours know."""
+"""What hours and days know, and where."""
 WHOLE = ""
 """The one series of all spend."""
 
@@ -50,16 +50,19 @@ async def spend_series(
     """
     if step_ms % MS_PER_HOUR or start_ms % MS_PER_HOUR or (end_ms - start_ms) % step_ms:
         raise ValueError("a series is of whole steps of whole hours")
-    key: list[Any] = [] if by is None else [COLUMNS[by]]
-    step = (col(SpendHour.hour_start_ms) - start_ms) // step_ms
+    are_days = not (step_ms % MS_PER_DAY or start_ms % MS_PER_DAY)
+    table: Any = SpendDay if are_days else SpendHour
+    at = SpendDay.day_start_ms if are_days else SpendHour.hour_start_ms
+    key: list[Any] = [] if by is None else [getattr(table, COLUMNS[by])]
+    step = (col(at) - start_ms) // step_ms
     conditions: list[ColumnElement[bool]] = [
-        col(SpendHour.hour_start_ms) >= start_ms,
-        col(SpendHour.hour_start_ms) < end_ms,
-        col(SpendHour.payer) == Payer.TENANT.value,
-        *(COLUMNS[name] == value for name, value in only),  # type: ignore[list-item]
+        col(at) >= start_ms,
+        col(at) < end_ms,
+        col(table.payer) == Payer.TENANT.value,
+        *(getattr(table, COLUMNS[name]) == value for name, value in only),
     ]
     found = await session.execute(
-        select(step, func.sum(col(SpendHour.charge_usd_nanos)), *key).where(*conditions).group_by(step, *key)
+        select(step, func.sum(col(table.charge_usd_nanos)), *key).where(*conditions).group_by(step, *key)
     )
     series: dict[str, list[int]] = {}
     for index, amount, *value in found:

@@ -120,11 +120,17 @@ class Terms:
     """Those that the pool's file declares."""
     gpus_per_replica: int
     weights: TokenWeights = TokenWeights()
+    since_ms: int | None = None
+    """Stated by the file: what is paid for unseen is paid from then on."""
 
     @property
     def is_declared(self) -> bool:
         """It is paid for whether anything was seen or not."""
         return self.count is Count.DECLARED or any(price.kind is PriceKind.RESERVED for price in self.prices)
+
+    def declared_from_ms(self, declared_at_ms: int) -> int:
+        """Since when it is paid for unseen, if its file was first read at an instant, epoch ms."""
+        return declared_at_ms if self.since_ms is None else self.since_ms
 
 
 @dataclass(frozen=True, slots=True)

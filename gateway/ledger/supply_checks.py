@@ -47,13 +47,17 @@ FROM supply_hours h LEFT JOIN (
 WHERE h.hour_start_ms >= :hour_ms AND h.busy_ms * 1000 <> coalesce(l.total, 0)
 """,
 )
+# Of a closed month that had no bill of it, what is found later is booked in an open one.
 _IN_ORDER = by_sql(
     broken="""
 SELECT h.pool AS pool, h.hour_start_ms, h.corrects_hour_ms
 FROM supply_hours h LEFT JOIN supply_hours own
   ON own.pool = h.pool AND own.hour_start_ms = h.corrects_hour_ms
   AND own.corrects_hour_ms = h.corrects_hour_ms
-WHERE h.hour_start_ms >= :hour_ms AND (own.pool IS NULL OR h.corrects_hour_ms > h.hour_start_ms)
+WHERE h.hour_start_ms >= :hour_ms AND (
+  h.corrects_hour_ms > h.hour_start_ms
+  OR own.pool IS NULL AND h.corrects_hour_ms >= (SELECT coalesce(max(end_ms), 0) FROM closed_periods)
+)
 """,
 )
 

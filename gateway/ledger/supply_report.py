@@ -23,8 +23,9 @@ from gateway.errors import InvalidRequest
 from gateway.inference import Payer
 from gateway.ledger.period_tables import LateHour
 from gateway.ledger.supply import MS_PER_HOUR, LineKind, PoolHour, ReplicaMs, Terms, apportion
+from gateway.ledger.supply_begin import first_instants
 from gateway.ledger.supply_count import counted
-from gateway.ledger.supply_store import TIMES, first_instants, frontiers
+from gateway.ledger.supply_store import TIMES, frontiers
 from gateway.ledger.supply_tables import SupplyHour, SupplyLine
 from gateway.ledger.tables import SpendHour
 

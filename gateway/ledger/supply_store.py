@@ -8,7 +8,7 @@ knows of is exact: those booked before an instant that it names, and the next pa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,24 +128,6 @@ async def spans_of(session: AsyncSession, *, start_ms: int, end_ms: int) -> dict
             if until_ms > start_ms and at_ms < until_ms:
                 spans[pool].append(Span(replica, phase, at_ms, until_ms))
     return spans
-
-
-async def first_instants(session: AsyncSession, terms: Mapping[str, Terms]) -> dict[str, int]:
-    """Since when there is anything to pay for, epoch ms, of the pools where there is.
-
-    Where a file declares what is paid for, that is since the first attempt at any pool, before which this
-    installation did nothing.
-    """
-    found = await session.execute(
-        select(col(ReplicaPhase.pool), func.min(ReplicaPhase.at_ms)).group_by(col(ReplicaPhase.pool))
-    )
-    firsts = {pool: int(at_ms) for pool, at_ms in found if pool in terms}
-    declared = [name for name, one in terms.items() if one.is_declared and name not in firsts]
-    if declared:
-        attempt_ms = (await session.execute(select(func.min(Attempt.started_at_ms)))).scalar_one()
-        if attempt_ms is not None:
-            firsts |= dict.fromkeys(declared, int(attempt_ms))
-    return firsts
 
 
 async def last_seen(session: AsyncSession) -> dict[str, int]:

@@ -58,6 +58,19 @@ class ReplicaPhase(SQLModel, table=True):
     at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when it began, epoch ms"))
 
 
+class PoolDeclaration(SQLModel, table=True):
+    """Since when a file said that a pool is paid for whether anything is seen of it or not."""
+
+    __tablename__ = "pool_declarations"
+
+    pool: str = _key(String(64), "the pool")
+    declared_at_ms: int = _key(EpochMs, "when a gateway first read so, epoch ms")
+    withdrawn_at_ms: int | None = Field(
+        default=None,
+        sa_column=Column(EpochMs, nullable=True, comment="when no file said so any more, epoch ms"),
+    )
+
+
 class SupplyHour(SQLModel, table=True):
     """What a pool's hour cost: its bill, frozen; or what was found later and corrects an earlier hour."""
 

@@ -50,6 +50,7 @@ def _terms(spec: PoolSpec) -> Terms:
         replicas=tuple(f"{spec.name}-{index}" for index in range(count)),
         gpus_per_replica=spec.hardware.gpus_per_replica,
         weights=TokenWeights() if profile is None else weights_of(profile),
+        since_ms=None if supply.since is None else (supply.since - _EPOCH) // timedelta(milliseconds=1),
     )
 
 

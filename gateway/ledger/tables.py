@@ -180,6 +180,32 @@ class SpendHour(SQLModel, table=True):
     )
 
 
+class SpendDay(SQLModel, table=True):
+    """What the hours of one UTC day add up to; whole days are read from here. Booked with the hours."""
+
+    __tablename__ = "spend_days"
+
+    day_start_ms: int = _key(EpochMs, "first instant of the day, epoch ms")
+    tenant_id: str = _key(String(64), "whose requests")
+    project_id: str = _key(String(64), "where the spend is allocated")
+    key_id: str = _key(String(64), "public id of the API key")
+    model_alias: str = _key(String(128), "the model as callers named it")
+    pool: str = _key(String(64), "pool that was tried")
+    task: str = _key(String(32), "task type")
+    payer: str = _key(String(16), "tenant or platform")
+    requests: int = _count("first attempts, so that a fallback does not count twice")
+    attempts: int = _count("all attempts")
+    failed_attempts: int = _count("attempts that failed")
+    unpriced_attempts: int = _count("attempts without a price")
+    input_tokens: int = _count("fresh input tokens")
+    cached_input_tokens: int = _count("input tokens found in a cache")
+    cache_write_tokens: int = _count("input tokens written to a billed cache")
+    output_tokens: int = _count("generated tokens, without reasoning")
+    reasoning_tokens: int = _count("generated reasoning tokens")
+    charge_usd_nanos: int = _count("what the payer is charged, nano-USD")
+    cache_hits: int = _count("requests that were answered from the cache, free of charge")
+
+
 class Budget(Audited, table=True):
     """How much may be spent in a window of time, by whom."""
 
@@ -281,6 +307,22 @@ class BudgetPosting(SQLModel, table=True):
     owner_id: str = _key(String(64), "whose slice was drawn on")
     amount_usd_nanos: int = _count("booked, nano-USD")
     overage_usd_nanos: int = _count("part of it that the slice did not cover, nano-USD")
+
+
+class BudgetMark(SQLModel, table=True):
+    """What a bucket had booked at an instant; one an hour for some days, so that a pace needs no postings."""
+
+    __tablename__ = "budget_marks"
+    __table_args__ = (Index("ix_budget_marks_at", "at_ms"),)
+
+    budget_id: str = Field(
+        sa_column=Column(
+            String(64), ForeignKey("budgets.id"), primary_key=True, comment="the bucket's budget"
+        )
+    )
+    window_start_ms: int = _key(EpochMs, "the bucket's window")
+    at_ms: int = _key(EpochMs, "when, epoch ms")
+    posted_usd_nanos: int = _count("booked until then, nano-USD")
 
 
 class BudgetAlert(SQLModel, table=True):

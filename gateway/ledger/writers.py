@@ -42,7 +42,7 @@ from gateway.ledger.store import (
     insert_attempts,
     span_of,
 )
-from gateway.ledger.tables import BudgetAlert, SpendHour
+from gateway.ledger.tables import BudgetAlert, SpendDay, SpendHour
 
 InsertReceipts = Callable[[Any, list[dict[str, Any]]], Awaitable[None]]
 """Writes receipts in the caller's transaction (a session, or asyncpg's connection); routing's, which the
@@ -113,6 +113,20 @@ def note_of(attempts: int) -> str:
     return f"{attempts} attempts"
 
 
+def days_of(hours: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The daily sums of hourly ones, in the order of their keys."""
+    days: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for hour in hours:
+        key = (hour["hour_start_ms"] // _MS_PER_DAY * _MS_PER_DAY, *(hour[name] for name in _HOUR_KEYS[1:]))
+        day = days.get(key)
+        if day is None:
+            named = dict(zip(("day_start_ms", *_HOUR_KEYS[1:]), key, strict=True))
+            day = days[key] = {**named, **dict.fromkeys(_HOUR_SUMS, 0)}
+        for name in _HOUR_SUMS:
+            day[name] += hour[name]
+    return [days[key] for key in sorted(days)]
+
+
 class SessionWriter:
     """By SQLAlchemy."""
 
@@ -156,6 +170,7 @@ class SessionWriter:
             await save_slices(session, outcome.slices, may_be_new=False)
             await session.execute(insert(metadata.tables["budget_postings"]), outcome.postings)
         await insert_adding(session, SpendHour, outcome.hours)
+        await insert_adding(session, SpendDay, days_of(outcome.hours))
         if outcome.receipts:
             await self._insert_receipts(session, outcome.receipts)
 
@@ -188,8 +203,11 @@ _HOUR_TYPES: Final = ", ".join(
     for name in [*_HOUR_KEYS, *_HOUR_SUMS]
 )
 _HOUR_ADDED: Final = ", ".join(f"{name} = spend_hours.{name} + excluded.{name}" for name in _HOUR_SUMS)
-# Buckets are locked already, slices belong to whoever holds their bucket's lock, hours are locked in the
-# order of their keys: what PostgreSQL does first within the statement does not matter.
+_DAY_NAMES: Final = ", ".join(["day_start_ms", *_HOUR_KEYS[1:], *_HOUR_SUMS])
+_DAY_ADDED: Final = ", ".join(f"{name} = spend_days.{name} + excluded.{name}" for name in _HOUR_SUMS)
+_MS_PER_DAY: Final = 86_400_000
+# Buckets are locked already, slices belong to whoever holds their bucket's lock, hours and then days (whose
+# part nobody reads, so that PostgreSQL does it last) are locked in the order of their keys.
 _WRITE: Final = f"""
 WITH given AS (SELECT CAST(CAST($1 AS text) AS json) AS it),
 booking AS (
@@ -218,7 +236,14 @@ postings AS (
   SELECT transaction_id, budget_id, window_start_ms, owner_id, amount_usd_nanos, overage_usd_nanos
   FROM given, json_to_recordset(it->'postings')
     AS new (transaction_id text, budget_id text, window_start_ms bigint, owner_id text,
-      amount_usd_nanos bigint, overage_usd_nanos bigint))
+      amount_usd_nanos bigint, overage_usd_nanos bigint)),
+days AS (
+  INSERT INTO spend_days ({_DAY_NAMES})
+  SELECT hour_start_ms - hour_start_ms % {_MS_PER_DAY}, {", ".join(_HOUR_KEYS[1:])},
+    {", ".join(f"sum({name})" for name in _HOUR_SUMS)}
+  FROM given, json_to_recordset(it->'hours') AS new ({_HOUR_TYPES})
+  GROUP BY {", ".join(map(str, range(1, 9)))} ORDER BY {", ".join(map(str, range(1, 9)))}
+  ON CONFLICT (day_start_ms, {", ".join(_HOUR_KEYS[1:])}) DO UPDATE SET {_DAY_ADDED})
 INSERT INTO spend_hours ({_HOUR_NAMES})
 SELECT {_HOUR_NAMES} FROM given, json_to_recordset(it->'hours') AS new ({_HOUR_TYPES})
 ORDER BY {", ".join(_HOUR_KEYS)}

@@ -1,7 +1,7 @@
 """people: those who log in to the console, with a password or with the company's own login.
 
 Revision: 0019
-Follows: 0017
+Follows: 0018
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0019"
-down_revision = "0017"
+down_revision = "0018"
 branch_labels = None
 depends_on = None
 

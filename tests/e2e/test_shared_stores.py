@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.e2e.site import CHAT, eventually
 from tests.integration.gateway.databases import new_database
 from tests.support.gateway_process import GatewayProcess, environment, json_of, run_cli
 from tests.support.mock_process import MockVllm
+from tests.support.own_process import run_here
 from tests.support.servers import postgres_server, redis_server
 
 ADMIN_KEY: Final = "tga-" + "a" * 40
@@ -56,14 +58,11 @@ def start(tmp_path: Path, urls: dict[str, list[str]], shared: dict[str, str]) ->
     """Starts gateways with folders of their own, and ends them."""
     running: list[GatewayProcess] = []
 
-    def begin(**more: str) -> GatewayProcess:
+    def begin(*, is_measured: bool = False, **more: str) -> GatewayProcess:
         folder = tmp_path / f"gateway-{len(running)}"
         folder.mkdir()
         settings = {**shared, **more}
-        # Several workers run in no other test: their coverage counts.
-        running.append(
-            GatewayProcess(folder, urls, settings=settings, is_measured="TOLLGATE_WORKERS" in more)
-        )
+        running.append(GatewayProcess(folder, urls, settings=settings, is_measured=is_measured))
         return running[-1]
 
     yield begin
@@ -73,9 +72,14 @@ def start(tmp_path: Path, urls: dict[str, list[str]], shared: dict[str, str]) ->
 
 def new_key(gateway: GatewayProcess, tenant: str) -> str:
     """A key of a new tenant, as an operator makes one."""
-    json_of(gateway.cli("tenants", "create", tenant, "--json"))
-    made: dict[str, str] = json_of(gateway.cli("keys", "create", "--tenant", tenant, "--json"))
+    json_of(tell(gateway, "tenants", "create", tenant, "--json"))
+    made: dict[str, str] = json_of(tell(gateway, "keys", "create", "--tenant", tenant, "--json"))
     return made["key"]
+
+
+def tell(gateway: GatewayProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of an operator of this gateway."""
+    return run_here(gateway.environment, gateway.folder, *arguments)
 
 
 def ask(gateway: GatewayProcess, key: str, **fields: Any) -> httpx.Response:
@@ -102,7 +106,7 @@ def test_a_key_works_on_two_gateways_and_stops_on_both_within_two_seconds(start:
     key = new_key(one, "acme")
     eventually(lambda: knows(one, key) and knows(other, key), within_s=FRESH_S + 1)
     assert ask(one, key).status_code == ask(other, key).status_code == 200
-    outcome = one.cli("keys", "revoke", key)
+    outcome = tell(one, "keys", "revoke", key)
     assert outcome.returncode == 0, outcome.stderr
     eventually(lambda: not knows(one, key) and not knows(other, key), within_s=FRESH_S)
     for gateway in (one, other):
@@ -160,7 +164,8 @@ def _workers_met(gateway: GatewayProcess) -> set[str]:
 
 
 def test_two_workers_share_a_port_and_one_that_dies_is_replaced(start: Start) -> None:
-    gateway = start(TOLLGATE_WORKERS="2")
+    # Several workers run in few tests: this one's coverage counts.
+    gateway = start(is_measured=True, TOLLGATE_WORKERS="2")
     key = new_key(gateway, "acme")
     workers = _worker_pids(gateway)
     assert len(workers) == 2
@@ -186,7 +191,7 @@ def test_a_revoked_key_stops_on_every_worker_within_two_seconds(start: Start) ->
     key = new_key(gateway, "acme")
     # A new connection each time: the kernel spreads them over the workers.
     eventually(lambda: all(knows(gateway, key) for _ in range(12)))
-    outcome = gateway.cli("keys", "revoke", key)
+    outcome = tell(gateway, "keys", "revoke", key)
     assert outcome.returncode == 0, outcome.stderr
     eventually(lambda: not any(knows(gateway, key) for _ in range(12)), within_s=FRESH_S)
     with ThreadPoolExecutor(8) as pool:
@@ -215,7 +220,7 @@ def test_workers_end_when_their_parent_is_killed(start: Start) -> None:
 def test_several_workers_without_both_stores_are_refused(
     tmp_path: Path, more: Mapping[str, str], missing: str
 ) -> None:
-    outcome = run_cli(environment(tmp_path, {"TOLLGATE_WORKERS": "3", **more}), tmp_path, "serve")
+    outcome = run_here(environment(tmp_path, {"TOLLGATE_WORKERS": "3", **more}), tmp_path, "serve")
     assert outcome.returncode == 2
     assert missing in outcome.stderr
 

@@ -28,7 +28,7 @@ from gateway.jobs.export_child import Errand, Line
 from gateway.ledger.cuts import MS_PER_HOUR
 from gateway.ledger.exports import FORMATS, Export
 from gateway.migrate import upgrade
-from tests.integration.ledger.accounts import HOURS_FROM_ATTEMPTS, KEYS, SUMS
+from tests.integration.ledger.accounts import DAYS_INTO, HOURS_FROM_ATTEMPTS, KEYS, SUMS
 from tests.load.measured import ROOT, write_result
 from tests.load.spend_at_scale import MONTH_MS, START_MS, make_month
 from tests.support.servers import postgres_server
@@ -84,6 +84,7 @@ async def fill_sqlite(url: str, rows: int) -> None:
         await connection.execute(
             text(f"INSERT INTO spend_hours (hour_start_ms, {KEYS}, {', '.join(SUMS)}) {HOURS_FROM_ATTEMPTS}")
         )
+        await connection.execute(text(DAYS_INTO))
     await engine.dispose()
 
 

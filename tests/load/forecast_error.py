@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,10 +141,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--series", type=int, default=12, help="of each shape")
     parser.add_argument("--tenants", type=int, default=12, help="quiet months by noise")
+    parser.add_argument("--only", choices=("alarms", "real", "generated"), help="one part")
     asked = parser.parse_args()
-    print(json.dumps({"alarms": alarms(asked.tenants)}, indent=2), flush=True)
-    print(json.dumps({"real": real().figures()}, indent=2), flush=True)
-    print(json.dumps({"generated": generated(asked.series).figures()}, indent=2), flush=True)
+    parts: dict[str, Callable[[], object]] = {
+        "alarms": lambda: alarms(asked.tenants),
+        "real": lambda: real().figures(),
+        "generated": lambda: generated(asked.series).figures(),
+    }
+    for name, part in parts.items():
+        if asked.only in {None, name}:
+            print(json.dumps({name: part()}, indent=2), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.integration.ledger.accounts import HOURS_FROM_ATTEMPTS, KEYS, SUMS
+from tests.integration.ledger.accounts import DAYS_INTO, HOURS_FROM_ATTEMPTS, KEYS, SUMS
 
 START = datetime(2026, 12, 1, tzinfo=UTC)
 END = datetime(2027, 1, 1, tzinfo=UTC)
@@ -77,7 +77,9 @@ async def make_month(engine: AsyncEngine, rows: int, *, tells: bool = False) -> 
     async with engine.begin() as connection:
         await connection.execute(text("SET LOCAL work_mem = '256MB'"))
         await connection.execute(text(_SUM))
+        await connection.execute(text(DAYS_INTO))
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(text(f"VACUUM ANALYZE {PARTITION}"))
         await connection.execute(text("VACUUM ANALYZE spend_hours"))
+        await connection.execute(text("VACUUM ANALYZE spend_days"))

@@ -1,21 +1,25 @@
 """A year of a busy company, reported, exported, closed month by month, and refused to be opened again.
 
     python -m tests.load.year --rows 10000000 --database postgresql
+    python -m tests.load.year --rows 10000000 --url postgresql+asyncpg://postgres@127.0.0.1:5432/year
 
 40 tenants, 6 pools, a price that changes in the middle of the year, failed attempts, cache hits; usage that
 arrives after its month was closed, corrections and credits that two people agreed on. Attempts are made in
 the database, with their bookings and hourly sums; what comes late goes through the ledger's own booking.
 Every closed month is verified from its attempts at the end, and all of them come to what the journal has. The
-result is tests/load/results/year-<database>.json and tests/load/results/year.md.
+result is tests/load/results/year-<database>.json and tests/load/results/year.md. CPU is that of this process
+and of a PostgreSQL on this machine, since a busy machine says little by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import io
 import json
+import os
 import resource
 import tempfile
 import time
@@ -34,15 +38,16 @@ from gateway.db import create_engine, session_factory
 from gateway.ledger.adjustments import NewAdjustment, decide, propose
 from gateway.ledger.exports import Export, Stage, format_of
 from gateway.ledger.invariants import take_snapshot
-from gateway.ledger.periods import Month, month_named
+from gateway.ledger.periods import Month, closed_periods, month_named
 from gateway.ledger.posting import book
 from gateway.ledger.reports import spend_report
 from gateway.migrate import upgrade
 from gateway.money import usd_text
 from gateway.routing.receipts import insert_receipts
 from gateway.seals import Signer
-from tests.integration.ledger.accounts import HOURS_FROM_ATTEMPTS, KEYS, SUMS
+from tests.integration.ledger.accounts import DAYS_INTO, HOURS_FROM_ATTEMPTS, KEYS, SUMS
 from tests.load.measured import RESULTS, write_result
+from tests.load.processor import tree, tree_cpu_s
 from tests.support.factories import make_act
 from tests.support.servers import postgres_server
 from tests.support.spend_rows import attempt_row, ended_of
@@ -105,6 +110,11 @@ _HOURS = f"INSERT INTO spend_hours (hour_start_ms, {KEYS}, {', '.join(SUMS)}) " 
 )
 
 
+_DAYS = DAYS_INTO.replace(
+    "FROM spend_hours", "FROM spend_hours WHERE hour_start_ms >= {start_ms} AND hour_start_ms < {end_ms}"
+)
+
+
 class Year:
     """One database and what was measured of it."""
 
@@ -115,14 +125,31 @@ class Year:
         self.rows_a_month = max(rows // len(MONTHS), 1)
         self.is_postgres = engine.dialect.name == "postgresql"
         self.took_s: dict[str, list[float]] = {}
+        self.cpu_s: dict[str, list[float]] = {}
+        self.roots = [os.getpid()]
         self.late = 0
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Write down how long it takes."""
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), self._cpu_s()
         yield
         self.took_s.setdefault(what, []).append(time.perf_counter() - began)
+        self.cpu_s.setdefault(what, []).append(self._cpu_s() - cpu)
+
+    def _cpu_s(self) -> float:
+        return sum(map(tree_cpu_s, self.roots))
+
+    async def find_server(self) -> None:
+        """Its CPU counts too, if it is a PostgreSQL of this machine whose folder may be read."""
+        if not self.is_postgres:
+            return
+        async with self.engine.connect() as connection:
+            (folder,) = (await connection.execute(text("SHOW data_directory"))).one()
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((Path(folder) / "postmaster.pid").read_text().splitlines()[0])
+            if pid not in tree(os.getpid()):
+                self.roots.append(pid)
 
     async def execute(self, *statements: str) -> None:
         """In one transaction."""
@@ -166,7 +193,7 @@ class Year:
         for first in range(1, self.rows_a_month + 1, CHUNK):
             last = min(first + CHUNK - 1, self.rows_a_month)
             await self.execute(_MAKE.format(**values, first=first, last=last))
-        await self.execute(*(each.format(**values) for each in (_BOOKINGS, _ENTRIES, _HOURS)))
+        await self.execute(*(each.format(**values) for each in (_BOOKINGS, _ENTRIES, _HOURS, _DAYS)))
         if self.is_postgres:
             async with self.engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -240,6 +267,15 @@ class Year:
             )
             return total, int(found.scalar_one())
 
+    async def closed(self) -> dict[str, bytes]:
+        """The reports of months that are closed, where the year is there already."""
+        async with self.sessions() as session:
+            found = {each.id: report_of(each) for each in await closed_periods(session)}
+            counted = await session.execute(text("SELECT count(*) FROM attempts"))
+            self.late = len(found) * LATE_ROWS
+            self.rows_a_month = (int(counted.scalar_one()) - self.late) // len(MONTHS)
+        return found
+
     async def report_year(self) -> None:
         """By what finance asks for."""
         start, end = datetime(YEAR, 1, 1, tzinfo=UTC), datetime(YEAR + 1, 1, 1, tzinfo=UTC)
@@ -265,22 +301,33 @@ class Year:
         return footing.rows
 
 
-async def measure(url: str, rows: int, *, tells: bool = False) -> dict[str, Any]:
-    """The whole year."""
+async def _make(year: Year, *, tells: bool) -> dict[str, bytes]:
+    """Month by month: made, closed, and then what comes late; the closed reports."""
+    kept: dict[str, bytes] = {}
+    await year.make_prices()
+    for name in MONTHS:
+        month = month_named(name)
+        with year.timed("make a month"):
+            await year.make_month(month)
+        kept[name] = await year.close(month)
+        await year.come_late(month)
+        await year.adjust(month)
+        if tells:
+            made, closed = (year.took_s[what][-1] for what in ("make a month", "close"))
+            print(f"  {name} made in {made:.1f} s, closed in {closed:.1f} s", flush=True)
+    return kept
+
+
+async def measure(url: str, rows: int, *, tells: bool = False, is_there: bool = False) -> dict[str, Any]:
+    """The whole year; or, of one that is there, what is read of it."""
     engine = create_engine(url)
     year = Year(engine, rows)
-    kept: dict[str, bytes] = {}
     try:
-        await year.make_prices()
-        for name in MONTHS:
-            month = month_named(name)
-            with year.timed("make a month"):
-                await year.make_month(month)
-            kept[name] = await year.close(month)
-            await year.come_late(month)
-            await year.adjust(month)
-            if tells:
-                print(f"  {name} closed in {year.took_s['close'][-1]:.1f} s", flush=True)
+        await year.find_server()
+        if is_there:
+            kept = await year.closed()
+        else:
+            kept = await _make(year, tells=tells)
         await year.report_year()
         exported = await year.export_year()
         total, journal = await year.footing()
@@ -299,7 +346,12 @@ async def measure(url: str, rows: int, *, tells: bool = False) -> dict[str, Any]
         "all_periods_usd": usd_text(total),
         "journal_usd": usd_text(journal),
         "seconds": {
-            what: {"times": len(took), "most": round(max(took), 2), "all": round(sum(took), 2)}
+            what: {
+                "times": len(took),
+                "most": round(max(took), 2),
+                "all": round(sum(took), 2),
+                "cpu_all": round(sum(year.cpu_s[what]), 2),
+            }
             for what, took in year.took_s.items()
         },
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
@@ -328,8 +380,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A year, reported, exported and closed.")
     parser.add_argument("--rows", type=int, default=10_000_000, help="attempts in the year")
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
+    parser.add_argument("--url", help="an empty PostgreSQL database, which keeps the year")
+    parser.add_argument("--there", action="store_true", help="the year is there: only read it")
     asked = parser.parse_args()
-    if asked.database == "postgresql":
+    if asked.url is not None:
+        upgrade(asked.url)
+        figures = asyncio.run(measure(asked.url, asked.rows, tells=True, is_there=asked.there))
+    elif asked.database == "postgresql":
         with postgres_server() as url:
             upgrade(url)
             figures = asyncio.run(measure(url, asked.rows, tells=True))
@@ -356,10 +413,11 @@ def write_summary(folder: Path = RESULTS) -> None:
             f"All periods {figures['all_periods_usd']} USD, journal {figures['journal_usd']} USD;"
             f" peak memory {figures['peak_memory_mb']} MB; closed reports of"
             f" {figures['report_bytes']['least']:,} to {figures['report_bytes']['most']:,} bytes.\n\n"
-            "| | times | longest, s | together, s |\n|---|--:|--:|--:|\n"
+            "| | times | longest, s | together, s | CPU together, s |\n|---|--:|--:|--:|--:|\n"
         )
         for what, took in figures["seconds"].items():
-            out.write(f"| {what} | {took['times']} | {took['most']} | {took['all']} |\n")
+            cpu = took.get("cpu_all", "")
+            out.write(f"| {what} | {took['times']} | {took['most']} | {took['all']} | {cpu} |\n")
     (folder / "year.md").write_text(out.getvalue())
 
 

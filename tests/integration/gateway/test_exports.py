@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import hashlib
 import io
 import json
 from datetime import datetime
@@ -20,9 +21,10 @@ from gateway.admin.exports import AT_ONCE_MAX, Counter, ExportFailed, _answer
 from gateway.cli import app as program
 from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
-from gateway.errors import Overloaded
+from gateway.errors import ConfigurationError, Overloaded
+from gateway.jobs.export_targets import Delivery, deliver
 from gateway.ledger.cuts import month_of, previous_start
-from gateway.ledger.exports import Export
+from gateway.ledger.exports import Export, Footing
 from gateway.pricing.rates import Price, Rates
 from gateway.pricing.store import remember_versions
 from tests.integration.gateway.rig import ADMIN_KEY, Gateway, bearer
@@ -298,10 +300,42 @@ def test_schedules_write_to_a_bucket(
         assert f"{name} is written." in terminal.text("export", "schedule", "run")
         content = s3.get_object(Bucket="ledger", Key=f"monthly/{name}")["Body"].read()
         s3.head_object(Bucket="ledger", Key=f"monthly/{name}.about.json")
+        _a_final_object_is_left_alone(terminal, s3, endpoint)
     assert parquet.read_table(io.BytesIO(content)).num_rows == 1
     (listed,) = terminal.json("export", "schedule", "list")
     assert listed["files"][-1]["place"] == f"s3://ledger/monthly/{name}"
     assert listed["files"][-1]["is_final"] is False
+
+
+def _a_final_object_is_left_alone(terminal: Terminal, s3: Any, endpoint: str) -> None:
+    terminal.environment["TOLLGATE_SECRET_KEY"] = "k" * 64
+    for month in (BEFORE, LAST):
+        terminal.json("period", "close", f"{month:%Y-%m}", "--now")
+    name = f"acme-{LAST:%Y-%m}.parquet"
+    assert terminal.json("export", "schedule", "run")["written"] == [name]
+    key = {"Bucket": "ledger", "Key": f"monthly/{name}"}
+    content = s3.get_object(**key)["Body"].read()
+    to = Delivery(target="s3://ledger/monthly/", name=name, endpoint_url=endpoint, is_final=True)
+    url = terminal.environment["TOLLGATE_DATABASE_URL"]
+    again = asyncio.run(_delivered(url, to))
+    assert (again.sha256, again.place) == (
+        hashlib.sha256(content).hexdigest(),
+        f"s3://ledger/monthly/{name}",
+    )
+    assert s3.get_object(**key)["Body"].read() == content
+    s3.put_object(**key, Body=b"changed")
+    with pytest.raises(ConfigurationError, match="never written over"):
+        asyncio.run(_delivered(url, to))
+    assert s3.get_object(**key)["Body"].read() == b"changed"
+
+
+async def _delivered(url: str, to: Delivery) -> Footing:
+    engine = create_engine(url)
+    wanted = Export(format="parquet", start_ms=ms(f"{LAST:%Y-%m}", 1), end_ms=ms(f"{THIS:%Y-%m}", 1))
+    async with session_factory(engine)() as session:
+        footing = await deliver(session, wanted, to, now_ms=1)
+    await engine.dispose()
+    return footing
 
 
 # ------------------------------------------------------------------------------------------------------ FOCUS

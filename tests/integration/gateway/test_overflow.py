@@ -15,6 +15,9 @@ from tests.integration.gateway.overflow_rig import CHARGE_NANOS, EXTRACT, is_cha
 from tests.integration.gateway.rig import Events, Gateway, running
 from tests.support.mock_process import MockVllm, OpenAiServer
 
+# Nothing here depends on where keys and rows are kept.
+pytestmark = pytest.mark.parametrize("home", ["embedded"], indirect=True)
+
 
 async def test_while_a_pool_answers_nothing_leaves(busy: Gateway, outside: OpenAiServer) -> None:
     answer = await busy.chat(EXTRACT)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.admin.reconciliations import BODY_BYTES_MAX
 from gateway.cli import app as program
 from gateway.clock import Clock
 from gateway.db import create_engine, session_factory
@@ -85,16 +86,23 @@ def test_a_bill_is_compared_and_its_proposer_may_not_approve(terminal: Terminal,
     assert "the classes add up" in terminal.text("reconcile", "show", made["id"])
     assert made["id"] in terminal.text("reconcile", "list")
     proposal = made["proposals"][0]["id"]
-    assert "a second person approves it" in terminal.refused("reconcile", "approve", proposal)
+    assert "An approval names a person" in terminal.refused("reconcile", "approve", proposal)
+    secret = tmp_path / "key"
+    secret.write_text(terminal.json("admins", "create", "fay", "--role", "finance")["key"])
+    said = terminal.refused("reconcile", "approve", proposal, "--key-file", str(secret))
+    assert "a second person approves it" in said, "the user of the machine who proposed it has a key too"
+    again = terminal.json("reconcile", str(bill), "--period", MONTH, "--map", "gpt=plain")
+    assert (again["id"], again["is_new"], len(again["proposals"])) == (made["id"], False, 2)
+    assert "compared with" in terminal.text("reconcile", str(bill), "--period", MONTH, "--map", "gpt=plain")
     assert terminal.json("reconcile", "reject", proposal)["state"] == "rejected"
     assert proposal in terminal.text("period", "adjustments")
     for arguments, said in (
         (("reconcile", "nowhere.csv", "--period", MONTH), "give a CSV file"),
-        (("reconcile", str(bill)), "which month"),
+        (("reconcile", str(bill), "--period", "2026-02"), f"it has lines of {MONTH}"),
         (("reconcile", "approve"), "takes an id"),
         (("reconcile", str(bill), "--period", MONTH, "--map", "gpt"), "--map is written"),
         (("reconcile", str(bill), "--period", MONTH, "--rate", "EUR=x"), "rate of EUR"),
-        (("period", "approve", "adj_none"), "no proposal"),
+        (("period", "reject", "adj_none"), "no proposal"),
         (("period", "correct", "--tenant", "acme", "--amount", "x", "--reason", "y"), "decimal amount"),
     ):
         assert said in terminal.refused(*arguments)
@@ -119,7 +127,7 @@ async def test_finance_closes_corrects_and_reconciles_over_the_api(gateway: Gate
     proposed = await desk.post("/adjustments", {**credit, "charge_month": MONTH})
     status, _, message = await desk.refused("POST", f"/adjustments/{proposed['id']}/approve")
     assert (status, "second person" in message) == (403, True)
-    second = await desk.post("/admin-keys", {"name": "second", "role": "finance"})
+    second = await _another_person(desk, proposed["id"])
     path = f"/adjustments/{proposed['id']}/approve"
     await desk.until_admin(second["key"], 200)
     approved = await desk.ask("POST", path, headers=bearer(second["key"]))
@@ -145,8 +153,40 @@ async def test_finance_closes_corrects_and_reconciles_over_the_api(gateway: Gate
     assert found[::-1] == [
         ("period.close", "bootstrap"),
         ("adjustment.propose", "bootstrap"),
+        *((f"adjustment.{verb}", "one") for verb in ("propose", "reject")),
         ("adjustment.approve", "second"),
         ("reconciliation.make", "bootstrap"),
         ("adjustment.propose", "bootstrap"),
         ("adjustment.reject", "bootstrap"),
     ]
+
+
+async def _another_person(desk: Desk, proposed_by_bootstrap: str) -> dict[str, Any]:
+    """A key that may approve; and what may not: a person's rotated key, or a second one of that name."""
+    one = await desk.post("/admin-keys", {"name": "one", "role": "finance"})
+    await desk.until_admin(one["key"], 200)
+    new = {"kind": "credit", "tenant": "acme", "amount_usd": "-1", "reason": "Mine"}
+    mine = (await desk.ask("POST", "/adjustments", json=new, headers=bearer(one["key"]))).json()["id"]
+    rotated = await desk.post(f"/admin-keys/{one['id']}/rotate")
+    named = await desk.post("/admin-keys", {"name": "One", "role": "finance"})
+    for key in (one, rotated, named):
+        await desk.until_admin(key["key"], 200)
+        refused = await desk.ask("POST", f"/adjustments/{mine}/approve", headers=bearer(key["key"]))
+        assert (refused.status_code, "same person" in refused.text) == (403, True), refused.text
+    assert (await desk.refused("POST", f"/adjustments/{mine}/approve"))[0] == 403, "nobody's key"
+    rejected = await desk.ask("POST", f"/adjustments/{mine}/reject", headers=bearer(one["key"]))
+    assert rejected.status_code == 200
+    second: dict[str, Any] = await desk.post("/admin-keys", {"name": "second", "role": "finance"})
+    assert (await desk.refused("POST", f"/adjustments/{proposed_by_bootstrap}/approve"))[0] == 403
+    return second
+
+
+async def test_a_bill_of_megabytes_is_read_and_one_that_is_too_large_is_refused(gateway: Gateway) -> None:
+    desk = Desk(gateway, MovableClock())
+    line = f"{MONTH}-05,plain,1,0\n"
+    file = "day,pool,quantity,amount\n" + line * (1_200_000 // len(line) + 1)
+    made = await desk.post("/reconciliations", {"period": MONTH, "file_name": "big.csv", "file": file})
+    assert made["lines"][0]["bill_quantity"] == file.count("\n") - 1
+    answer = await desk.ask("POST", "/reconciliations", content=b" " * (BODY_BYTES_MAX + 1))
+    assert answer.status_code == 413, answer.text
+    assert (await desk.refused("POST", "/reconciliations", {"file": "x"}))[:2] == (400, "file_name")

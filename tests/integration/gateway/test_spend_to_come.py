@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, insert
+from sqlalchemy import create_engine, insert, text
 
 from gateway.cli import app as program
 from gateway.errors import ConfigurationError
 from gateway.forecasts.processes import ask_process
 from gateway.ledger.tables import SpendHour
 from tests.integration.gateway.terminal import Terminal
+from tests.integration.ledger.accounts import DAYS_INTO
 from tests.support.spend_shapes import hourly
 
 # Nothing here depends on where rows are kept.
@@ -39,6 +40,7 @@ def terminal(home: Path) -> Terminal:
     engine = create_engine(terminal.environment["TOLLGATE_DATABASE_URL"].replace("+aiosqlite", ""))
     with engine.begin() as connection:
         connection.execute(insert(SpendHour), rows)
+        connection.execute(text(DAYS_INTO))
     engine.dispose()
     return terminal
 

@@ -33,6 +33,14 @@ SELECT started_at_ms - started_at_ms % {MS_PER_HOUR} AS hour_start_ms, {KEYS}, c
 FROM attempts GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
 """
 HOURS_FROM_ATTEMPTS = f"SELECT hour_start_ms, {KEYS}, {', '.join(SUMS)} FROM ({_FROM_ATTEMPTS}) AS summed"
+_DAY = "hour_start_ms - hour_start_ms % 86400000"
+DAYS_FROM_HOURS = (
+    f"SELECT {_DAY} AS day_start_ms, {KEYS}, {', '.join(f'sum({name})' for name in SUMS)} FROM spend_hours"
+    f" GROUP BY {_DAY}, {KEYS}"
+)
+DAYS_KEPT = f"SELECT day_start_ms, {KEYS}, {', '.join(SUMS)} FROM spend_days"
+DAYS_INTO = f"INSERT INTO spend_days (day_start_ms, {KEYS}, {', '.join(SUMS)}) {DAYS_FROM_HOURS}"
+"""For who makes hours without the ledger."""
 HOURS_KEPT = f"SELECT hour_start_ms, {KEYS}, {', '.join(SUMS)} FROM spend_hours"
 
 WRONG = {
@@ -80,6 +88,8 @@ async def check_books(site: Site) -> None:
         found = await site.rows(query)
         assert not found, f"{rule}: not so for {found}\n{await journal_text(site)}"
     kept, summed = sorted(await site.rows(HOURS_KEPT)), sorted(await site.rows(HOURS_FROM_ATTEMPTS))
+    assert kept == summed, await journal_text(site)
+    kept, summed = sorted(await site.rows(DAYS_KEPT)), sorted(await site.rows(DAYS_FROM_HOURS))
     assert kept == summed, await journal_text(site)
 
 

@@ -23,8 +23,9 @@ from gateway.jobs.alerts import Searcher, Teller
 from gateway.jobs.leases import Turn, begin_turn
 from gateway.ledger.buckets import Scope, Window
 from gateway.ledger.budget_store import Owner, create_budget
+from gateway.ledger.burn_down import burn_down
 from gateway.ledger.cuts import MS_PER_DAY, MS_PER_HOUR
-from gateway.ledger.tables import BudgetAlert, BudgetPosting, BudgetWindow, SpendHour
+from gateway.ledger.tables import BudgetAlert, BudgetMark, BudgetPosting, BudgetWindow, SpendHour
 from gateway.settings import AlertSettings
 from tests.integration.ledger.site import Site
 from tests.support.receivers import LOCAL, Hook, hook_server, mail_server
@@ -296,6 +297,37 @@ async def test_a_month_that_will_not_last_is_told_once(site: Site) -> None:
     assert message.kind == "overrun"
     assert message.subject.startswith("Budget weekly will run out on 2")
     assert not deliveries, "nobody is set up, and it is kept all the same"
+
+
+async def test_a_pace_is_read_from_marks_and_never_from_postings(site: Site) -> None:
+    async with site.sessions() as session:
+        now_ms = await database_ms(session, CLOCK)
+        budget_id = await _budget(session, "total", Window.TOTAL, at_ms=now_ms - 90 * MS_PER_DAY)
+        session.add(
+            BudgetWindow(
+                budget_id=budget_id,
+                window_start_ms=0,
+                limit_usd_nanos=100 * FLOOR,
+                limit_highest_usd_nanos=100 * FLOOR,
+                posted_usd_nanos=80 * FLOOR,
+            )
+        )
+        for days, posted in ((9, 1), (7, 10), (3, 50)):
+            mark: dict[str, Any] = {
+                "budget_id": budget_id,
+                "window_start_ms": 0,
+                "posted_usd_nanos": posted * FLOOR,
+            }
+            session.add(BudgetMark(at_ms=now_ms - days * MS_PER_DAY, **mark))
+        await session.commit()
+    async with site.sessions() as session:
+        (burning,) = await burn_down(session, now_ms=now_ms)
+    assert burning.pace_usd_nanos_a_day == 10 * FLOOR, "80 less the 10 of seven days ago, in seven days"
+    await teller(site).look(await turn(site))
+    ages = await site.rows("SELECT at_ms, posted_usd_nanos FROM budget_marks ORDER BY at_ms")
+    assert [posted for _, posted in ages] == [10 * FLOOR, 50 * FLOOR, 80 * FLOOR], "a new one, none too old"
+    await teller(site).look(await turn(site))
+    assert len(await site.rows("SELECT at_ms FROM budget_marks")) == 3, "one an hour"
 
 
 async def test_a_jump_is_found_with_its_cause_told_and_kept_once_a_day(site: Site) -> None:

@@ -6,11 +6,13 @@ import csv
 import io
 import random
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import openpyxl
 import pytest
 from pyarrow import parquet
+from sqlalchemy import text
 
 from gateway.jobs.export_work import run_export
 from gateway.ledger.cuts import moment_of
@@ -20,10 +22,12 @@ from gateway.ledger.periods import Month, month_at, month_named
 from gateway.ledger.statement import Statement, Subject, statement_of
 from gateway.ledger.statement_reading import read_month
 from gateway.spend_names import read_names
+from scripts.focus_validator import ENVIRONMENT, check
 from tests.integration.ledger.site import Site
 from tests.integration.ledger.test_periods import CLOCK, MONTHS, Year
 from tests.support.focus_checks import Row, found_by_row, number, sums
 
+ROOT = Path(__file__).parents[3]
 NANOS = 10**9
 TENANTS = ("ten_1", "ten_2")
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -132,6 +136,10 @@ async def test_rows_of_a_closed_month_stay_and_late_usage_is_a_correction_of_the
     late = year.row("2026-01", tags={"x": "y"})
     await year.book(late, year.row("2026-02"))
     await year.adjust(-4_000)
+    async with year.site.engine.begin() as connection:
+        await connection.execute(
+            text("INSERT INTO tenants (id, name, created_at_ms) VALUES ('ten_1', 'another name', 1)")
+        )
     assert [(await exported(year.site, january, **kind))[0] for kind in kinds] == before
     rows = focus_rows((await exported(year.site, february, format="focus"))[0])
     assert found_by_row(rows) == set()
@@ -166,6 +174,24 @@ async def test_credits_and_corrections_are_rows_that_pass_the_checks(year: Year)
         -5_000,
         7_000,
     )
+
+
+@pytest.mark.skipif(
+    not (ROOT / ENVIRONMENT).is_dir(), reason="needs `python scripts/focus_validator.py install`"
+)
+@pytest.mark.timeout(600)
+@SQLITE
+async def test_the_validator_takes_late_usage_and_adjustments(year: Year, tmp_path: Path) -> None:
+    await year.book(year.row("2026-01"))
+    await year.close("2026-01")
+    await year.book(year.row("2026-01"), year.row("2026-02"))
+    await year.adjust(-5_000)
+    file = tmp_path / "demand.csv"
+    every = Month("", month_named("2026-02").start_ms, month_at(CLOCK.now()).end_ms)
+    file.write_bytes((await exported(year.site, every, format="focus"))[0])
+    verdict = check(file, environment=ROOT / ENVIRONMENT)
+    assert (verdict.surprises, verdict.total) == ((), 578)
+    assert verdict.failures == len(verdict.failed) == 1
 
 
 # ------------------------------------------------------------------------------------------------- statements

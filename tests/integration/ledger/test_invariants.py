@@ -26,6 +26,7 @@ from gateway.ledger.supply import MS_PER_HOUR, Key, Line, LineKind, PoolHour, Re
 from gateway.ledger.supply_store import book_hour
 from gateway.ledger.supply_terms import terms_of
 from tests.integration.gateway.rig import eventually
+from tests.integration.ledger.accounts import DAYS_INTO
 from tests.integration.ledger.site import ACCOUNT, NANO_A_TOKEN, Process, Site
 from tests.support.factories import make_end, make_pool_spec, make_reservation, make_start
 
@@ -236,6 +237,7 @@ BREACHES: Sequence[tuple[str, str]] = [
     ("I-14", "UPDATE price_versions SET output = 9000000000000000000"),
     ("I-18", "in hour of {charged}: charge_usd_nanos = charge_usd_nanos + 1"),
     ("I-18", "DELETE FROM spend_hours WHERE payer = 'platform'"),
+    ("I-18", "UPDATE spend_days SET charge_usd_nanos = charge_usd_nanos + 1 WHERE payer = 'tenant'"),
     ("I-18", "UPDATE spend_hours SET hour_start_ms = hour_start_ms - 3600000 WHERE payer = 'platform'"),
     ("I-19", "UPDATE attempts SET hold_usd_nanos = charge_usd_nanos - 1 WHERE attempt_id = {charged}"),
     ("I-19", "UPDATE attempts SET hold_usd_nanos = 1 WHERE state = 'cancelled'"),
@@ -298,6 +300,9 @@ async def make(session: AsyncSession, breach: str) -> None:
             wanted = _hour_change(*wanted.removeprefix(IN_HOUR_OF).split(":"))
         changed = await session.execute(text(wanted))
         assert changed.rowcount, wanted  # type: ignore[attr-defined]  # of a statement that changes
+    if "spend_days" not in breach:
+        await session.execute(text("DELETE FROM spend_days"))
+        await session.execute(text(DAYS_INTO))
     if session.get_bind().dialect.name == "sqlite":
         await (await session.connection()).run_sync(protect)
 

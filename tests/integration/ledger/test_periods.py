@@ -254,6 +254,59 @@ async def test_periods_are_chained_and_signed_and_any_change_is_seen(year: Year)
         }
 
 
+async def test_usage_that_comes_while_the_report_is_written_is_in_it(year: Year) -> None:
+    """The first draft does not hold any more when it is to be sealed."""
+    await year.book(year.row("2026-01"))
+    opened = 0
+
+    def with_late_usage() -> Any:
+        nonlocal opened
+        opened += 1
+        # The third session writes the first draft: after the preconditions and the look at the books.
+        return _Meanwhile(year, is_late=opened == 3)
+
+    wish = Wish(month_named("2026-01"), make_act(), grace_ms=0)
+    sessions: Any = with_late_usage
+    made = await close_period(sessions, wish, signer=SIGNER, clock=CLOCK)
+    said = msgspec.json.decode(report_of(made.period))["ledger"]
+    assert sum(row[8] for row in said["usage"]["rows"]) == 2, "requests of both"
+    async with year.site.sessions() as session:
+        assert all(check.holds for check in await verify_period(session, month_named("2026-01"), SIGNER))
+    await check_books(year.site)
+
+
+class _Meanwhile:
+    """A session at whose end somebody else has booked usage of the month."""
+
+    def __init__(self, year: Year, *, is_late: bool) -> None:
+        self._year, self._is_late = year, is_late
+        self._session = year.site.sessions()
+
+    async def __aenter__(self) -> Any:
+        return await self._session.__aenter__()
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._session.__aexit__(*error)
+        if self._is_late:
+            await self._year.book(self._year.row("2026-01"))
+
+
+async def test_who_dies_while_closing_leaves_the_month_open(year: Year) -> None:
+    await year.book(year.row("2026-01"))
+
+    class Dying(Signer):
+        def sign(self, seal: bytes) -> str:
+            raise MemoryError(len(seal))
+
+    wish = Wish(month_named("2026-01"), make_act(), grace_ms=0)
+    with pytest.raises(MemoryError):
+        await close_period(year.site.sessions, wish, signer=Dying([b"k" * 32]), clock=CLOCK)
+    await year.book(year.row("2026-01"))
+    made = await year.close("2026-01")
+    assert made.is_new
+    assert (await year.report("2026-01")).total.requests == 2
+
+
 async def _execute(year: Year, statement: str) -> None:
     async with year.site.engine.begin() as connection:
         await connection.execute(text(statement))

@@ -22,8 +22,10 @@ from gateway.jobs.scheduler import Scheduler
 from gateway.jobs.supply import SupplyBooks, supply_jobs
 from gateway.ledger.findings import Extent, Finding
 from gateway.ledger.invariants import examine
+from gateway.ledger.periods import Month, missing_supply
 from gateway.ledger.posting import book
 from gateway.ledger.supply import MS_PER_HOUR, LineKind
+from gateway.ledger.supply_begin import first_instants, note_declarations
 from gateway.ledger.supply_report import SupplyReport, supply_report
 from gateway.ledger.supply_store import open_observations, record_runs
 from gateway.ledger.supply_terms import terms_of
@@ -217,21 +219,98 @@ async def test_a_report_foots_on_every_cut(site: Site) -> None:
     assert 0 < ratio < 1
 
 
-async def test_reserved_hours_are_paid_for_from_the_first_request_on(site: Site) -> None:
+def reserved(**supply: Any) -> PoolSpec:
+    """A pool of two GPUs that is paid for whether it runs or not: 5 USD an hour."""
     prices = ({"since": "2026-01-01", "kind": "reserved", "usd_per_gpu_hour": "2.5"},)
     spec = make_pool_spec()
     hardware = spec.hardware.model_copy(update={"gpus_per_replica": 2})
-    supply = SupplySpec.model_validate({"prices": prices})
-    books = Books(site, spec.model_copy(update={"hardware": hardware, "supply": supply}))
+    spec_of_supply = SupplySpec.model_validate({"prices": prices, **supply})
+    return spec.model_copy(update={"hardware": hardware, "supply": spec_of_supply})
+
+
+async def declare(books: Books, back: int) -> None:
+    """A gateway read the file so many hours ago."""
+    async with books.site.sessions() as session:
+        await note_declarations(session, books.terms, now_ms=books.hour(back) + MINUTE_MS)
+        await session.commit()
+
+
+async def test_reserved_hours_are_paid_for_since_they_were_declared_not_since_the_first_request(
+    site: Site,
+) -> None:
+    books = Books(site, reserved())
+    await books.used(1, books.hour(9), 5, booked_ms=books.now_ms - 10 * MINUTE_MS, pool="outside")
     await books.freeze()
-    assert await books.bills() == [], "nothing has happened here yet"
-    await books.used(1, books.hour(1), 5, booked_ms=books.now_ms - 10 * MINUTE_MS, pool="outside")
+    assert await books.bills() == [], "a pool that is added owes nothing for what was before"
+    async with site.engine.begin() as connection:
+        await connection.execute(text("DELETE FROM pool_declarations"))
+    await declare(books, 1)
     await books.freeze()
     assert await books.bills() == [(1, 1, 5_000_000_000)]
     assert await books.lines(1) == {"unused": 5_000_000_000}
     report = await books.report("tenant")
     assert report.pools["plain"].unallocated_usd_nanos == report.bill_usd_nanos
-    assert spec.hardware.usd_per_hour == Decimal("0.12")
+    assert reserved().hardware.usd_per_hour == Decimal("0.12")
+
+
+async def test_a_stated_instant_is_billed_from_but_no_closed_month(site: Site) -> None:
+    began = datetime.fromtimestamp(CLOCK.epoch_ms() / 1000, UTC) - timedelta(hours=3)
+    books = Books(site, reserved(since=began))
+    await close_until(site, books.hour(2))
+    await books.freeze()
+    assert await books.bills() == [(back, back, 5_000_000_000) for back in (2, 1)]
+    async with site.sessions() as session:
+        month = Month("closed", books.hour(9), books.hour(2))
+        assert await missing_supply(session, books.terms, month) == {}, "closed months miss nothing"
+
+
+async def test_what_was_seen_in_a_closed_month_is_booked_in_the_open_one(site: Site) -> None:
+    books = Books(site)
+    await close_until(site, books.hour(2))
+    await books.ran(books.hour(4), books.now_ms)
+    await books.freeze()
+    assert await books.bills() == [(2, 4, NANOS), (2, 3, NANOS), (2, 2, NANOS), (1, 1, NANOS)]
+    await books.freeze()
+    assert len(await books.bills()) == 4, "once"
+    assert (await books.finding()).breaches == 0
+
+
+async def test_what_was_seen_in_a_closed_month_waits_for_an_hour_that_is_over(site: Site) -> None:
+    books = Books(site)
+    await close_until(site, books.hour(0))
+    await books.ran(books.hour(4), books.now_ms)
+    await books.freeze()
+    assert await books.bills() == []
+
+
+async def test_a_pool_that_was_away_is_not_billed_for_that_time(site: Site) -> None:
+    books = Books(site, reserved())
+    await declare(books, 8)
+    async with site.sessions() as session:
+        first = await first_instants(session, books.terms)
+        assert first == {"plain": books.hour(8) + MINUTE_MS}
+        await note_declarations(session, {}, now_ms=books.hour(5))
+        await session.commit()
+    await declare(books, 2)
+    await books.freeze()
+    assert [back for back, _, _ in await books.bills()] == [2, 1]
+
+
+async def close_until(site: Site, end_ms: int) -> None:
+    """As if everything before an instant had been closed."""
+    async with site.engine.begin() as connection:
+        columns = (
+            "id, name, start_ms, end_ms, report, report_bytes, report_sha256, seal, seal_sha256, signature"
+        )
+        numbers = ", charge_usd_nanos, platform_usd_nanos, adjustments_usd_nanos, supply_usd_nanos"
+        await connection.execute(
+            text(
+                f"INSERT INTO closed_periods ({columns}, public_key, closed_at_ms, closed_by{numbers})"
+                f" VALUES ('closed', 'closed', 0, {end_ms}, :report, 0, '', '', '', '', '', 0, '',"
+                " 0, 0, 0, 0)"
+            ),
+            {"report": b""},
+        )
 
 
 async def test_what_is_frozen_cannot_be_changed_and_the_audit_sees_what_does_not_add_up(site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,37 @@ def test_a_driver_that_was_killed_leaves_what_it_wrote(tmp_path: Path) -> None:
     beat_s = run.seen_until_ms / 1000 + 7
     os.utime(_file(tmp_path), (beat_s, beat_s))
     assert read_runs(tmp_path)[0].seen_until_ms == pytest.approx(beat_s * 1000, abs=1)
+
+
+def test_a_line_that_finds_no_room_is_written_whole_later(tmp_path: Path) -> None:
+    writer = TimeWriter(tmp_path)
+    writer.note("plain", "plain-0", Phase.STARTING)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # The kernel writes the ten bytes that have room, and says so.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_file(tmp_path).stat().st_size + 10, hard))
+        writer.note("plain", "plain-0", Phase.SERVING)
+        (run,) = read_runs(tmp_path)
+        assert [one.phase for one in run.changes] == [Phase.STARTING]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.note("plain", "plain-0", Phase.SERVING)
+    writer.note("plain", "plain-0", Phase.BROKEN)
+    (run,) = read_runs(tmp_path)
+    assert [(one.number, one.phase) for one in run.changes] == [
+        (1, Phase.STARTING),
+        (2, Phase.SERVING),
+        (3, Phase.BROKEN),
+    ]
+
+
+def test_what_stands_before_a_broken_line_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    TimeWriter(tmp_path).note("plain", "plain-0", Phase.STARTING)
+    with _file(tmp_path).open("a") as file:
+        file.write('{"number": 2, "pool": "pl{"number": 2}\n')
+    (run,) = read_runs(tmp_path)
+    assert [one.phase for one in run.changes] == [Phase.STARTING]
+    assert "line 3 is no replica time" in caplog.text
 
 
 def test_what_is_no_replica_time_is_left_out_and_old_runs_are_deleted(

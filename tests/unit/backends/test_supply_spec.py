@@ -43,6 +43,7 @@ def test_a_price_holds_from_its_instant_in_utc_and_the_hardwares_before() -> Non
     assert terms.is_declared, "a reserved replica is paid for unseen"
     declared = terms_of({"plain": spec_of(count="declared")})["plain"]
     assert (declared.time_source, declared.is_declared) == ("declared", True)
+    assert declared.declared_from_ms(7) == 7, "when it was first read"
     assert not terms_of({"plain": make_pool_spec()})["plain"].is_declared
 
 

@@ -78,6 +78,22 @@ def test_a_model_that_is_better_by_the_day_and_worse_in_the_sum_is_not_taken() -
     assert made.method == NAIVE
 
 
+def test_a_model_that_was_lucky_once_is_not_taken() -> None:
+    truth = daily("weekly", 120, seed=1)
+
+    def lucky(known: Sequence[float], ahead: int) -> Sequence[float]:
+        # Of nine origins it knows one, and is as good as naive elsewhere.
+        return truth[len(known) : len(known) + ahead] if len(known) == 71 else naive(7)(known, ahead)
+
+    made = _made(truth, lucky=lucky)
+    own, mark = made.errors["lucky"], made.errors[NAIVE]
+    assert made.origins == 9
+    assert (own.per_period_ratio or 1) < (mark.per_period_ratio or 0)
+    assert (own.of_sum_ratio or 1) < (mark.of_sum_ratio or 0)
+    assert made.method == NAIVE
+    assert "than luck explains" in made.why
+
+
 def test_models_that_fail_or_talk_nonsense_are_left_out() -> None:
     def failing(known: Sequence[float], ahead: int) -> list[float]:
         raise ValueError(len(known), ahead)
