@@ -55,6 +55,7 @@ from gateway.identity.shedding import Shares, Shedder
 from gateway.identity.tables import TOPIC
 from gateway.jobs.alerts import alerts_scheduler
 from gateway.jobs.auditor import Auditor
+from gateway.jobs.backtests import Backtests
 from gateway.jobs.canary_guard import CanaryGuard
 from gateway.jobs.replica_time import ReplicaTimeKeeper
 from gateway.jobs.scheduled_exports import exports_scheduler
@@ -79,6 +80,7 @@ from gateway.policy_in_force import PolicyInForce
 from gateway.pricing import tables as price_tables
 from gateway.protocols.openai import ParseLimits
 from gateway.redis_client import close_redis, redis_client, require_redis
+from gateway.refusals import RefusalWriter
 from gateway.routing import tables as policy_tables
 from gateway.routing.priors import Priors
 from gateway.routing.receipts import insert_receipts
@@ -258,7 +260,8 @@ class _Parts:
                 services.pipeline, settings.shadow, services.sessions, telemetry=self._telemetry
             )
             jobs = (scheduler, self._exports(engine, spool.owner_id), self._alerts(engine, spool.owner_id))
-            beside = (reader, levels, self._policies, keeper, guard)
+            refusals = RefusalWriter(services.pipeline.refusals, services.sessions)
+            beside = (reader, levels, self._policies, keeper, guard, refusals, services.backtests)
             parts: list[_Part] = [copier, shipper, watcher, lessor, *jobs, *beside]
             async with self._working(cache, monitor, parts):
                 yield services
@@ -362,6 +365,7 @@ class _Parts:
             registry=self._registry,
             pipeline=pipeline,
             policies=self._policies,
+            backtests=Backtests(sessions, clock, settings),
             spool=spool,
             telemetry=self._telemetry,
             waker=waker,

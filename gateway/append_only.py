@@ -27,6 +27,7 @@ APPEND_ONLY = (
     "policy_activations",
     "policy_canaries",
     "policy_canary_ends",
+    "policy_canary_refusals",
     "policy_checks",
     "policy_shadow_ends",
     "policy_shadows",

@@ -54,6 +54,11 @@ class AttemptLog:
             raise RuntimeError("an answer without an attempt")
         return self._current
 
+    @property
+    def has_begun(self) -> bool:
+        """Some attempt has started."""
+        return self._current is not None
+
     def started(self, target: Target, replica: str, number: int) -> None:
         """Write the attempt down before it is sent."""
         start, price = start_of(

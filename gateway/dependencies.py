@@ -27,6 +27,7 @@ from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.auth import KeyRing
 from gateway.identity.roles import RULES, Credential, Rule
 from gateway.inference import new_id
+from gateway.jobs.backtests import Backtests
 from gateway.ledger.spool import Spool
 from gateway.paging import ROWS_DEFAULT, ROWS_MAX, PageRequest
 from gateway.pipeline import Pipeline
@@ -50,6 +51,7 @@ class Services:
     registry: PoolRegistry
     pipeline: Pipeline
     policies: PolicyInForce
+    backtests: Backtests
     spool: Spool
     telemetry: Telemetry
     waker: Waker

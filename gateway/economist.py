@@ -83,7 +83,9 @@ class Forecasts(msgspec.Struct, frozen=True):
         return None
 
 
-_Key = tuple[tuple[str, ...], TaskType, str, str]
+_Key = tuple[tuple[str, ...], TaskType, str, LatencyTarget | None]
+"""Pools, task, tenant, and the latency that a policy asks for: nothing else of a policy counts, so that two
+versions beside each other share what is worked out."""
 
 
 class Economist:
@@ -170,9 +172,9 @@ class Economist:
             course.believed_in, course.beliefs = self._epoch, {}
         found = course.beliefs.get(whose)
         if found is None:
-            key = (pools, task.type, whose, latency_class)
-            # A draft's must not take the place of the policy in force.
-            believed = self._work_out(key, policy) if is_question else self._find(key, policy)
+            key = (pools, task.type, whose, policy.economics.targets.get(latency_class))
+            # What only a draft asks for is not worked out again and again.
+            believed = self._work_out(key) if is_question else self._find(key, policy)
             found = course.beliefs[whose] = _asked_of(course, believed)
         tokens = found.output_tokens
         if call.max_tokens is not None and call.max_tokens < tokens:
@@ -214,24 +216,22 @@ class Economist:
 
     # ------------------------------------------------------------------------------------ what is believed
     def _find(self, key: _Key, policy: Policy) -> Outlooks:
-        if policy is not self._policy:
-            self._policy = policy
-            self._known.clear()
+        self._policy = policy
         self._asked.add(key)
-        return self._known.get(key) or self._make(key, policy)
+        return self._known.get(key) or self._make(key)
 
-    def _make(self, key: _Key, policy: Policy) -> Outlooks:
+    def _make(self, key: _Key) -> Outlooks:
         if len(self._known) >= OUTLOOKS_MAX:
             self._known.clear()
-        found = self._known[key] = self._work_out(key, policy)
+        found = self._known[key] = self._work_out(key)
         return found
 
-    def _work_out(self, key: _Key, policy: Policy) -> Outlooks:
-        pools, task, tenant_id, latency_class = key
+    def _work_out(self, key: _Key) -> Outlooks:
+        pools, task, tenant_id, asked = key
         made = tuple(self.outlook(pool, task, tenant_id) for pool in pools)
         plain = [each for each in made if not each.is_speculative]
         gated = tuple(msgspec.structs.replace(each, gate=_gate_in_force(each, plain)) for each in made)
-        targets = tuple(self._target(pool, latency_class, policy.economics) for pool in pools)
+        targets = tuple(self._usual_target(pool) if asked is None else asked for pool in pools)
         return Outlooks(gated, targets, made[0].output_tokens)
 
     def outlook(self, pool: str, task: TaskType, tenant_id: str = EVERY_TENANT) -> Outlook:
@@ -318,10 +318,7 @@ class Economist:
             return 0.0
         return self._registry.wake_expected_s(pool)
 
-    def _target(self, pool: str, latency_class: str, rule: Rule) -> LatencyTarget:
-        asked = rule.targets.get(latency_class)
-        if asked is not None:
-            return asked
+    def _usual_target(self, pool: str) -> LatencyTarget:
         spec: PoolSpec = self._registry.specs[pool]
         if spec.latency_targets is None:
             return NO_TARGET
@@ -351,11 +348,10 @@ class Economist:
             self._beside._renew()  # noqa: SLF001 - its own kind
 
     def _renew(self) -> None:
-        policy, asked = self._policy, self._asked
+        asked = self._asked
         self._known, self._asked, self._epoch = {}, set(), object()
-        if policy is not None:
-            for key in asked:
-                self._make(key, policy)
+        for key in asked:
+            self._make(key)
 
     def rows(self) -> Mapping[LearnedKey, LearnedRow]:
         """What was learned, as of the instants at which it was folded."""

@@ -16,7 +16,7 @@ from gateway.attempt_log import AttemptLog, account_of, start_of, tokens_for
 from gateway.cache.lookup import AnswerCache, CacheStatus, KeptAnswer, slot_for
 from gateway.clock import Clock
 from gateway.course import Course, Courses, baseline_of, most_of
-from gateway.errors import BudgetExceeded
+from gateway.errors import BudgetExceeded, GatewayError
 from gateway.identity.auth import Caller, admit, latency_class
 from gateway.identity.limits import UNLIMITED, Permit
 from gateway.identity.shedding import Seat, Shedder
@@ -28,11 +28,12 @@ from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
 from gateway.plan import Copies, Copy, Plan, Routing, ServedFacts
 from gateway.pricing.book import Prices
+from gateway.refusals import Refusals
 from gateway.routing.budget_watch import BudgetWatch
 from gateway.routing.classify import TaskFinder
 from gateway.routing.decide import decide, match_of
 from gateway.routing.policy import Policy
-from gateway.routing.rules import NOBODY, BudgetLevel, Situation, is_measured
+from gateway.routing.rules import NOBODY, BudgetLevel, Situation, is_measured, refuse_low
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
 from gateway.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
@@ -76,6 +77,7 @@ class Pipeline:
         self._arms = (_Arm(), _Arm())
         self.watch = BudgetWatch()
         """Which rules found a budget low."""
+        self.refusals = Refusals(clock, lambda: self.routing)
         self.copies: Copies | None = None
         """Who makes copies for a candidate that is shadowed."""
 
@@ -132,7 +134,7 @@ class Pipeline:
     async def answer(self, plan: Plan) -> Served:
         """A whole answer from a model, to what was decided and let in."""
         call, caller = plan.call, plan.caller
-        log = self._reserve_now(plan) or await self._reserve(plan)
+        log = self._reserve_now(plan) or await self.refusals.told(self._reserve(plan), plan)
         try:
             answer = await self._dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
             completion = answer.completion
@@ -146,9 +148,11 @@ class Pipeline:
                 )
             )
         except asyncio.CancelledError:
+            self.refusals.unsent(log, None)
             log.cancelled()
             raise
-        except Exception:  # a bug too must not leave an attempt open
+        except Exception as error:  # a bug too must not leave an attempt open
+            self.refusals.unsent(log, error)
             log.given_up()
             if plan.copy is not None:
                 plan.copy.offer()
@@ -183,16 +187,18 @@ class Pipeline:
     async def opened(self, plan: Plan, seat: Seat) -> ServedStream:
         """A stream from a model, to what was decided and let in."""
         call, caller = plan.call, plan.caller
-        log = self._reserve_now(plan) or await self._reserve(plan)
+        log = self._reserve_now(plan) or await self.refusals.told(self._reserve(plan), plan)
         try:
             stream = await self._dispatcher.open_stream(
                 call, plan.decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
             )
         except asyncio.CancelledError:
+            self.refusals.unsent(log, None)
             log.cancelled()
             log.reservation.end()
             raise
-        except BaseException:  # a bug too must not keep what was held
+        except BaseException as error:  # a bug too must not keep what was held
+            self.refusals.unsent(log, error)
             log.given_up()
             log.reservation.end()
             if plan.copy is not None:
@@ -222,7 +228,11 @@ class Pipeline:
                     unit = None  # of no canary's
                 elif is_candidates:
                     routing = beside.routing
-            plan = self._routed(call, caller, request_id, permit=permit, routing=routing, unit=unit)
+            try:
+                plan = self._routed(call, caller, request_id, permit=permit, routing=routing, unit=unit)
+            except GatewayError as error:
+                self.refusals.before(error, routing, caller, unit=unit)
+                raise
             return plan if copied is None else msgspec.structs.replace(plan, copy=copied)
 
     def plan_copy(
@@ -288,6 +298,7 @@ class Pipeline:
             match = match_of(call, task, policy, latency_class=tier, situation=situation)
             if match is not None and match.low is not None and situation.budget is not None:
                 self.watch.saw(match, situation.budget)
+                refuse_low(match, situation)
 
         def make() -> Course:
             decision = decide(

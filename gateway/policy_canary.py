@@ -75,6 +75,7 @@ async def start_canary(
         Conflict: there is a canary or a shadow already, another version is active than expected, or it is
             the candidate.
         NotFound, InvalidRequest: there is no such version, or several; or the order cannot be followed.
+        PayloadTooLarge: its text is longer than a policy may be.
     """
     _check(order)
     active = await active_alone(session, now_ms=act.at_ms, expected=expected)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.audit import Act
 from gateway.errors import Conflict, InvalidRequest
-from gateway.policy_life import Fitting, Proposal, Supply, draft, fit
+from gateway.policy_life import Fitting, Proposal, Supply, draft, fit, refuse_large
 from gateway.pricing.store import remember_versions
 from gateway.routing.canaries import live_canary
 from gateway.routing.shadows import live_shadow
@@ -68,15 +70,19 @@ async def candidate_of(
         ConfigurationError: it is no policy, or does not fit what there is.
         Conflict: it is active already.
         NotFound, InvalidRequest: there is no such version, or several; or it lacks an alias.
+        PayloadTooLarge: its text is longer than a policy may be.
     """
     if isinstance(candidate, Proposal):
-        fit(candidate.text, source=candidate.source, supply=supply)
+        refuse_large(candidate.text, source=candidate.source)
+        await asyncio.to_thread(fit, candidate.text, source=candidate.source, supply=supply)
         version = (await draft(session, candidate, act=act, supply=supply)).version
     else:
         version = await find_version(session, candidate)
     if version == active.version:
         raise Conflict(f"{version} is active already: there is nothing to compare.")
-    fitting: Fitting = fit(await stored_text(session, version), source=version, supply=supply)
+    text = await stored_text(session, version)
+    # Reading YAML takes milliseconds, in which requests must not stand still.
+    fitting: Fitting = await asyncio.to_thread(fit, text, source=version, supply=supply)
     prices = {name: card.price for name, card in fitting.cards.items() if card.price is not None}
     await remember_versions(session, prices, now_ms=act.at_ms)
     unknown = sorted(models - fitting.policy.models.keys())

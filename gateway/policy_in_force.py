@@ -26,6 +26,7 @@ from gateway.errors import ConfigurationError
 from gateway.plan import Beside, Routing
 from gateway.policy_life import Fitting, begin, difference_from_file, fit, supply_of
 from gateway.pricing.book import Entry, PriceBook
+from gateway.pricing.catalog import cards_of
 from gateway.pricing.store import list_entries, remember_versions
 from gateway.routing.canaries import Canary, live_canary
 from gateway.routing.policy import Policy
@@ -289,6 +290,15 @@ class PolicyInForce:
 
     def _book(self, fitting: Fitting) -> PriceBook:
         return PriceBook(fitting.cards, self._entries, allows_unpriced=fitting.policy.allow_unpriced)
+
+    def book_of(self, policy: Policy) -> PriceBook:
+        """What each target would cost if a policy were in force here: its own rates, finance's before them.
+
+        Raises:
+            ConfigurationError: a rate that cannot be kept.
+        """
+        cards = cards_of(self.supply.pools, {name: target.rates for name, target in policy.external.items()})
+        return PriceBook(cards, self._entries, allows_unpriced=policy.allow_unpriced)
 
     def _answer_scopes(self, policy: Policy) -> dict[str, str]:
         specs = self.supply.pools

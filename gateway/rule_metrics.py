@@ -7,7 +7,8 @@ from gateway.telemetry import Telemetry
 
 
 def watch_rules(telemetry: Telemetry, pipeline: Pipeline) -> None:
-    """Show how often rules found a budget low."""
+    """Show how often rules found a budget low, and what was refused before any attempt."""
+    pipeline.refusals.watch(telemetry)
     telemetry.count_by_labels(
         "tollgate_budget_low",
         "Calls whose rule found a budget low, by what it did",

@@ -317,9 +317,6 @@ class CanarySettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     interval_s: float = Field(default=2, gt=0, description="between two looks of all processes together")
-    settle_s: float = Field(
-        default=1, ge=0, description="a request is looked at so long after its end, when it is booked"
-    )
     error_probability: float = Field(
         default=0.01,
         gt=0,

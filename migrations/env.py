@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
 import gateway.alerts.tables
+import gateway.analysis.tables
 import gateway.audit
 import gateway.forecasts.tables
 import gateway.identity.tables

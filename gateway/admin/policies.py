@@ -6,6 +6,7 @@ activation within two seconds; requests under way end as they began.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -156,7 +157,8 @@ async def show_diff(
     """By meaning, key by key, and as text."""
     found = [await show_version(session, await find_version(session, each)) for each in (before, after)]
     names = found[0].version, found[1].version
-    return diff_view(diff_policies(found[0].text, found[1].text, names=names), names)
+    diff = await asyncio.to_thread(diff_policies, found[0].text, found[1].text, names=names)
+    return diff_view(diff, names)
 
 
 @router.post("/publish", summary="Store a policy, check it and put it into force")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
 from typing import Any
 
 import msgspec
@@ -14,15 +14,15 @@ from gateway.dependencies import Services, ServicesDep, SessionDep
 from gateway.errors import ConfigurationError, InvalidRequest
 from gateway.explain import Explanation, explain
 from gateway.identity.auth import Caller
-from gateway.imagined import Given, asked_of, call_of, prices_by_files, task_of
+from gateway.imagined import Given, asked_of, call_of, task_of
 from gateway.inference import Call, Endpoint
+from gateway.policy_life import refuse_large
 from gateway.protocols.openai import parse_call
 from gateway.recorded import Recorded, caller_of, recorded
 from gateway.routing.policy import Policy, parse_policy
 from gateway.routing.rules import BudgetLevel
 
 router = APIRouter(prefix="/admin/v1/policies", tags=["policies"])
-POLICY_CHARS_MAX = 500_000
 
 
 class ExplainRequest(BaseModel):
@@ -46,9 +46,7 @@ class ExplainRequest(BaseModel):
     receipt: str | None = Field(default=None, description="the x-request-id of a request that was served")
     key_id: str | None = Field(default=None, description="who asks: the id of an API key")
     given: Given = Field(default_factory=Given, description="what else is so; it beats all the rest")
-    policy: str | None = Field(
-        default=None, max_length=POLICY_CHARS_MAX, description="a draft's YAML; null: the policy in force"
-    )
+    policy: str | None = Field(default=None, description="a draft's YAML; null: the policy in force")
 
 
 class TriedRuleView(BaseModel):
@@ -143,7 +141,8 @@ async def explain_call(asked: ExplainRequest, services: ServicesDep, session: Se
     base = None if request is None else request.call
     if asked.body is not None:
         base = _parsed(asked.body, services)
-    found = _explained(asked, services, base=base, request=request, caller=caller)
+    draft = None if asked.policy is None else await _draft(asked.policy, services)
+    found = _explained(asked, services, draft=draft, base=base, request=request, caller=caller)
     shown = ExplanationView.model_validate(msgspec.to_builtins(found))
     if request is None:
         return shown
@@ -155,19 +154,17 @@ def _explained(
     asked: ExplainRequest,
     services: Services,
     *,
+    draft: Policy | None,
     base: Call | None,
     request: Recorded | None,
     caller: Caller | None,
 ) -> Explanation:
     routing, registry = services.pipeline.routing, services.registry
     now_ms = services.clock.epoch_ms() if request is None else request.at_ms
-    policy, prices = routing.policy, routing.prices.at(services.clock.epoch_ms())
-    if asked.policy is not None:
-        policy = _draft(asked.policy, services)
-        # What finance entered beats what files say, for a draft too.
-        known, by_files = prices.by_target, prices_by_files(registry.specs, policy, now_ms)
-        by_target = {**by_files.by_target, **known}
-        prices = replace(by_files, by_target=by_target, refused=by_files.refused - known.keys())
+    policy, book = routing.policy, routing.prices
+    if draft is not None:  # its own rates outside, and what finance entered before them, as if it were active
+        policy, book = draft, services.policies.book_of(draft)
+    prices = book.at(services.clock.epoch_ms())
     call = call_of(asked.given, base)
     who = asked_of(asked.given, call, prices=prices, now_ms=now_ms, caller=caller)
     if asked.given.budget_used_percent is None and caller is not None:
@@ -192,8 +189,10 @@ def _parsed(body: dict[str, Any], services: Services) -> Call:
     return parse_call(endpoint, msgspec.json.encode(body), {}, limits=services.parse_limits)
 
 
-def _draft(text: str, services: Services) -> Policy:
+async def _draft(text: str, services: Services) -> Policy:
+    refuse_large(text, source="policy")
     try:
-        return parse_policy(text, source="policy", pools=services.registry.specs)
+        # In a thread: requests must not stand still while somebody's YAML is read.
+        return await asyncio.to_thread(parse_policy, text, source="policy", pools=services.registry.specs)
     except ConfigurationError as error:
         raise InvalidRequest(str(error), param="policy") from None

@@ -70,6 +70,7 @@ class Side:
     charges: dict[Group, Claim]
     pools: list[PoolLoad]
     cache_unknown: int
+    older_unknown: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,7 @@ class _Record:
             habits=habits,
             recorded_specs=recorded_specs,
             adaptive=self._adaptive(scenario),
+            donors=self.history.donors,
             on_requests=self.tell,
         )
         works = works_of(self.requests, replayed.placed, scenario.specs)
@@ -354,6 +356,7 @@ class _Record:
             {group: estimator.charge(group) for group in counts},
             self._loads(side.replayed.scenario.specs, busy_s, counts[EVERYTHING]),
             side.replayed.cache_unknown,
+            side.replayed.older_unknown,
         )
 
     # ------------------------------------------------------------------------------------------ what happened

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from gateway.analysis.donors import Slot, rows_of_donors
 from gateway.db import metadata
 from gateway.errors import InvalidRequest
 from gateway.inference import (
@@ -36,6 +37,7 @@ from gateway.inference import (
 )
 from gateway.ledger.tables import Attempt
 from gateway.routing.receipts import Asked, ReceiptFacts, Shows, read_receipt_body
+from gateway.routing.refusal_store import refusals_between
 from gateway.routing.tables import PolicyVersion, Receipt
 
 PAGE_ROWS: Final = 5_000
@@ -225,6 +227,11 @@ class History:
     """Charged to the platform's own account: failed attempts, hedges."""
     corrections_usd_nanos: int = 0
     """Reversals, and charges of later attempts of requests that began before the span."""
+    donors: dict[Slot, RecordedAttempt] = field(default_factory=dict)
+    """Who answered first, before the span, what is answered from the cache in it; as far as it was found."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """Requests that were refused before any attempt in the hours that begin in the span, by code. They left
+    no other trace, and are not replayed."""
 
     @property
     def charge_usd_nanos(self) -> int:
@@ -280,7 +287,28 @@ async def read_history(
             )
         if on_rows is not None:
             on_rows(len(rows))
-    return reader.history
+    history = reader.history
+    older = await rows_of_donors(
+        session, _hits_without_donor(history.requests), columns=_COLUMNS, before_ms=from_ms
+    )
+    history.donors = {slot: _attempt(row, is_tenants=True) for slot, row in older.items()}
+    history.refused = await refusals_between(session, from_ms=from_ms, to_ms=to_ms)
+    return history
+
+
+def _hits_without_donor(requests: Sequence[RecordedRequest]) -> set[Slot]:
+    """Slots that are answered from the cache before anybody in the span has answered them."""
+    answered: set[Slot] = set()
+    found: set[Slot] = set()
+    for request in requests:
+        if request.asked.slot is None:
+            continue
+        slot = (request.tenant_id, request.asked.slot)
+        if request.answer is not None:
+            answered.add(slot)
+        elif request.cache == "hit" and slot not in answered:
+            found.add(slot)
+    return found
 
 
 async def _pages(session: AsyncSession, *, from_ms: int, to_ms: int) -> AsyncIterator[list[Any]]:

@@ -4,7 +4,9 @@ Through the same `decide()` and the same `Course` as live requests, in the order
 prices and pools of one's choice; which pools were up is what recorded decisions tell. A request that the
 record answered is answered again with the same tokens, unless another model would write it: then with as many
 more or less as the record says of the two models and the task. Where it fell back after a failure, the same
-failure happens at the same pool. Answers from the cache are found again by their slots.
+failure happens at the same pool. Answers from the cache are found again by their slots. One whose original is
+older than the record was in the cache when it begins, and would be under a policy that caches it, too; one
+that does not is charged as for the original, if that is known.
 
 Not replayed: what was refused before it was decided, budgets and rate limits, hedging.
 """
@@ -37,6 +39,8 @@ RATIO_ANSWERS_MIN: Final = 20
 """Answers behind a mean before it is used."""
 STRATUM_ANSWERS_MIN: Final = 5
 STRATA_MIN: Final = 4
+UNKNOWN_ANSWER: Final = "unknown_answer"
+"""Of a request that the record answered from the cache, and nobody knows what the original came to."""
 _PROGRESS_EVERY: Final = 2_000
 
 
@@ -94,6 +98,8 @@ class Replayed:
     cache_unknown: int = 0
     """Requests that this policy might answer from the cache, and of which the record does not know whether
     they are the same as another."""
+    older_unknown: int = 0
+    """Requests that this policy would not answer from the cache, and whose original is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +195,7 @@ def replay(
     habits: Habits,
     recorded_specs: Mapping[str, PoolSpec],
     adaptive: Adaptive | None = None,
+    donors: Mapping[tuple[str, str], RecordedAttempt] | None = None,
     on_requests: Tell = untold,
 ) -> Replayed:
     """Every request under a scenario, in the order of time.
@@ -199,6 +206,7 @@ def replay(
         habits: of the record.
         recorded_specs: the pools that the record speaks of.
         adaptive: orders the targets of a policy that follows measurements; None: its order holds.
+        donors: who answered before the record what it answers from the cache, by tenant and slot.
         on_requests: told how many more are done, now and then.
     """
     found = Replayed(scenario)
@@ -207,6 +215,7 @@ def replay(
         habits,
         recorded_specs=recorded_specs,
         adaptive=adaptive if scenario.is_adaptive else None,
+        older=donors or {},
     )
     player.start_ms = requests[0].at_ms if requests else 0
     for number, request in enumerate(requests, start=1):
@@ -232,8 +241,10 @@ class _Player:
         *,
         recorded_specs: Mapping[str, PoolSpec],
         adaptive: Adaptive | None,
+        older: Mapping[tuple[str, str], RecordedAttempt],
     ) -> None:
         self.start_ms = 0
+        self._older = older
         self._adaptive = adaptive
         self._found = found
         self._scenario = found.scenario
@@ -266,11 +277,15 @@ class _Player:
         kept = self._cache.get(slot) if may_read else None
         targets = tuple(target.pool for target in course.decision.targets)
         drops = tuple((drop.pool, drop.reason) for drop in course.decision.drops)
-        if kept is not None and kept.from_ms <= request.at_ms < kept.until_ms:
+        is_kept = kept is not None and kept.from_ms <= request.at_ms < kept.until_ms
+        if is_kept or (kept is None and may_read and self._is_older(request, slot, rule)):
             return Placed(targets[0], is_hit=True, targets=targets, drops=drops)
         served, is_imputed = self._served(request, slot)
         if served is None:
-            return Placed(None, refusal="no_answer", targets=targets, drops=drops)
+            is_hit = request.cache == "hit"
+            self._found.older_unknown += is_hit
+            code = UNKNOWN_ANSWER if is_hit else "no_answer"
+            return Placed(None, refusal=code, targets=targets, drops=drops)
         forecasts = None
         usually = self._scenario.policy.economics.is_enabled
         if self._adaptive is not None and is_measured(terms, usually=usually):
@@ -392,9 +407,18 @@ class _Player:
     def _served(self, request: RecordedRequest, slot: tuple[str, str]) -> tuple[RecordedAttempt | None, bool]:
         """The recorded attempt whose tokens it has, and whether that is another request's."""
         if request.cache == "hit":
-            return self._donors.get(slot), True
+            return self._donors.get(slot) or self._older.get(slot), True
         paid = [each for each in request.attempts if each.is_tenants]
         return (paid[-1] if paid else None), False
+
+    def _is_older(self, request: RecordedRequest, slot: tuple[str, str], rule: CacheRule) -> bool:
+        """Whether the cache has had its answer since before the record, and would have it under this rule."""
+        if request.cache != "hit" or slot in self._donors:
+            return False
+        donor = self._older.get(slot)
+        if donor is None:  # how old is not known; it was there
+            return True
+        return request.at_ms < donor.started_at_ms + (donor.total_ms or 0) + rule.ttl_s * 1000
 
     def _answering(self, request: RecordedRequest, course: Course) -> tuple[str, bool]:
         """The first target that does not fail as it did in the record."""

@@ -193,6 +193,12 @@ def notes(view: Mapping[str, Any]) -> list[str]:
             f"{record['without_features']:,} receipts are older than what a replay needs: the usual is"
             " assumed of them."
         )
+    refused = record["refused_before_any_attempt"]
+    if refused:
+        codes = ", ".join(f"{code} {number:,}" for code, number in refused.items())
+        said.append(
+            f"Beside these, {sum(refused.values()):,} requests were refused before any attempt: {codes}."
+        )
     return said + list(view["not_claimed"]) + list(view["assumed"])
 
 

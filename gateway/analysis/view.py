@@ -21,7 +21,7 @@ _DIGITS: Final = 6
 ASSUMED: Final = (
     "Requests come when they came, whatever the answers before them were like.",
     "Answers are as long as recorded; a pool of another model scales them by what the record says of both.",
-    "What was refused before it was decided left no record; budgets, limits and hedging are not replayed.",
+    "What was refused before any attempt is counted and not replayed; nor are budgets, limits and hedging.",
     "An attempt that failed at a pool fails there again, and nowhere else.",
     "How much of a prompt a prefix cache has is compared between pools, not simulated.",
     "No budget runs low; a rule's canary that sticks to conversations is drawn for each request.",
@@ -51,6 +51,7 @@ def as_json(found: Backtest, tenants: Mapping[str, str] | None = None) -> dict[s
             "corrections_usd": usd_text(history.corrections_usd_nanos),
             "without_receipt": history.without_receipt,
             "without_features": history.without_asked,
+            "refused_before_any_attempt": dict(sorted(history.refused.items())),
             "decided_alike_ratio": round(found.decided_alike, _DIGITS),
         },
         "groups": [
@@ -191,6 +192,12 @@ def not_claimed(found: Backtest) -> list[str]:
         " record does not know which of them are the same."
         for side in (found.baseline, found.candidate)
         if side.cache_unknown
+    ]
+    said += [
+        f"{side.scenario.name}: {side.older_unknown:,} requests were answered from the cache by answers of"
+        " the time before the record; what they would come to without it is not known, and they are left out."
+        for side in (found.baseline, found.candidate)
+        if side.older_unknown
     ]
     refused = found.differences[EVERYTHING]
     reasons = sorted({claim.refused for claim in refused.values() if claim.refused is not None})

@@ -2,8 +2,9 @@
 
 One process at a time looks (`leases.py`), at the requests of all of them, as they are booked. What it knows
 so far is kept as its job's result, so that any process goes on where another one stopped. The statistics are
-`routing/harm.py`; here is what they are told: each unit of the canary once, by its first request that ended,
-in stretches that end by counting units and never by how those fared.
+`routing/harm.py`; here is what they are told: each unit of the canary once, by its first request that ended
+or was refused, in stretches that end by counting units and never by how those fared. A candidate is good
+after so many units that it served; to refuse them is harm.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from gateway.db import SessionFactory, database_ms
 from gateway.errors import ConfigurationError, Conflict, NotFound
 from gateway.identity.roles import Role
 from gateway.jobs.leases import LeaseLost, Turn, begin_turn, job_states
-from gateway.ledger.comparison import Fared, fared
+from gateway.ledger.comparison import Bookings, Fared, fared_before, fared_since
 from gateway.policy_canary import promote_canary, stop_canary
 from gateway.policy_in_force import PolicyInForce
 from gateway.routing.canaries import Canary, How, live_canary
 from gateway.routing.canary_state import JOB, State, evidence_of, state_of, told_harm
 from gateway.routing.harm import Observation, Suspicion, Tolerance
 from gateway.routing.receipts import units_of
+from gateway.routing.refusal_store import RefusedUnit, refused_units
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 
@@ -39,6 +41,8 @@ STRETCH_UNITS: Final = 4
 the last says nothing."""
 UNITS_KNOWN_MAX: Final = 20_000
 """So many units are remembered, so that none counts twice."""
+STARTED_MS: Final = 60_000
+"""Requests of a canary started so long before it at the earliest, by clocks that differ."""
 BEFORE_MS: Final = 3_600_000
 """So far back the control is looked at before a canary begins."""
 _SHORT: Final = 8
@@ -65,7 +69,7 @@ class CanaryGuard:
             sessions: where the books are.
             clock: for SQLite, which has none of its own.
             policies: know whether there is a canary.
-            settings: how sure to be, how often to look, and how long the longest answer takes.
+            settings: how sure to be, and how often to look.
             holder: what this process is called.
         """
         self._sessions = sessions
@@ -73,7 +77,6 @@ class CanaryGuard:
         self._policies = policies
         self._settings = settings.canary
         self._holder = holder
-        self._longest_ms = int(max(settings.timeouts.total_s, settings.timeouts.stream_total_s) * 1000)
         self._wake = asyncio.Event()
         self._is_stopping = False
         self.rolled_back = 0
@@ -138,39 +141,36 @@ class CanaryGuard:
     async def _begun(self, session: AsyncSession, canary: Canary) -> State:
         settings = self._settings
         tolerance = Tolerance(settings.tolerated_latency_ratio, settings.tolerated_cost_ratio)
-        state = State(canary.number, canary.at_ms, Suspicion(tolerance))
-        before = await fared(
-            session,
-            [canary.control],
-            after_ms=canary.at_ms - BEFORE_MS,
-            until_ms=canary.at_ms,
-            longest_ms=self._longest_ms,
+        state = State(canary.number, canary.at_ms, Suspicion(tolerance), canary.at_ms, canary.at_ms)
+        before = await fared_before(
+            session, canary.control, after_ms=canary.at_ms - BEFORE_MS, until_ms=canary.at_ms
         )
         state.suspicion.begin([_observation(one, canary) for one in before])
         return state
 
     async def _read(self, session: AsyncSession, canary: Canary, state: State, *, now_ms: int) -> None:
-        """Take in what was booked since the last look."""
-        until_ms = now_ms - int(self._settings.settle_s * 1000)
-        if until_ms <= state.seen_until_ms:
-            return
-        rows = await fared(
-            session,
-            [canary.control, canary.version],
-            after_ms=state.seen_until_ms,
-            until_ms=until_ms,
-            longest_ms=self._longest_ms,
+        """Take in what was booked, and what was refused, since the last look."""
+        versions = [canary.control, canary.version]
+        bookings = Bookings(state.booked_until_ms, state.booked)
+        rows = await fared_since(session, versions, bookings, started_after_ms=canary.at_ms - STARTED_MS)
+        refused = await refused_units(
+            session, canary.number, versions, written_until_ms=state.refused_until_ms
         )
-        state.seen_until_ms = until_ms
+        state.booked_until_ms, state.booked = bookings.until_ms, bookings.seen
+        state.refused_until_ms = max([state.refused_until_ms, *(one.written_at_ms for one in refused)])
+        state.seen_until_ms = now_ms
         units = await units_of(session, [(one.request_id, one.started_at_ms) for one in rows])
+        told = [(one.ended_at_ms, units.get(one.request_id, ""), _observation(one, canary)) for one in rows]
+        told += [(one.at_ms, one.unit, _refusal(one, canary)) for one in refused]
         known = set(state.known)
-        for one in rows:
-            unit = units.get(one.request_id, "")[:_SHORT]
+        # Where refusals stand among the answers must not depend on who reads them first.
+        for _, whole, observation in sorted(told, key=lambda each: each[:2]):
+            unit = whole[:_SHORT]
             if not unit or unit in known:
                 continue  # no canary was about it, or its unit has been heard
             known.add(unit)
             state.known.append(unit)
-            state.open.append(_observation(one, canary))
+            state.open.append(observation)
             if len(state.open) * canary.terms.split.share >= STRETCH_UNITS:
                 state.suspicion.add(state.open)
                 state.open = []
@@ -196,15 +196,18 @@ class CanaryGuard:
                 self.rolled_back += 1
                 state.verdict = reason
                 _log.error("canary %d (%s) is rolled back: %s", canary.number, canary.version, reason)
-            elif suspicion.units >= terms.units_max and state.verdict is None:
-                state.verdict = f"no harm found in {suspicion.units} units of the candidate"
+            elif suspicion.served >= terms.units_max and state.verdict is None:
+                state.verdict = (
+                    f"no harm found in {suspicion.units} units of the candidate, {suspicion.served} of them"
+                    " served"
+                )
                 _log.info("canary %d (%s): %s", canary.number, canary.version, state.verdict)
                 if terms.auto_promote:
                     await self._promote(turn, canary, state, act=act)
             elif now_ms >= terms.until_ms:
                 reason = state.verdict or (
-                    f"time is up after {suspicion.units} of {terms.units_max} units: neither harm found nor"
-                    " enough seen"
+                    f"time is up after {suspicion.units} units of which {suspicion.served} were served, of"
+                    f" {terms.units_max}: neither harm found nor enough seen"
                 )
                 async with turn.writing() as session:
                     await stop_canary(session, act=act, reason=reason, how=How.EXPIRED, number=canary.number)
@@ -254,4 +257,15 @@ def _observation(one: Fared, canary: Canary) -> Observation:
         ttft_ms=one.ttft_ms,
         total_ms=one.total_ms,
         cost_usd_nanos=one.charge_usd_nanos,
+    )
+
+
+def _refusal(one: RefusedUnit, canary: Canary) -> Observation:
+    return Observation(
+        is_candidate=one.version == canary.version,
+        is_failure=True,
+        latency_class="",
+        ttft_ms=None,
+        total_ms=None,
+        cost_usd_nanos=None,
     )

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from gateway.clock import Clock
@@ -25,6 +26,8 @@ from gateway.ledger.budgets import Holds
 from gateway.ledger.tables import BudgetWindow
 
 INTERVAL_S = 1.0
+PAGE_ROWS = 2_000
+"""Read at once: requests are served between two pages."""
 _log = logging.getLogger(__name__)
 
 
@@ -49,6 +52,32 @@ class Taker(Protocol):
 
     levels: Levels
     holds: Holds
+
+
+async def booked_in(
+    session: AsyncSession, starts: Sequence[int], *, page_rows: int = PAGE_ROWS
+) -> dict[Bucket, int]:
+    """What was booked in every bucket whose window begins at one of these instants, nano-USD."""
+    start, budget = col(BudgetWindow.window_start_ms), col(BudgetWindow.budget_id)
+    found: dict[Bucket, int] = {}
+    for start_ms in starts:
+        after = ""
+        while True:
+            rows = await session.execute(
+                select(
+                    budget,
+                    col(BudgetWindow.posted_usd_nanos) + col(BudgetWindow.unattributed_usd_nanos),
+                )
+                .where(start == start_ms, budget > after)
+                .order_by(budget)
+                .limit(page_rows)
+            )
+            page = list(rows)
+            found.update((Bucket(budget_id, start_ms), used) for budget_id, used in page)
+            if len(page) < page_rows:
+                break
+            after = page[-1][0]
+    return found
 
 
 class LevelReader:
@@ -98,14 +127,7 @@ class LevelReader:
         now_ms = self._clock.epoch_ms()
         starts = sorted({window_at(window, now_ms)[0] for window in Window})
         async with self._sessions() as session:
-            rows = await session.execute(
-                select(
-                    col(BudgetWindow.budget_id),
-                    col(BudgetWindow.window_start_ms),
-                    col(BudgetWindow.posted_usd_nanos) + col(BudgetWindow.unattributed_usd_nanos),
-                ).where(col(BudgetWindow.window_start_ms).in_(starts))
-            )
-            booked = {Bucket(budget_id, start_ms): used for budget_id, start_ms, used in rows}
+            booked = await booked_in(session, starts)
         taker.levels = Levels(booked)
         for bucket, amount in before.items():
             left = holds.booked_here[bucket] - amount

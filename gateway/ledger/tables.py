@@ -250,6 +250,7 @@ class BudgetWindow(SQLModel, table=True):
     """A bucket: one budget in one window. Its row is the lock under which money is lent and booked."""
 
     __tablename__ = "budget_windows"
+    __table_args__ = (Index("ix_budget_windows_start", "window_start_ms", "budget_id"),)
 
     budget_id: str = Field(
         sa_column=Column(String(64), ForeignKey("budgets.id"), primary_key=True, comment="the budget")

@@ -17,7 +17,14 @@ class State(msgspec.Struct):
 
     number: int
     seen_until_ms: int
+    """When the guard looked last, epoch ms."""
     suspicion: Suspicion
+    booked_until_ms: int
+    """The latest booking that was read, epoch ms."""
+    refused_until_ms: int
+    """When the latest refusal that was read was written down, epoch ms."""
+    booked: dict[str, int] = msgspec.field(default_factory=dict)
+    """Bookings that were read and may be come across again."""
     known: list[str] = msgspec.field(default_factory=list)
     """Units that were counted, the latest last."""
     open: list[Observation] = msgspec.field(default_factory=list)
@@ -42,7 +49,7 @@ def told_harm(suspicion: Suspicion, measure: str, *, error_probability: float) -
     seen = suspicion.evidence[measure]
     theirs, ours = seen.total / max(1, seen.units), seen.control_total / max(1, seen.control_units)
     if measure == FAILURES:
-        what = f"{theirs:.1%} of its requests failed, {ours:.1%} of the control's"
+        what = f"{theirs:.1%} of its requests failed or were refused, {ours:.1%} of the control's"
     elif measure == "cost":
         what = f"a request costs {theirs / ours - 1:.0%} more than the control's" if ours else "it costs more"
     else:
@@ -62,6 +69,7 @@ def evidence_of(suspicion: Suspicion, harmed: str | None) -> dict[str, Any]:
     return {
         "harmed": harmed,
         "units": suspicion.units,
+        "served_units": suspicion.served,
         "control_units": suspicion.control_units,
         "measures": {
             name: {

@@ -42,6 +42,7 @@ from gateway.routing.rules import (
     cheapest_first,
     facts_of,
     part_of,
+    refuse_low,
 )
 
 PRIORITIES: Final = {"priority": 0, "default": 10, "flex": 20}
@@ -81,6 +82,7 @@ def decide(
     policy.pools_of(call.model_alias)
     nature = policy.natures[task.type]
     match = match_of(call, task, policy, latency_class=latency_class, situation=situation)
+    refuse_low(match, situation)
     found = _Found(call, policy, pools, may_leave=may_leave, latency_class=latency_class)
     if match is None or match.orders is None:
         found.by_route(policy.routes[nature], match, situation)
@@ -106,11 +108,7 @@ def decide(
 def match_of(
     call: Call, task: Task, policy: Policy, *, latency_class: str, situation: Situation
 ) -> Match | None:
-    """The rule of a call and which part of it; None: no rule is for it.
-
-    Raises:
-        BudgetExceeded: the rule refuses it, because a budget runs low.
-    """
+    """The rule of a call and which part of it, a refusal included; None: no rule is for it."""
     rules = policy.rules
     if not rules.entries:
         return None

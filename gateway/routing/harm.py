@@ -117,7 +117,7 @@ class Observation(msgspec.Struct, frozen=True, array_like=True):
     is_failure: bool
     latency_class: str
     ttft_ms: int | None
-    """None: not measured, or the request failed."""
+    """At least; None: not measured, or the request failed."""
     total_ms: int | None
     cost_usd_nanos: int | None
 
@@ -152,6 +152,8 @@ class Suspicion(msgspec.Struct):
     units: int = 0
     """The candidate's, so far."""
     control_units: int = 0
+    served: int = 0
+    """Of the candidate's: those that got an answer."""
 
     def begin(self, control: Sequence[Observation]) -> None:
         """Learn of what the control did before the canary began."""
@@ -163,6 +165,7 @@ class Suspicion(msgspec.Struct):
         control = [one for one in stretch if not one.is_candidate]
         self.units += len(candidate)
         self.control_units += len(control)
+        self.served += sum(not one.is_failure for one in candidate)
         self._of(FAILURES, _RATES).add(
             _RATES, [float(one.is_failure) for one in candidate], [float(one.is_failure) for one in control]
         )

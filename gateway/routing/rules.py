@@ -363,16 +363,12 @@ NO_RULES: Final = RuleBook()
 
 
 def part_of(rule: PolicyRule, call: Call, situation: Situation) -> Match:
-    """Which part of its rule a call belongs to: a low budget's, a canary's or the main one.
-
-    Raises:
-        BudgetExceeded: the rule refuses it, because a budget runs low.
-    """
+    """Which part of its rule a call belongs to: a low budget's, a canary's or the main one."""
     low, budget, verdict = rule.low, situation.budget, None
     if low is not None and budget is not None and budget.used_percent >= low.at_percent:
         verdict = low.then
         if verdict == "refuse":
-            raise _refusal(rule, low, budget)
+            return Match(rule, BUDGET_LOW, None, verdict)
         if verdict == "cheaper" and (low.orders is None or call.model_alias in low.orders):
             return Match(rule, BUDGET_LOW, rule.orders if low.orders is None else low.orders, verdict)
     if rule.arms:
@@ -386,12 +382,20 @@ def part_of(rule: PolicyRule, call: Call, situation: Situation) -> Match:
     return Match(rule, MAIN, rule.orders, verdict)
 
 
-def _refusal(rule: PolicyRule, low: LowBudget, budget: BudgetLevel) -> BudgetExceeded:
+def refuse_low(match: Match | None, situation: Situation) -> None:
+    """Refuse what its rule refuses.
+
+    Raises:
+        BudgetExceeded: a budget runs low, and the rule says so.
+    """
+    if match is None or match.low != "refuse" or match.rule.low is None or situation.budget is None:
+        return
+    budget, low = situation.budget, match.rule.low
     resets_at = None if budget.resets_at_ms is None else instant_text(budget.resets_at_ms)
     again = "" if resets_at is None else f" It begins anew at {resets_at}."
-    return BudgetExceeded(
-        f"{budget.used_percent:.1f} % of the budget '{budget.name}' are used, and rule '{rule.name}' of the"
-        f" routing policy refuses such requests from {low.at_percent:g} % on.{again}",
+    raise BudgetExceeded(
+        f"{budget.used_percent:.1f} % of the budget '{budget.name}' are used, and rule '{match.rule.name}' of"
+        f" the routing policy refuses such requests from {low.at_percent:g} % on.{again}",
         resets_at=resets_at,
     )
 

@@ -473,3 +473,44 @@ class Learned(SQLModel, table=True):
     evidence: str = Field(
         sa_column=Column(Text, nullable=False, comment="the sums, JSON (gateway/routing/learning.py)")
     )
+
+
+class RefusalHour(SQLModel, table=True):
+    """How many requests were refused after a policy was asked and before any attempt, in one hour."""
+
+    __tablename__ = "refusal_hours"
+
+    hour_start_ms: int = Field(
+        sa_column=Column(
+            EpochMs, primary_key=True, autoincrement=False, comment="first instant of the hour, epoch ms"
+        )
+    )
+    tenant_id: str = Field(sa_column=Column(String(64), primary_key=True, comment="whose requests"))
+    policy_version: str = Field(
+        sa_column=Column(String(80), primary_key=True, comment="the policy that was asked")
+    )
+    code: str = Field(sa_column=Column(String(64), primary_key=True, comment="code of the error"))
+    requests: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, comment="how many"))
+
+
+class PolicyCanaryRefusal(SQLModel, table=True):
+    """A unit of a canary of which a request was refused before any attempt; the first is kept.
+
+    Rows are only ever added.
+    """
+
+    __tablename__ = "policy_canary_refusals"
+    __table_args__ = (Index("ix_policy_canary_refusals_written", "number", "written_at_ms"),)
+
+    number: int = Field(
+        sa_column=Column(BigInteger, primary_key=True, autoincrement=False, comment="the canary")
+    )
+    unit: str = Field(
+        sa_column=Column(String(16), primary_key=True, comment="the unit, hexadecimal, as in receipts")
+    )
+    version: str = Field(sa_column=Column(String(80), nullable=False, comment="the policy that was asked"))
+    code: str = Field(sa_column=Column(String(64), nullable=False, comment="code of the error"))
+    at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="when, epoch ms"))
+    written_at_ms: int = Field(
+        sa_column=Column(EpochMs, nullable=False, comment="when it was written down, epoch ms")
+    )

@@ -65,6 +65,15 @@ class Outside(Protocol):
         """Close every connection, also those in use."""
 
 
+class Loader(Protocol):
+    """Makes what speaks to external targets."""
+
+    async def __call__(
+        self, endpoints: Mapping[str, Endpoint], *, connect_timeout_s: float
+    ) -> Outside | None:
+        """See `load_outside`."""
+
+
 class OutsideByVersion:
     """Speaks to the external targets of the policy version that decided: one attempt, one version.
 
@@ -72,21 +81,25 @@ class OutsideByVersion:
     still be under way.
     """
 
-    def __init__(self, clock: Clock, *, connect_timeout_s: float, keep_s: float) -> None:
+    def __init__(
+        self, clock: Clock, *, connect_timeout_s: float, keep_s: float, load: Loader | None = None
+    ) -> None:
         """Know no version.
 
         Args:
             clock: for the time since a version was left.
             connect_timeout_s: until a connection stands.
             keep_s: how long the longest answer takes.
+            load: makes what speaks to external targets; None: `load_outside`.
         """
         self._clock = clock
         self._connect_timeout_s = connect_timeout_s
         self._keep_s = keep_s
-        self._endpoints: Mapping[str, Endpoint] = {}
-        self._newest: Outside | None = None
+        self._load = load_outside if load is None else load
         self._of: dict[str, Outside | None] = {}
-        """By version; several may share one."""
+        """By version; those with the same endpoints share one."""
+        self._endpoints: dict[str, Mapping[str, Endpoint]] = {}
+        """By version."""
         self._left_at_s: dict[str, float] = {}
 
     async def load(
@@ -99,20 +112,24 @@ class OutsideByVersion:
             endpoints: its external targets.
             beside: another version that stays in use.
         """
-        if endpoints != self._endpoints:
-            self._newest = await load_outside(endpoints, connect_timeout_s=self._connect_timeout_s)
-            self._endpoints = endpoints
+        shared = next((known for known, theirs in self._endpoints.items() if theirs == endpoints), None)
+        if shared is None:
+            outside = await self._load(endpoints, connect_timeout_s=self._connect_timeout_s)
+        else:
+            outside = self._of[shared]
         now_s = self._clock.monotonic_s()
         for known in self._of:
             if known != beside:
                 self._left_at_s.setdefault(known, now_s)
         self._left_at_s.pop(version, None)
-        self._of[version] = self._newest
+        # A version's endpoints are its own for ever: what it had before is what it has now.
+        self._of[version], self._endpoints[version] = outside, endpoints
         for known in [one for one, left_s in self._left_at_s.items() if now_s - left_s > self._keep_s]:
             del self._left_at_s[known]
-            outside = self._of.pop(known)
-            if outside is not None and outside not in self._of.values():
-                await outside.close()
+            del self._endpoints[known]
+            left = self._of.pop(known)
+            if left is not None and left not in self._of.values():
+                await left.close()
 
     async def complete(self, call: Call, decision: RouteDecision, target: Target) -> Completion:
         """A whole answer.

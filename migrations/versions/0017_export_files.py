@@ -1,7 +1,7 @@
 """export_files: a period is written as provisional until it is closed, and then once more.
 
 Revision: 0017
-Follows: 0015
+Follows: 0016
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0017"
-down_revision = "0015"
+down_revision = "0016"
 branch_labels = None
 depends_on = None
 

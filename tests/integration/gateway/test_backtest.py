@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gateway.analysis.history import RecordedRequest, count_attempts, read_history
 from gateway.db import create_engine, session_factory
 from gateway.errors import InvalidRequest
-from gateway.inference import AttemptState
+from gateway.inference import AttemptState, TokenUsage
 from gateway.ledger.reports import spend_report
 from gateway.money import usd_text
 from tests.integration.gateway.rig import settings_for
@@ -87,6 +87,33 @@ def test_history_is_what_was_booked_and_foots_to_the_ledger(
     assert history.charge_usd_nanos == report.total.charge_usd_nanos
     with pytest.raises(InvalidRequest, match="more than 10 requests"):
         in_database(url, lambda session: read_history(session, requests_max=10, **span))
+
+
+def test_who_answered_before_the_record_is_looked_up(home: Path, requests: list[RecordedRequest]) -> None:
+    first = requests[5]
+    asked = msgspec.structs.replace(first.asked, slot="00ff", temperature=0.0)
+    day_ms = 86_400_000
+    donor, older, hit = (
+        RecordedRequest(
+            **{
+                **{name: getattr(first, name) for name in first.__struct_fields__},
+                "request_id": f"req_donor_{place}",
+                "at_ms": START_MS + at_ms,
+                "asked": asked,
+                "cache": cache,
+                "attempts": [msgspec.structs.replace(first.attempts[0], started_at_ms=START_MS + at_ms)],
+            }
+        )
+        for place, (at_ms, cache) in enumerate([(-5_000, "miss"), (-9_000, "miss"), (1_000, "hit")])
+    )
+    older.attempts = [msgspec.structs.replace(older.attempts[0], usage=TokenUsage(input=1, output=1))]
+    url = url_of(home)
+    in_database(url, lambda session: book_requests(session, [donor, older, hit]))
+    span: dict[str, Any] = {"from_ms": START_MS, "to_ms": START_MS + 3_600_000}
+    history = in_database(url, lambda session: read_history(session, **span))
+    assert history.donors == {(first.tenant_id, "00ff"): donor.attempts[0]}
+    later = {"from_ms": START_MS + 1_000, "to_ms": START_MS + day_ms}
+    assert in_database(url, lambda session: read_history(session, **later)).donors == history.donors
 
 
 class Bench:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gateway.settings import CanarySettings, HealthSettings
 from tests.integration.gateway.rig import running, settings_for
@@ -24,7 +25,7 @@ class Canaries(Desk):
     """An operator of canaries."""
 
     async def start(self, **more: Any) -> Answer:
-        told: Answer = await self.ask("POST", "/canary", 201, json={"text": CANDIDATE, "percent": 50, **more})
+        told: Answer = await self.ask("POST", "/canary", 201, json={"text": CANDIDATE, "percent": 50} | more)
         return told
 
     async def status(self) -> Answer:
@@ -55,7 +56,7 @@ async def canaries(home: Path, urls: dict[str, list[str]]) -> AsyncIterator[Cana
         home,
         urls,
         policy=policy,
-        canary=CanarySettings(interval_s=0.1, settle_s=0.1, units_min=5),
+        canary=CanarySettings(interval_s=0.1, units_min=5),
         # A pool that fails now and then, not one that is taken out.
         health=HealthSettings(idle_probe_s=86_400, stall_s=86_400, failures_in_a_row=1000, failure_ratio=1),
     )
@@ -173,3 +174,29 @@ async def test_a_good_one_is_told_to_be_so_and_promoted_where_asked(canaries: Ca
     end = (await canaries.status())["end"]
     assert (end["how"], end["actor"]) == ("promoted", "guard")
     assert "no harm found in" in end["reason"]
+
+
+DROPPED = "tollgate-reference-speculative"
+
+
+async def test_a_candidate_that_refuses_is_taken_back_and_never_promoted(canaries: Canaries) -> None:
+    document = yaml.safe_load(CONTROL)
+    del document["models"][DROPPED]
+    candidate = (await canaries.start(text=yaml.safe_dump(document), units=8, auto_promote=True))["version"]
+    await canaries.followed_beside(candidate)
+    statuses = set()
+    async with asyncio.timeout(60):
+        for number in itertools.count():
+            answer = await canaries.gateway.chat(f"Hm {number}", model=DROPPED)
+            statuses.add(answer.status_code)
+            if canaries.gateway.services.pipeline.routing.beside is None:
+                break
+            await asyncio.sleep(0.01)
+    assert statuses == {200, 404}
+    end = (await canaries.status())["end"]
+    assert (end["how"], end["actor"]) == ("rolled_back", "guard")
+    assert "were refused" in end["reason"]
+    assert (end["evidence"]["harmed"], end["evidence"]["served_units"]) == ("failures", 0)
+    assert await canaries.active() != candidate
+    metrics = await canaries.gateway.client.get("/metrics", headers=canaries.gateway.admin)
+    assert f'tollgate_policy_refusals_total{{code="model_not_found",version="{candidate}"}}' in metrics.text

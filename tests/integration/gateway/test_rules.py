@@ -234,6 +234,9 @@ async def test_a_low_budget_refuses_saves_or_tells_as_the_rule_says(
     assert "of the budget small are used (alert)" in lines[0]
     page = (await ruled.client.get("/metrics", headers=ruled.admin)).text
     assert 'tollgate_budget_low_total{rule="saves",then="cheaper"} 2.0' in page
+    assert 'tollgate_budget_low_total{rule="refuses",then="refuse"} 2.0' in page
+    version = ruled.services.pipeline.routing.policy.version
+    assert f'tollgate_policy_refusals_total{{code="budget_exceeded",version="{version}"}} 2.0' in page
 
 
 async def test_a_rule_leads_outside_whom_the_owner_lets(

@@ -151,8 +151,10 @@ def test_targets_are_the_policys_or_the_pool_files() -> None:
     assert Rig(latency_targets=slow).order()[1] in {Why.LATENCY, Why.POLICY}
     rig = Rig("{enabled: true, latency_targets: {priority: {tpot_p95_ms: 0.001}}}", latency_targets=slow)
     outlooks = rig.order(tier="priority")[2].outlooks
-    assert rig.economist._target("plain", "priority", rig.policy.economics).tpot_s == 1e-6
-    assert rig.economist._target("plain", "flex", rig.policy.economics).ttft_s == 1e-6
+    (known,) = rig.economist._known.values()
+    assert [target.tpot_s for target in known.targets] == [1e-6, 1e-6]
+    rig.order(tier="flex")
+    assert [each.targets[0].ttft_s for each in rig.economist._known.values()] == [None, 1e-6]
     assert len(outlooks) == 2
 
 
@@ -245,3 +247,31 @@ def test_a_question_counts_nothing_and_keeps_nothing() -> None:
     )
     assert forecasts is not None
     assert before == (rig.economist.turned, rig.economist._policy, rig.economist._known)
+
+
+class CountingPriors(Priors):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def pace(self, *args: Any, **more: Any) -> Any:
+        self.asked += 1
+        return super().pace(*args, **more)
+
+
+def test_two_policies_beside_each_other_share_what_is_worked_out() -> None:
+    rig = Rig()
+    priors = CountingPriors(rig.registry.specs)
+    rig.economist = Economist(rig.registry, priors, clock=rig.clock, draw=lambda: 0.99)
+    active = rig.policy
+    rig.order()
+    once = priors.asked
+    candidate = make_policy(f"{POLICY_TEXT}economics: {{enabled: true, switch_margin: 0.3}}\n")
+    for policy in (candidate, active) * 5:
+        rig.policy = policy
+        rig.order()
+    assert priors.asked == once > 0
+    stricter = "{enabled: true, latency_targets: {default: {ttft_p95_ms: 1}}}"
+    rig.policy = make_policy(f"{POLICY_TEXT}economics: {stricter}\n")
+    rig.order()
+    assert priors.asked == 2 * once, "another latency is another question"

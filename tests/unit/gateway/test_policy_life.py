@@ -3,9 +3,9 @@
 import pytest
 
 from backends.files import load_pools
-from gateway.errors import ConfigurationError
+from gateway.errors import ConfigurationError, PayloadTooLarge
 from gateway.inference import Nature
-from gateway.policy_life import TEXT_BYTES_MAX, Proposal, Supply, _bounded, fit, read_policy
+from gateway.policy_life import TEXT_BYTES_MAX, Supply, fit, read_policy, refuse_large
 from tests.support.pool_files import DEFAULT_POLICY, ROOT
 
 POOLS = load_pools(ROOT / "backends" / "pools")
@@ -44,5 +44,6 @@ def test_what_is_no_policy_is_refused_with_its_source(text: str) -> None:
 
 
 def test_a_text_without_end_is_refused_before_it_is_read() -> None:
-    with pytest.raises(ConfigurationError, match=f"at most {TEXT_BYTES_MAX} bytes"):
-        _bounded(Proposal("#" * (TEXT_BYTES_MAX + 1), "big.yaml"))
+    with pytest.raises(PayloadTooLarge, match=f"at most {TEXT_BYTES_MAX:,} bytes, this one 500,001"):
+        refuse_large("#" * (TEXT_BYTES_MAX + 1), source="big.yaml")
+    refuse_large("#" * TEXT_BYTES_MAX, source="big.yaml")

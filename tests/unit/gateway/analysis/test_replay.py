@@ -169,7 +169,36 @@ def test_without_a_cache_an_answer_from_it_costs_what_its_original_did(world: Wo
     orphan.tenant_id = "ten_2"
     first, second, third = again([cached(0), hit, orphan], scenario).placed
     assert (second.usage, second.is_imputed, second.is_hit) == (first.usage, True, False)
-    assert third.refusal == "no_answer"
+    assert third.refusal == "unknown_answer"
+
+
+def test_answers_older_than_the_record_are_in_the_cache_when_it_begins(
+    world: World, by_nature: Scenario
+) -> None:
+    hits = [cached(at_ms) for at_ms in (1_000, 2_000)]
+    for hit in hits:
+        hit.cache, hit.attempts = "hit", [attempt(usage=TokenUsage(), charge_usd_nanos=0)]
+    assert [each.is_hit for each in again(hits, by_nature).placed] == [True, True]
+    # The original is known: at this policy's time to live it is over by then.
+    slot, minute_ms = ("ten_1", "0011"), 60_000
+    donor = attempt(started_at_ms=-59 * minute_ms, usage=TokenUsage(input=9, output=3))
+    known = replay(hits, by_nature, habits=Habits(hits), recorded_specs=by_nature.specs, donors={slot: donor})
+    assert [each.is_hit for each in known.placed] == [True, True]
+    donor = attempt(started_at_ms=-61 * minute_ms, usage=TokenUsage(input=9, output=3))
+    over = replay(hits, by_nature, habits=Habits(hits), recorded_specs=by_nature.specs, donors={slot: donor})
+    assert [(each.is_hit, each.usage) for each in over.placed] == [
+        (False, TokenUsage(input=9, output=3)),
+        (True, TokenUsage()),
+    ]
+    text = policy_text(BY_NATURE).replace("cache:\n", "cache:\n  enabled: false\n")
+    policy = parse_policy(text, source="policy", pools=world.specs)
+    bare = Scenario("no cache", policy, world.specs, PriceBook(cards_of(world.specs)))
+    charged = replay(hits, bare, habits=Habits(hits), recorded_specs=world.specs, donors={slot: donor}).placed
+    assert [each.charge_usd_nanos for each in charged] == [
+        charge(donor.usage, bare.prices.at(0).price_of("speculative").rates)
+    ] * 2
+    unknown = again(hits, bare)
+    assert ([each.refusal for each in unknown.placed], unknown.older_unknown) == (["unknown_answer"] * 2, 2)
 
 
 def test_doubtful_tasks_become_what_the_policy_takes_them_for(by_nature: Scenario, world: World) -> None:

@@ -29,6 +29,7 @@ from gateway.routing.rules import (
     facts_of,
     hour_of_week,
     is_measured,
+    refuse_low,
     usd_per_million,
 )
 from tests.support.factories import POLICY_TEXT, POOLS, make_call, make_policy, make_price, make_task
@@ -45,7 +46,9 @@ def matched(
         NOBODY, **{name: more.pop(name) for name in list(more) if hasattr(NOBODY, name)}
     )
     policy = make_policy(f"{POLICY_TEXT}rules:\n{rules}")
-    return match_of(make_call(**more), make_task(task), policy, latency_class=tier, situation=situation)
+    found = match_of(make_call(**more), make_task(task), policy, latency_class=tier, situation=situation)
+    refuse_low(found, situation)
+    return found
 
 
 def name_of(rules: str, **more: Any) -> str | None:
