@@ -84,9 +84,7 @@ def _rule(rule: RuleEntry) -> RuleWords:
     if rule.attempts_max is not None:
         then.append(f"is tried {rule.attempts_max} time{'' if rule.attempts_max == 1 else 's'} at most")
     if rule.hedging is not None:
-        then.append(
-            "slow streams are asked for twice" if rule.hedging else "is never asked for twice at once"
-        )
+        then.append("slow streams are asked for twice" if rule.hedging else "no stream is asked for twice")
     for share in rule.canary.shares if rule.canary else ():
         by = "conversations" if rule.canary and rule.canary.by == "conversation" else "keys"
         then.append(f"{share.percent:g} % of the {by} go to {_in_order(share.use)} instead")

@@ -322,9 +322,7 @@ def _targets(facts: PoolFacts) -> list[Concern]:
         return []
     if lately.ttft_p95_ms <= targets.ttft_p95_ms:
         return []
-    queue = (
-        "" if lately.queue_p95_ms is None else f", {lately.queue_p95_ms:,.0f} ms of it in the engine's queue"
-    )
+    queue = "" if lately.queue_p95_ms is None else f" (in the engine's queue {lately.queue_p95_ms:,.0f} ms)"
     return [
         Concern(
             Severity.WARNING,

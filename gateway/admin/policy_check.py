@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from backends.yaml_source import YamlSourceError, load_yaml_with_lines
 from gateway.admin.policy_views import PolicyDiffView, diff_view
 from gateway.dependencies import ServicesDep, SessionDep
-from gateway.errors import ConfigurationError, InvalidRequest, NotFound, PayloadTooLarge
-from gateway.policy_life import TEXT_BYTES_MAX, Supply
+from gateway.errors import ConfigurationError, InvalidRequest, NotFound
+from gateway.policy_life import Supply, refuse_large
 from gateway.pricing.catalog import cards_of
 from gateway.routing.policy_check import Finding, Severity, check_policy
 from gateway.routing.policy_diff import diff_policies
@@ -79,7 +79,7 @@ async def check_text(services: ServicesDep, asked: CheckRequest) -> CheckView:
     Raises:
         PayloadTooLarge: no policy is that long.
     """
-    _refuse_large(asked.text)
+    refuse_large(asked.text, source=SOURCE)
     supply = services.policies.supply
     # In a thread: requests must not stand still while somebody's YAML is read.
     version, found = await asyncio.to_thread(findings_of, asked.text, supply)
@@ -145,7 +145,7 @@ async def compare_text(session: SessionDep, asked: DiffRequest) -> PolicyDiffVie
         InvalidRequest: the text is not YAML.
         PayloadTooLarge: no policy is that long.
     """
-    _refuse_large(asked.text)
+    refuse_large(asked.text, source=SOURCE)
     wanted = asked.before
     if wanted is None:
         active = await read_active(session)
@@ -159,8 +159,3 @@ async def compare_text(session: SessionDep, asked: DiffRequest) -> PolicyDiffVie
     except ConfigurationError as error:
         raise InvalidRequest(str(error), param="text") from None
     return diff_view(diff, names)
-
-
-def _refuse_large(text: str) -> None:
-    if len(text.encode()) > TEXT_BYTES_MAX:
-        raise PayloadTooLarge(f"A policy has at most {TEXT_BYTES_MAX:,} bytes.")

@@ -16,11 +16,9 @@ from fastapi import Query
 from fastapi.responses import Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.console.navigation import may
 from gateway.console.pages import page
 from gateway.dependencies import ActorDep, ServicesDep, SessionDep
 from gateway.errors import ConfigurationError, NotFound
-from gateway.identity.roles import RULES
 from gateway.inference import TaskType
 from gateway.jobs.leases import job_states
 from gateway.paging import PageRequest
@@ -43,7 +41,6 @@ from gateway.routing.versions import (
 REFRESH_S = 10
 ROWS = 20
 _VALUE_CHARS = 120
-_BACKTEST = ("POST", "/admin/v1/policies/backtest")
 _Cursor = Annotated[str, Query(max_length=256)]
 
 
@@ -170,7 +167,6 @@ async def edit_policy(
         tasks=[task.value for task in TaskType],
         week_ago=f"{now - timedelta(days=7):%Y-%m-%dT%H:%M}",
         until=f"{now:%Y-%m-%dT%H:%M}",
-        can_backtest=_BACKTEST in RULES and may(actor, *_BACKTEST),
         hints={
             "pools": sorted(services.registry.specs),
             "external": sorted(policy.external),

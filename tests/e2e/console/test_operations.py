@@ -140,8 +140,22 @@ def try_and_compare(page: Page) -> None:
     expect(page.locator("#diff-result .removed code")).to_have_text("  creative: [plain, speculative]")
 
 
-def test_an_operator_is_shown_the_error_publishes_and_rolls_back(window: Window, tmp_path: Path) -> None:
+def backtest(page: Page) -> None:
+    """What the draft would have come to on what was recorded."""
+    page.get_by_role("button", name="Backtest").click()
+    page.get_by_role("button", name="Replay recorded requests").click()
+    expect(page.locator("#backtest-result .choice")).to_contain_text(
+        "recorded requests", timeout=4 * PATIENCE_MS
+    )
+    expect(page.locator("#backtest-result table").first).to_contain_text("Charge to tenants")
+
+
+def test_an_operator_is_shown_the_error_backtests_publishes_and_rolls_back(
+    window: Window, site: str, home: Path, tmp_path: Path
+) -> None:
     page = window.page
+    for number in range(3):
+        ask(site, home, f"Write a poem about the sea and the number {number}.")
     window.open("/console/policies")
     active = page.locator("section:has(#active) h3")
     before = active.inner_text()
@@ -164,6 +178,9 @@ def test_an_operator_is_shown_the_error_publishes_and_rolls_back(window: Window,
     try_and_compare(page)
     assert window.accessibility_errors() == []
     window.screenshot(tmp_path / "editor-diff.png")
+    backtest(page)
+    assert window.accessibility_errors() == []
+    window.screenshot(tmp_path / "editor-backtest.png")
     page.get_by_role("button", name="Publish", exact=True).click()
     page.locator("#publish-form button").click()
     confirmed(page)
