@@ -1,8 +1,9 @@
 """Is it another person who approves what somebody proposed?
 
-A person is known by a login to the console or by an administrator's key: a key, those that it was rotated from
-and into, and keys and logins of the same name are one person's. At a terminal everybody who is the same user of the machine is one too, so an
-approval there is made with a key. The bootstrap key is nobody's in particular and approves nothing.
+A person is known by a login to the console or by an administrator's key: a key, those that it was rotated
+from and into, and keys and logins of the same name are one person's. At a terminal everybody who is the same
+user of the machine is one too, so an approval there is made with a key. The bootstrap key is nobody's in
+particular and approves nothing.
 """
 
 from __future__ import annotations
