@@ -248,10 +248,10 @@ def settle(outcome: Outcome, doubt: Doubt, ended: tuple[int, str]) -> None:
     first = counts_of(doubt.closing)
     # Whose teardown failed had been counted as passed as well.
     passed_twice = sum(each.when == "teardown" for each in doubt.tests)
-    outcome.corrections.update(rerun=len(doubt.tests))
-    outcome.corrections.subtract(
-        {"failed": first["failed"], "errors": first["errors"], "passed": passed_twice}
-    )
+    outcome.corrections["rerun"] += len(doubt.tests)
+    outcome.corrections["failed"] -= first["failed"]
+    outcome.corrections["errors"] -= first["errors"]
+    outcome.corrections["passed"] -= passed_twice
 
 
 def coverage(total: float, outcome: Outcome) -> None:
