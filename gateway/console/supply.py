@@ -35,6 +35,7 @@ SAVINGS = f"{PATH}/savings"
 HOURLY_DAYS_MAX = 3
 """Of so few days the course is by the hour."""
 ROWS_MAX = 200
+_OF_POOL = "pool="
 LINES = {
     LineKind.REQUEST: ("Requests", "good"),
     LineKind.FAILED: ("Failed attempts", "bad"),
@@ -55,6 +56,8 @@ class SupplyPart:
 
     query: SpendQuery
     report: SupplyReport
+    pool: str | None
+    """Only of this one the course is drawn; None: of all."""
     course: Chart | None
 
 
@@ -133,7 +136,13 @@ class SupplyPages:
 def _of_supply(request: Request, services: Services) -> SpendQuery:
     query = read_query(request.query_params, services.clock.now(), path=SUPPLY, by=("pool",))
     known = tuple(name for name in query.by if name in OF_SUPPLY)
-    return replace(query, by=known or ("pool",), filters=())
+    # A bill is a pool's: what else one may filter spend by does not cut it.
+    pools = [each for each in query.filters if each.startswith(_OF_POOL)]
+    return replace(query, by=known or ("pool",), filters=tuple(pools[-1:]))
+
+
+def _pool_of(query: SpendQuery) -> str | None:
+    return query.filters[0].removeprefix(_OF_POOL) if query.filters else None
 
 
 async def _read_supply(session: AsyncSession, services: Services, query: SpendQuery) -> SupplyPart:
@@ -149,28 +158,33 @@ async def _read_supply(session: AsyncSession, services: Services, query: SpendQu
         names=await read_names(session),
     )
     step_ms = MS_PER_HOUR if span.days <= HOURLY_DAYS_MAX else MS_PER_DAY
+    pool = _pool_of(query)
     course = await supply_course(
-        session, start_ms=epoch_ms(span.start), end_ms=epoch_ms(span.end), step_ms=step_ms
+        session, start_ms=epoch_ms(span.start), end_ms=epoch_ms(span.end), step_ms=step_ms, pool=pool
     )
-    return SupplyPart(query, report, _course_chart(course, step_ms) if course else None)
+    return SupplyPart(query, report, pool, _course_chart(course, step_ms, query) if course else None)
 
 
-def _course_chart(course: Course, step_ms: int) -> Chart:
+def _course_chart(course: Course, step_ms: int, query: SpendQuery) -> Chart:
+    pool = _pool_of(query)
     step = "hour" if step_ms == MS_PER_HOUR else "day"
     steps = range(min(course), max(course) + 1, step_ms)
+    labels = [_step_text(at, step) for at in steps]
     present = [kind for kind in LINES if any(amounts.get(kind) for amounts in course.values())]
     return Chart(
         id="bill",
-        title=f"The pools' bill by {step} and by what it was for, USD, UTC; hours that are billed",
+        title=f"The bill of {pool or 'all pools'} by {step}, USD, UTC; of hours that are billed",
         description=f"Stacked bars of the bill by {step}: requests, idle and other time of replicas.",
         across=f"{step.capitalize()} (UTC)",
-        labels=[_step_text(at, step) for at in steps],
+        labels=labels,
         series=[
             Series(LINES[kind][0], [course.get(at, {}).get(kind, 0) for at in steps], tone=LINES[kind][1])  # type: ignore[arg-type]
             for kind in present
         ],
         unit="usd",
         is_stacked=True,
+        # A day's bar leads to its hours.
+        links=[query.only("day", label) for label in labels] if step == "day" else None,
     )
 
 
