@@ -91,4 +91,4 @@ def _plain(value: Number) -> str:
     return count(value) if isinstance(value, int) else f"{value:,.1f}"
 
 
-_WRITERS: dict[str, Callable[[Any], str]] = {"usd": usd_short, "ratio": percent}
+_WRITERS: dict[str, Callable[[Any], str]] = {"usd": lambda nanos: usd_short(round(nanos)), "ratio": percent}

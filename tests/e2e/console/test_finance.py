@@ -178,6 +178,7 @@ def test_an_app_team_gets_a_key_and_sees_its_first_request(window: Window, site:
     page.fill("#name", "web")
     page.get_by_role("button", name="Issue the key").click()
     confirm(page)
+    expect(page.locator("#secret-value")).to_contain_text("tg-")
     secret = page.locator("#secret-value").inner_text()
     assert secret.startswith("tg-")
     command = page.locator("#secret-command").inner_text()
