@@ -156,15 +156,17 @@ def _month_chart(made: SpendOutlook, booked: list[int]) -> Chart | None:
     before = int(gone[-1] or 0) if gone else 0
     blank: list[Number | None] = [None] * (len(gone) - 1 if gone else 0)
     joint: list[Number | None] = [before] if gone else []
-    expected: list[Number | None] = [before + total.forecast.sum_of(day + 1) for day in range(days_left)]
+    expected: list[Number | None] = [
+        before + round(total.forecast.sum_of(day + 1)) for day in range(days_left)
+    ]
     intervals = [total.forecast.interval_of(day + 1) for day in range(days_left)]
     series = [
         Series("Charged", [*gone, *([None] * days_left)], kind="line", tone="accent"),
         Series("Forecast", [*blank, *joint, *expected], kind="line", is_dashed=True, tone="wait"),
     ]
     if all(one is not None for one in intervals):
-        lows: list[Number | None] = [before + one[0] for one in intervals if one is not None]
-        highs: list[Number | None] = [before + one[1] for one in intervals if one is not None]
+        lows: list[Number | None] = [before + round(one[0]) for one in intervals if one is not None]
+        highs: list[Number | None] = [before + round(one[1]) for one in intervals if one is not None]
         share = f"{total.forecast.level:.0%}"
         series += [
             Series(f"Low end ({share})", [*blank, *joint, *lows], kind="line", is_dashed=True, tone="off"),

@@ -17,7 +17,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Debian's package chromium")
 
-LOADED_MS = 60_000
+LOADED_MS = 120_000
+"""Longer than anything takes on a machine that other tests share."""
 SERIOUS = {"serious", "critical"}
 
 
@@ -49,6 +50,7 @@ class Window:
             viewport={"width": width, "height": 900}, color_scheme="dark" if is_dark else "light"
         )
         self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(LOADED_MS)
         self.complaints: list[str] = []
         """Errors of scripts, refused files, broken policies."""
         self.page.on("console", self._heard)

@@ -13,10 +13,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from gateway.clock import Clock
 from gateway.ledger.cuts import month_of
-from tests.support.browser import Window, needs_browser
+from tests.support.browser import LOADED_MS, Window, needs_browser
 from tests.support.console_site import ADMIN_KEY, EVIL, running_gateway
 
 pytestmark = needs_browser
+expect.set_options(timeout=LOADED_MS)
 
 LAST_MONTH = f"{month_of(Clock().now())[0] - timedelta(days=1):%Y-%m}"
 PAGES = (
@@ -126,7 +127,7 @@ def test_finance_closes_a_month_and_a_viewer_cannot(browser: Browser, site: str)
     expect(page.get_by_role("row", name="acme")).to_contain_text("+")  # more than the month before
     page.get_by_role("button", name=f"Close {LAST_MONTH}").click()
     confirm(page)
-    expect(page.locator("#notice")).to_have_text(f"{LAST_MONTH} is closed.", timeout=60_000)
+    expect(page.locator("#notice")).to_have_text(f"{LAST_MONTH} is closed.")
     expect(page.get_by_role("heading", name="Closed for ever")).to_be_visible()
     with page.expect_download() as found:
         page.get_by_role("link", name="Closed report").click()
