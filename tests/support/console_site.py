@@ -114,7 +114,7 @@ def serving(home: Path, urls: Mapping[str, Sequence[str]], **environment: str) -
 
 def _base_url(process: subprocess.Popen[bytes], log: Path) -> str:
     """What the program says it serves on."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         found = re.search(r"serves on (http://[\d.:]+)", log.read_text())
         if found is not None:
