@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from backends.pool import NAME_CHARS_MAX, RateCard
 from backends.yaml_source import KeyPath, YamlSourceError, dotted, explain, load_yaml_with_lines, nearest
@@ -233,15 +234,23 @@ class PolicyFile(_Strict):
 
     @model_validator(mode="after")
     def _every_pool_has_a_place(self) -> Self:
-        for alias, entry in self.models.items():
-            for pool in entry.pools:
-                for nature in Nature:
-                    if pool not in getattr(self.routes, nature):
-                        message = (
-                            f"model {alias!r} may use pool {pool!r}, but routes.{nature} does not list it: "
-                            "add it there, last if it is only a fallback"
-                        )
-                        raise ValueError(message)
+        missing = [
+            (nature, f"model {alias!r} may use pool {pool!r}, but routes.{nature} does not list it")
+            for alias, entry in self.models.items()
+            for pool in entry.pools
+            for nature in Nature
+            if pool not in getattr(self.routes, nature)
+        ]
+        if missing:
+            nature, what = missing[0]
+            # With its own place: the line of the route, not the file's first.
+            told = PydanticCustomError(
+                "value_error",
+                "Value error, {error}",
+                {"error": f"{what}: add it there, last if it is only a fallback"},
+            )
+            details = InitErrorDetails(type=told, loc=("routes", nature.value), input=None)
+            raise ValidationError.from_exception_data("PolicyFile", [details])
         return self
 
 

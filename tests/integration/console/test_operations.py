@@ -90,7 +90,8 @@ async def book(site: Site, *rows: dict[str, Any]) -> str:
             attempt_row(number, **{"tenant_id": tenant.id, "started_at_ms": now_ms - 1_000 * number} | row)
             for number, row in enumerate(rows)
         ]
-        await book_rows(database, shown)
+        if shown:
+            await book_rows(database, shown)
         await database.commit()
     return tenant.id
 
@@ -129,13 +130,14 @@ async def test_traffic_lists_requests_filters_them_and_explains_one(site: Site) 
 
 async def test_pools_say_what_needs_attention_and_show_acceptance(site: Site) -> None:
     registry = site.services.registry
+    await book(
+        site, *({"state": "failed", "payer": "platform", "error_code": "upstream_timeout"} for _ in "abc")
+    )
+    # As late as can be: the monitor, which runs, knows of other replicas.
     registry.set_replicas("speculative", {"a": "http://127.0.0.1:9", "b": "http://127.0.0.1:9"})
     registry.set_state("a", ReplicaState.READY)
     registry.set_load("a", ReplicaLoad(32, 40, 0.5, 0, 0, 0, 0, None, None, None, 0.0))
     registry.set_state("b", ReplicaState.UNHEALTHY, "its <engine> died")
-    await book(
-        site, *({"state": "failed", "payer": "platform", "error_code": "upstream_timeout"} for _ in "abc")
-    )
     page = await site.page("/console/pools")
     assert "a: requests wait in the engine&#39;s queue" in page
     assert "40 wait while 32 run of 32 seats" in page

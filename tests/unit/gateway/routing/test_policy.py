@@ -149,6 +149,8 @@ def test_a_pool_of_a_model_needs_a_place_in_every_route(nature: str) -> None:
         f"model 'auto' may use pool 'plain', but routes.{nature} does not list it:"
         " add it there, last if it is only a fallback"
     ) in found
+    line = next(number for number, each in enumerate(POLICY_TEXT.splitlines(), 1) if f"  {nature}: [" in each)
+    assert found.startswith(f"p.yaml:{line}: routes.{nature}: ")
 
 
 def test_every_mistake_is_told_at_once() -> None:
