@@ -60,7 +60,7 @@ def seek(
     if not 1 <= wanted.limit <= ROWS_MAX:
         raise InvalidRequest(f"`limit` must be 1 to {ROWS_MAX}.", param="limit")
     if wanted.cursor is not None:
-        instant, last_id = _decode(wanted.cursor)
+        instant, last_id = position_of(wanted.cursor)
         if newest_first:
             statement = statement.where(or_(at < instant, and_(at == instant, row_id < last_id)))
         else:
@@ -73,15 +73,21 @@ def page_of(rows: Sequence[T], wanted: PageRequest, position: Callable[[T], Posi
     """The page of what a statement of `seek` found."""
     shown = list(rows[: wanted.limit])
     has_more = len(rows) > wanted.limit
-    return Page(shown, _encode(position(shown[-1])) if has_more else None)
+    return Page(shown, cursor_of(position(shown[-1])) if has_more else None)
 
 
-def _encode(position: Position) -> str:
+def cursor_of(position: Position) -> str:
+    """What names a position to whoever reads on behind it."""
     text = f"{position[0]}.{position[1]}"
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _decode(cursor: str) -> Position:
+def position_of(cursor: str) -> Position:
+    """The position that a cursor names.
+
+    Raises:
+        InvalidRequest: the cursor is not one of ours.
+    """
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         instant, _, row_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode().partition(".")

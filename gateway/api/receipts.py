@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.actual import actual_of
 from gateway.api.edge_types import EdgeRequest
 from gateway.api.streaming import PlainResponse, Response
 from gateway.clock import instant_text
@@ -155,22 +156,14 @@ def _predicted(forecast: Forecast) -> dict[str, Any]:
 
 
 def _actual(row: Attempt, forecast: Forecast) -> dict[str, Any]:
-    """The same as measured. Its cost is by the measured generation; who shared its steps nobody measures."""
-    generated, cost = row.output_tokens + row.reasoning_tokens, None
-    ttft_ms: float | None = row.ttft_ms
-    if row.generation_ms is not None:
-        if ttft_ms is None and row.total_ms is not None:
-            ttft_ms = max(0.0, row.total_ms - row.generation_ms)
-        shared_ms = row.generation_ms * 100 / max(1, forecast.share_hundredths)
-        engine_ms = forecast.read_us / 1000 + shared_ms
-        cost = usd_text(round(forecast.usd_nanos_per_hour * engine_ms / 3_600_000))
-    has_pace = row.generation_ms is not None and generated > 1
+    """The same as measured."""
+    found = actual_of(row, forecast)
     return {
-        "queue_ms": row.queue_ms,
-        "first_token_ms": ttft_ms,
-        "token_ms": round((row.generation_ms or 0) / (generated - 1), 3) if has_pace else None,
-        "total_ms": row.total_ms,
-        "cost_usd": cost,
+        "queue_ms": found.queue_ms,
+        "first_token_ms": found.first_token_ms,
+        "token_ms": found.token_ms,
+        "total_ms": found.total_ms,
+        "cost_usd": None if found.cost_usd_nanos is None else usd_text(found.cost_usd_nanos),
     }
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -17,8 +16,8 @@ from gateway.commands.policy_test import policy_test
 from gateway.commands.terminal import Json, load_pool_files, out, print_json
 from gateway.errors import ConfigurationError
 from gateway.pricing.catalog import cards_of
-from gateway.routing.policy import PolicyFile
 from gateway.routing.policy_check import Finding, Severity, check_policy
+from gateway.routing.policy_schema import schema_text
 from gateway.settings import load_settings
 
 policy = typer.Typer(help="Routing policies.", no_args_is_help=True)
@@ -109,17 +108,6 @@ def read_text(path: Path) -> str:
 def policy_schema() -> None:
     """Print the JSON schema of policy files, by which editors complete and check them."""
     sys.stdout.write(schema_text())
-
-
-def schema_text() -> str:
-    """The schema as it is kept in `policies/schema.json`."""
-    schema: dict[str, Any] = PolicyFile.model_json_schema(mode="validation")
-    schema = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Tollgate routing policy",
-        **{name: value for name, value in schema.items() if name != "title"},
-    }
-    return json.dumps(schema, indent=1) + "\n"
 
 
 policy.command(

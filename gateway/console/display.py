@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from markupsafe import Markup, escape
+
 from gateway.money import usd_text
 
 _CENTS_PLACES = 2
@@ -36,6 +38,11 @@ def usd_short(nanos: int) -> str:
     return usd_to_cents(nanos) + usd_below_cents(nanos).rstrip("0")
 
 
+def usd_plain(nanos: int) -> str:
+    """As a field takes it, without separators: `1500.00`, `0.002`."""
+    return usd_short(nanos).replace(",", "")
+
+
 def percent(ratio: float) -> str:
     """`37 %`; a little is never shown as nothing."""
     rounded = round(ratio * 100)
@@ -46,3 +53,24 @@ def minute(moment: datetime | int) -> str:
     """`2026-11-03 14:05` in UTC, of an instant or of epoch milliseconds."""
     at = moment if isinstance(moment, datetime) else _EPOCH + timedelta(milliseconds=moment)
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def with_code(text: str) -> Markup:
+    """What stands between backticks as code; all of it is text."""
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(
+        Markup("<code>%s</code>") % part if place % 2 else part for place, part in enumerate(parts)
+    )
+
+
+def second(moment: datetime | int) -> str:
+    """`2026-11-03 14:05:09` in UTC."""
+    at = moment if isinstance(moment, datetime) else _EPOCH + timedelta(milliseconds=moment)
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def milliseconds(value: float | None) -> str:
+    """`12.3 ms`, `1,240 ms`; a dash where nothing is known."""
+    if value is None:
+        return "–"  # noqa: RUF001 - the dash that stands for unknown on all pages
+    return f"{value:,.1f} ms" if value < 100 else f"{value:,.0f} ms"  # noqa: PLR2004 - three digits are enough

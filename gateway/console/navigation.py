@@ -25,7 +25,17 @@ class Section:
         return HOME if self.name == "overview" else f"{HOME}/{self.name}"
 
 
-SECTIONS = (Section("overview", "Overview", "o"),)
+SECTIONS = (
+    Section("overview", "Overview", "o"),
+    Section("spend", "Spend", "s"),
+    Section("periods", "Periods", "p"),
+    Section("budgets", "Budgets", "b"),
+    Section("keys", "Keys", "k"),
+    Section("traffic", "Traffic", "t"),
+    Section("policies", "Policies", "y"),
+    Section("pools", "Pools", "f"),
+    Section("audit", "Audit", "a"),
+)
 """Those that exist: a page enters with its part."""
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Debian's package chromium")
 
+LOADED_MS = 60_000
 SERIOUS = {"serious", "critical"}
 
 
@@ -63,7 +64,8 @@ class Window:
     def open(self, path: str) -> None:
         """Go to a page of the console and wait until its parts are there."""
         self.page.goto(f"{self.url}{path}")
-        self.page.wait_for_function("!document.querySelector('.loading')")
+        # Not wait_for_function, which evaluates text in the page: its policy forbids that.
+        expect(self.page.locator(".loading")).to_have_count(0, timeout=LOADED_MS)
 
     def text(self) -> str:
         """What a person reads."""
