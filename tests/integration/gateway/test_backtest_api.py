@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from gateway.analysis.backtest_store import UNHEARD_MS, begin_backtest, show_backtest
-from gateway.analysis.tables import BacktestJob
 from gateway.errors import Conflict
+from gateway.jobs.backtest_store import UNHEARD_MS, begin_backtest, show_backtest
+from gateway.jobs.backtest_tables import BacktestJob
 from tests.integration.gateway.rig import Gateway, bearer, running, settings_for
 from tests.integration.gateway.test_backtest import FROM, TO
 from tests.load.backtest_truth import ALL_PLAIN, BY_NATURE, policy_of, policy_text
