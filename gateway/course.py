@@ -123,7 +123,9 @@ class Course:
             if read is None:
                 context = candidate.context * prompts
                 read = context if has_media or context < text_bound else text_bound
-            bounds.append(dearest.bound(read, (candidate.output_default if limit is None else limit) * choices))
+            bounds.append(
+                dearest.bound(read, (candidate.output_default if limit is None else limit) * choices)
+            )
         return bounds
 
     def hold(self, call: Call, *, input_tokens: int | None = None) -> UsdNanos:

@@ -49,7 +49,10 @@ EXTERNAL_MODEL = {"served_name": "reference", "max_model_len": 1024}
         ),
         ({"replicas": 0}, "greater than or equal to 1"),
         ({"replica_choice": {"load_factor": 0.9}}, "greater than or equal to 1"),
-        ({"replica_choice": {"rule": "random"}}, "'affinity', 'least_loaded', 'two_choices' or 'round_robin'"),
+        (
+            {"replica_choice": {"rule": "random"}},
+            "'affinity', 'least_loaded', 'two_choices' or 'round_robin'",
+        ),
         ({"replica_choice": {"rule": "two_choices", "load_factor": 2}}, "load_factor is for rule 'affinity'"),
         (
             {"replica_choice": {"rule": "affinity"}, "batching": UNCACHED},
