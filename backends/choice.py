@@ -5,11 +5,11 @@ the engine's prefix cache. Every replica has a rank for every key (rendezvous ha
 "Using name-based mappings to increase hit rates", 1998): all gateways agree without telling each other
 anything, and a replica that comes or goes moves no keys but its own. Loads are bounded as in "Consistent
 Hashing with Bounded Loads" (Mirrokni, Thorup, Zadimoghaddam, arXiv:1608.01350): a replica that would have
-more than `load_factor` times the mean passes a request on to the next in rank. *Least loaded*: the replica with
-the fewest requests, for what has no key; what others have there is averaged over some looks (`others_now`), so
-that it does not attract everybody at once. Above `LOOKED_AT_MAX` replicas it draws two, as the next rule does.
-*Two choices*: the less loaded of two drawn at random (Mitzenmacher 2001); balances worse than the least loaded
-and is surer where many gateways see old loads. *Round robin*: for comparisons.
+more than `load_factor` times the mean passes a request on to the next in rank. *Least loaded*: the replica
+with the fewest requests, for what has no key; what others have there is averaged over some looks
+(`others_now`), so that it does not attract everybody at once. Of more than `LOOKED_AT_MAX` replicas two are
+drawn, as by the next rule. *Two choices*: the less loaded of two drawn at random (Mitzenmacher 2001), which
+balances worse and is surer where many gateways see old loads. *Round robin*: for comparisons.
 
 Knows neither pools nor HTTP: `tests/load/replica_choice.py` replays a trace through the same code.
 """
@@ -25,7 +25,7 @@ from typing import Protocol, TypeVar
 
 KEY_BYTES = 8
 LOOKED_AT_MAX = 16
-"""Replicas that the least loaded is looked for among; among more, two are drawn: a request's time is short."""
+"""Replicas that the least loaded is looked for among; of more, two are drawn: that takes the same time."""
 _MASK = 2 ** (8 * KEY_BYTES) - 1
 _ROUNDING = 1e-9
 """1.1 * 10 / 11 is a hair above 1 in floating point, and no replica more than 1."""

@@ -37,7 +37,7 @@ speculation:
 
 
 def policy_in_order() -> str:
-    """The shipped policy, but its order holds whatever is measured: for tests of what follows from that order.
+    """The shipped policy, but its order holds whatever is measured: for tests of what follows from it.
 
     Raises:
         ValueError: the shipped policy does not say that measurements count.

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from backends.breaker import FAILURES_TO_EJECT
-from backends.choice import Key, Why, key_of
-from backends.pool import PoolSpec, ReplicaLoad, ReplicaSnapshot, ReplicaState
+from backends.choice import Key, Rule, Why, key_of
+from backends.pool import PoolSpec, ReplicaChoiceSpec, ReplicaLoad, ReplicaSnapshot, ReplicaState
 from backends.registry import PoolRegistry, ReplicaLease
 
 POOL = PoolSpec.model_validate(
@@ -105,6 +105,19 @@ def test_a_replica_that_does_not_say_how_loaded_it_is_attracts_nothing() -> None
     assert lease_of(registry).replica == "plain-1"
     registry.set_load("plain-1", None)  # nobody says anything: ours alone, one each
     assert {lease_of(registry).replica for _ in range(2)} == {"plain-1", "plain-2"}
+
+
+def test_a_pools_load_is_what_the_next_request_would_meet() -> None:
+    for how, expected in ((Rule.AFFINITY, 2.0), (Rule.LEAST_LOADED, 1.0), (Rule.ROUND_ROBIN, 2.0)):
+        registry = PoolRegistry(
+            {"plain": POOL.model_copy(update={"replica_choice": ReplicaChoiceSpec(rule=how)})}
+        )
+        assert registry.load_of("plain") == 0
+        registry.set_replicas("plain", {"plain-1": "http://127.0.0.1:1", "plain-2": "http://127.0.0.1:2"})
+        for name, running in (("plain-1", 3), ("plain-2", 1)):
+            registry.set_state(name, ReplicaState.READY)
+            registry.set_load(name, loaded(running))
+        assert registry.load_of("plain") == expected
 
 
 def test_requests_with_one_key_meet_and_the_key_is_asked_for_only_where_there_is_a_choice() -> None:

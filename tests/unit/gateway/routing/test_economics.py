@@ -225,6 +225,44 @@ def test_a_crowd_is_avoided_before_anything_is_known_of_the_pools() -> None:
     assert chosen(first, other, loads=(24, 28)) == ("speculative", Why.POLICY)
 
 
+def test_where_no_prefixes_are_left_behind_one_request_more_is_a_crowd() -> None:
+    first, other = outlook(is_sticky=False, is_known=False), outlook("other", is_known=False)
+    assert chosen(first, other, loads=(2, 2)) == ("plain", Why.POLICY)
+    assert chosen(first, other, loads=(3, 2)) == ("other", Why.LOAD)
+    assert chosen(outlook(), other, loads=(3, 2)) == ("plain", Why.POLICY)
+    # Those who have time go by cost alone.
+    assert chosen(first, other, loads=(3, 2), tier="flex") == ("plain", Why.POLICY)
+
+
+def test_where_no_prefixes_are_left_behind_what_is_more_probable_is_enough() -> None:
+    # 1.1 tokens in a step that takes half as long again: the other pool is better.
+    guessed = speculative(1.1, is_sticky=False, is_known=False, deviation=0.5)
+    assert chosen(guessed, outlook(is_known=False), loads=(2, 2)) == ("plain", Why.EXPECTED)
+    assert chosen(guessed, outlook(is_known=False), loads=(2, 2), tier="flex")[1] is Why.POLICY
+    measured = speculative(1.1, is_sticky=False, deviation=0.5)
+    assert chosen(measured, outlook(), loads=(2, 2)) == ("plain", Why.COST)
+
+
+def test_what_is_believed_may_speak_for_the_policys_order() -> None:
+    better = speculative(2.5, is_sticky=False, is_known=False)
+    assert chosen(better, outlook(is_known=False), loads=(3, 2)) == ("speculative", Why.POLICY)
+    assert chosen(better, outlook(is_known=False), loads=(30, 2)) == ("plain", Why.LOAD)
+
+
+def test_a_target_that_both_would_miss_by_about_as_much_moves_nothing() -> None:
+    target = LatencyTarget(tpot_s=0.0125)
+    near = outlook("near", fixed_s=0.0100)
+    assert chosen(outlook(fixed_s=0.0105), near, targets=(target, target))[1] is Why.POLICY
+    assert chosen(outlook(fixed_s=0.0150), near, targets=(target, target)) == ("near", Why.LATENCY)
+
+
+def test_a_pool_beyond_its_gate_takes_requests_while_the_other_has_more() -> None:
+    gated = speculative(2.5, gate=6.0, is_known=False)
+    plain = outlook(is_sticky=False, is_known=False)
+    assert chosen(plain, gated, loads=(30, 8))[0] == "speculative"
+    assert chosen(plain, gated, loads=(7, 7))[1] is Why.POLICY
+
+
 def test_what_was_measured_and_how_full_pools_are_count_together() -> None:
     better, worse = speculative(2.5), outlook()
     assert chosen(worse, better, loads=(4, 4)) == ("speculative", Why.COST)
