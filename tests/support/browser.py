@@ -17,6 +17,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Debian's package chromium")
 
+_PATIENCE_MS = 120_000
+"""A busy machine gets more time than a person would wait."""
 SERIOUS = {"serious", "critical"}
 
 
@@ -48,6 +50,7 @@ class Window:
             viewport={"width": width, "height": 900}, color_scheme="dark" if is_dark else "light"
         )
         self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(_PATIENCE_MS)
         self.complaints: list[str] = []
         """Errors of scripts, refused files, broken policies."""
         self.page.on("console", self._heard)
@@ -63,7 +66,8 @@ class Window:
     def open(self, path: str) -> None:
         """Go to a page of the console and wait until its parts are there."""
         self.page.goto(f"{self.url}{path}")
-        self.page.wait_for_function("!document.querySelector('.loading')")
+        # A function: the page's own policy forbids it to evaluate text.
+        self.page.wait_for_function("() => !document.querySelector('.loading')")
 
     def text(self) -> str:
         """What a person reads."""
