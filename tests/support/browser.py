@@ -58,10 +58,14 @@ class Window:
 
     def log_in(self, key: str) -> None:
         """Through the form, ending at the overview."""
-        self.page.goto(f"{self.url}/console/login")
-        self.page.fill("#key", key)
-        self.page.click("button.primary")
-        self.page.wait_for_url(f"{self.url}/console")
+        for _ in range(20):  # a key that was issued just now is known within two seconds
+            self.page.goto(f"{self.url}/console/login")
+            self.page.fill("#key", key)
+            self.page.click("button.primary")
+            self.page.wait_for_load_state()
+            if self.page.url == f"{self.url}/console":
+                break
+        expect(self.page).to_have_url(f"{self.url}/console")
 
     def open(self, path: str) -> None:
         """Go to a page of the console and wait until its parts are there."""

@@ -26,7 +26,7 @@ from gateway.ledger.cuts import month_of
 from gateway.migrate import upgrade
 from tests.support.factories import make_act
 from tests.support.mock_process import MockVllm
-from tests.support.pool_files import DEFAULT_POLICY, write_pools
+from tests.support.pool_files import policy_in_order, write_pools
 from tests.support.spend_rows import attempt_row, book_rows, know_price, priced
 
 ADMIN_KEY = "tga-a-key-for-the-browser-test-only-0123456789"
@@ -93,6 +93,8 @@ def serving(home: Path, urls: Mapping[str, Sequence[str]], **environment: str) -
         # Where Playwright's loop is not: another one cannot run beside it.
         thread.submit(upgrade, database).result()
         thread.submit(lambda: asyncio.run(fill(database))).result()
+    policy = home / "policy.yaml"
+    policy.write_text(policy_in_order())
     with (home / "log").open("w+") as log:
         process = subprocess.Popen(
             [Path(sys.executable).parent / "tollgate", "serve"],
@@ -100,7 +102,7 @@ def serving(home: Path, urls: Mapping[str, Sequence[str]], **environment: str) -
             | {
                 "TOLLGATE_STATE_DIR": str(state),
                 "TOLLGATE_POOLS": str(write_pools(home / "pools", urls)),
-                "TOLLGATE_POLICY": str(DEFAULT_POLICY),
+                "TOLLGATE_POLICY": str(policy),
                 "TOLLGATE_PORT": "0",
                 "TOLLGATE_ADMIN_KEY": ADMIN_KEY,
                 "PYTHONUNBUFFERED": "1",

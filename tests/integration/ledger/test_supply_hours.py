@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -207,7 +208,10 @@ async def test_a_report_foots_on_every_cut(site: Site) -> None:
         (),
     ):
         report = await books.report(*cut)
-        assert report.total == whole.total, cut
+        # Overhead of a day on which nobody used the pool is nobody's where days are asked for: see below.
+        but_allocated = [replace(one.total, allocated_usd_nanos=0) for one in (report, whole)]
+        assert but_allocated[0] == but_allocated[1], cut
+        assert report.total == whole.total or "day" in cut or "week" in cut or "month" in cut
         assert sum(report.lines.values()) == report.bill_usd_nanos == whole.bill_usd_nanos
         unallocated = sum(pool.unallocated_usd_nanos for pool in report.pools.values())
         assert report.total.allocated_usd_nanos + unallocated == report.bill_usd_nanos
