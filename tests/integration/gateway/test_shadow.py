@@ -10,10 +10,13 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
+from backends.supply_spec import Count, PriceKind
 from gateway.copies import payer_of
 from gateway.ledger.findings import Extent
 from gateway.ledger.invariants import examine
 from gateway.ledger.records import OURS, AttemptStart
+from gateway.ledger.supply import LineKind, Price, Terms, pool_hour
+from gateway.ledger.supply_store import works_of
 from gateway.ledger.tables import Attempt
 from gateway.settings import OverloadSettings, Settings
 from tests.integration.gateway.overflow_rig import opt_in
@@ -194,6 +197,19 @@ async def test_reports_show_what_copies_cost_on_lines_of_their_own(shadows: Shad
         headers=gateway.admin,
     )
     assert filtered.status_code == 200, filtered.text
+    # Of supply's bill for that hour, by engine time.
+    hour_ms = copies[0].started_at_ms - copies[0].started_at_ms % 3_600_000
+    price = Price(0, PriceKind.ON_DEMAND, 120_000_000)
+    terms = Terms("plain", (price,), Count.DECLARED, "declared", (copies[0].replica,), 1)
+    async with gateway.services.sessions() as session:
+        end_ms = hour_ms + 2 * 3_600_000
+        works = await works_of(session, "plain", terms.weights, start_ms=hour_ms, end_ms=end_ms)
+    bill = pool_hour(terms, hour_ms, (), works=works)
+    lines = {key.line: (key.tenant_id, key.project_id, line) for key, line in bill.lines.items()}
+    tenant_id, project_id, line = lines[LineKind.EVALUATION]
+    assert (tenant_id, project_id, line.attempts) == (OURS, "evaluation", 2)
+    assert line.usd_nanos > 0
+    assert LineKind.REQUEST not in lines
 
 
 async def test_the_budget_stops_it(home: Path, urls: dict[str, list[str]]) -> None:

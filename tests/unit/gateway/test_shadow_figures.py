@@ -80,3 +80,9 @@ def test_the_interval_holds_the_truth_where_conversations_are_alike_in_themselve
         assert found.high is not None
         held += found.low <= 5 <= found.high
     assert 0.92 <= held / worlds <= 0.985, held
+
+
+def test_no_error_seen_is_not_no_error_ever() -> None:
+    pairs = [Pair(fate(f"req_{number}"), fate(f"req_c{number}")) for number in range(30)]
+    (errors,) = (one for one in differences_of(pairs, {}) if one.measure == "errors")
+    assert (errors.mean, errors.low, errors.high) == (0, -0.1, 0.1)
