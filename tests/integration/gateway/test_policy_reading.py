@@ -89,7 +89,7 @@ async def test_a_drafts_own_rates_outside_are_explained(home: Path, urls: dict[s
             json={"input": "3.00", "cached_input": "1.00", "output": "1.00"},
             headers=gateway.admin,
         )
-        assert entered.status_code == 201, entered.text
+        assert entered.status_code == 200, entered.text
         async with asyncio.timeout(20):
             while True:
                 changed = await most(None)
