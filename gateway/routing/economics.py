@@ -54,8 +54,8 @@ KNOWN_WEIGHT_MIN: Final = 6.0
 FIGURE_MAX: Final = 2**53 - 1
 """No predicted figure is shown above this: every reader of JSON takes it."""
 GATE_NEVER: Final = math.inf
-NOTHING: Final = 1e-9
-"""A lead of rounding."""
+ROUNDED: Final = 1 + 1e-9
+"""A lead that may be rounding."""
 OVERLAP: Final = 0.5
 """Of an answer's steps, those that another request shares with it: of two of like length one ends first."""
 
@@ -322,17 +322,18 @@ def choose(
         quicker = _better(outlooks, [_total_p95_s(outlooks[i], predictions[i]) for i in count], 0, rule=rule)
         if quicker is not None and quicker in met:
             return quicker, Why.SPEED
-    is_beyond, margin = predictions[0].share > outlooks[0].gate, -math.log1p(-rule.switch_margin)
-    stays = is_patient or outlooks[0].is_sticky
-    best, most, why = 0, margin if stays and not is_beyond else NOTHING, Why.POLICY
-    for other in count:
-        if not other or (is_urgent and _is_slower(outlooks, predictions, other)):
+    base, first = outlooks[0], predictions[0]
+    is_beyond, margin = first.share > base.gate, 1 / (1 - rule.switch_margin)
+    stays = is_patient or base.is_sticky
+    best, most, why = 0, margin if stays and not is_beyond else ROUNDED, Why.POLICY
+    for other in count[1:]:
+        if is_urgent and _is_slower(outlooks, predictions, other):
             continue
         if late and late[other] > 1.0 and late[other] * (1 - rule.switch_margin) > late[0]:
             continue
-        lead, reason = _lead(outlooks, predictions, other, is_patient=is_patient, margin=margin)
-        its_share = predictions[other].share
-        if lead > most and (its_share <= outlooks[other].gate or its_share < predictions[0].share):
+        its, second = outlooks[other], predictions[other]
+        lead, reason = _lead((base, first), (its, second), is_patient=is_patient, margin=margin)
+        if lead > most and (second.share <= its.gate or second.share < first.share):
             best, most, why = other, lead, reason
     return best, Why.GATE if best and is_beyond else why
 
@@ -348,35 +349,30 @@ def _is_slower(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], o
 
 
 def _lead(
-    outlooks: Sequence[Outlook],
-    predictions: Sequence[Prediction],
-    other: int,
-    *,
-    is_patient: bool,
-    margin: float,
+    first: tuple[Outlook, Prediction], other: tuple[Outlook, Prediction], *, is_patient: bool, margin: float
 ) -> tuple[float, Why]:
-    """Logarithm of what the first takes over what another one takes; and what that would be called.
+    """What the first takes over what another one takes; and what that would be called.
 
     How full a pool is, is a fact, and a crowd is avoided without further evidence, but not by those who have
     time. That one pool would be better than another, were both as full, is in it where it speaks for the
     policy's order. Against that order it has to be measured, by the margin and by more than chance explains,
     where leaving leaves prefixes behind; where it does not, what is more probable is enough.
     """
-    base, its, first, second = outlooks[0], outlooks[other], predictions[0], predictions[other]
-    price_ratio = base.usd_nanos_per_s / its.usd_nanos_per_s
-    even = math.log(price_ratio * first.even_burden_s / second.even_burden_s)
-    stays, is_known = is_patient or base.is_sticky, base.is_known and its.is_known
-    is_shown = is_known and even > 0
+    (base, ours), (its, theirs) = first, other
+    prices = base.usd_nanos_per_s / its.usd_nanos_per_s
+    even = prices * ours.even_burden_s / theirs.even_burden_s
+    stays = is_patient or base.is_sticky
+    is_shown = even > (margin if stays else 1.0) and base.is_known and its.is_known
     if is_shown and stays:
-        is_shown = even > max(margin, CONFIDENCE_Z * math.hypot(base.deviation, its.deviation))
+        is_shown = math.log(even) > CONFIDENCE_Z * math.hypot(base.deviation, its.deviation)
     if is_patient:
-        return (even if is_shown else 0.0), Why.COST
-    lead = math.log(price_ratio * first.burden_s / second.burden_s)
+        return (even if is_shown else 1.0), Why.COST
+    lead = prices * ours.burden_s / theirs.burden_s
     if is_shown:
         return lead, Why.COST
-    if even > 0 and stays:
-        return lead - even, Why.LOAD
-    return lead, Why.LOAD if even <= 0 or lead > even else Why.EXPECTED
+    if even > 1 and stays:
+        return lead / even, Why.LOAD
+    return lead, Why.LOAD if even <= 1 or lead > even else Why.EXPECTED
 
 
 def _lateness(outlook: Outlook, prediction: Prediction, target: LatencyTarget) -> float:
