@@ -194,13 +194,9 @@ class Economist:
             terms = course.decision.terms
             if terms is not NO_TERMS:
                 is_urgent, is_patient = _asked_by(terms, is_urgent=is_urgent, is_patient=is_patient)
+            targets = found.targets
             first, why = choose(
-                outlooks,
-                predictions,
-                rule,
-                targets=found.targets,
-                is_urgent=is_urgent,
-                is_patient=is_patient,
+                outlooks, predictions, rule, targets=targets, is_urgent=is_urgent, is_patient=is_patient
             )
             if rule.exploration and not is_question and self._explores(rule, task, latency_class):
                 others = [index for index in range(len(pools)) if index != first]

@@ -1,6 +1,7 @@
 """What would a fleet of GPUs cost under Tollgate's routing, and under rules that know nothing of tasks?
 
     python -m tests.load.fleet_simulation [--quick] [--seeds 3] [--requests 1500] [--only "H100: EAGLE"]
+    python -m tests.load.fleet_simulation --short [...]    Tollgate and the task-blind rules alone, sooner
 
 Fleets of speculating and plain pools on A100 and H100, simulated (`backends/simulator`) from published
 figures, get the requests of public traces with tasks drawn from labelled prompts. Nothing of it was
@@ -27,7 +28,18 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from tests.load.fleet.physics import bound
 from tests.load.fleet.pools import FLEETS
 from tests.load.fleet.report import markdown, picture
-from tests.load.fleet.sustain import LOADS, ORACLE, TARGETS, Cell, Runs, compared, rules_of
+from tests.load.fleet.sustain import (
+    BLIND,
+    LOADS,
+    ORACLE,
+    TARGETS,
+    TOLLGATE,
+    Cell,
+    Runs,
+    compared,
+    rules_of,
+    usd_per_million,
+)
 from tests.load.measured import RESULTS, write_result
 
 NAME: Final = "fleet_simulation"
@@ -90,6 +102,30 @@ def studied(
     }
 
 
+def shortly(cell: Cell, *, seeds: Sequence[int], requests: int, on_run: Callable[[], None]) -> dict[str, Any]:
+    """What Tollgate and each task-blind rule cost at each target, USD per million output tokens."""
+    rules = (*BLIND, TOLLGATE)
+    runs = [Runs(cell, seed=seed, requests=requests, on_run=on_run) for seed in seeds]
+    found: dict[str, Any] = {"fleet": cell.fleet.name, "traffic": cell.traffic}
+    for target in TARGETS:
+        near = dict.fromkeys(seeds, 0)
+        costs = {}
+        for rule in rules:
+            total = 0.0
+            for seed, each in zip(seeds, runs, strict=True):
+                rate, place = each.sustained(rule, target, near=near[seed])
+                near[seed] = near[seed] or place
+                total += rate
+            costs[rule] = usd_per_million(cell, total / len(runs))
+        best = min(BLIND, key=costs.__getitem__)
+        found[target.load] = {
+            "usd_per_million_tokens": {rule: round(cost, 4) for rule, cost in costs.items()},
+            "best_blind": best,
+            "tollgate_over_best": round(costs[TOLLGATE] / costs[best], 3),
+        }
+    return found
+
+
 def _mean_of(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over seeds, of numbers and of numbers by name."""
     mean: dict[str, Any] = {}
@@ -104,7 +140,9 @@ def _mean_of(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return mean
 
 
-def study(cells: Sequence[Cell], *, seeds: Sequence[int], requests: int) -> list[dict[str, Any]]:
+def study(
+    cells: Sequence[Cell], *, seeds: Sequence[int], requests: int, is_short: bool = False
+) -> list[dict[str, Any]]:
     """All cells, with progress."""
     console, found = Console(stderr=True), []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -118,6 +156,13 @@ def study(cells: Sequence[Cell], *, seeds: Sequence[int], requests: int) -> list
             progress.update(shown, description=f"{cell.name} ({place} of {len(cells)}): {count} simulations")
 
         for place, cell in enumerate(cells, start=1):  # noqa: B007 - what on_run shows
+            if is_short:
+                found.append(shortly(cell, seeds=seeds, requests=requests, on_run=on_run))
+                ratios = ", ".join(
+                    f"{each.load} {found[-1][each.load]['tollgate_over_best']}" for each in TARGETS
+                )
+                progress.console.print(f"{cell.name}: Tollgate over the best task-blind rule: {ratios}")
+                continue
             found.append(studied(cell, seeds=seeds, requests=requests, on_run=on_run))
             moderate = found[-1]["at_targets"]["moderate"]
             progress.console.print(
@@ -137,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"how many (default {SEEDS})")
     parser.add_argument("--requests", type=int, default=REQUESTS, help=f"in a run (default {REQUESTS})")
     parser.add_argument("--only", default="", help="only fleets and traffics whose name begins so")
+    parser.add_argument("--short", action="store_true", help="Tollgate and the task-blind rules alone")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write into")
     options = parser.parse_args(arguments)
     cells = [each for each in (QUICK_CELLS if options.quick else CELLS) if each.name.startswith(options.only)]
@@ -144,8 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("no such fleet, or fewer than 1 seed or 100 requests")
     seeds = range(1, 1 + (QUICK_SEEDS if options.quick else options.seeds))
     requests = QUICK_REQUESTS if options.quick else options.requests
-    found = study(cells, seeds=seeds, requests=requests)
+    found = study(cells, seeds=seeds, requests=requests, is_short=options.short)
     figures = {"seeds": list(seeds), "requests": requests, "cells": found, "oracle": ORACLE}
+    if options.short:
+        write_result(
+            f"{NAME}-short", {k: figures[k] for k in ("seeds", "requests", "cells")}, folder=options.results
+        )
+        return 0
     name = f"{NAME}-quick" if options.quick else NAME
     write_result(name, figures, folder=options.results)
     (options.results / f"{name}.md").write_text(markdown(figures, picture_name=f"{name}.svg"))
