@@ -69,6 +69,11 @@ class SpendQuery:
             counts_end_users=self.counts_end_users,
         )
 
+    @property
+    def has_order(self) -> bool:
+        """Another one than rows have by themselves."""
+        return self.order != _order_of(self.by)
+
     # -------------------------------------------------------------------------------------- addresses
     def address(self, path: str | None = None) -> str:
         """Of this view."""
@@ -98,7 +103,8 @@ class SpendQuery:
         """Only what is in one row, by what it is not grouped by yet."""
         narrowed = self._narrowed(dict(zip(self.by, values, strict=True)))
         rest = [name for name in ("tenant", "project", "model", "task") if name not in self.by]
-        return replace(narrowed, by=(rest[0] if rest else "pool",)).address()
+        by = (rest[0] if rest else "pool",)
+        return replace(narrowed, by=by, order=_order_of(by)).address()
 
     def receipts(self, values: Sequence[str] = ()) -> str | None:
         """Where the requests of a row are; None where they cannot be found by what is asked for."""
@@ -140,7 +146,7 @@ class SpendQuery:
         if self.span.name == CUSTOM:
             pairs += [("from", self.span.since), ("to", self.span.until)]
         pairs += [("by", name) for name in self.by] + [("filter", each) for each in self.filters]
-        if self.order != "charge":
+        if self.has_order:
             pairs.append(("order", self.order))
         if self.top != TOP_DEFAULT:
             pairs.append(("top", str(self.top)))
@@ -174,16 +180,22 @@ def read_query(
     top = params.get("top", "") or str(TOP_DEFAULT)
     if not top.isdecimal():
         raise InvalidRequest(f"`top` is a number of rows, not {top[:40]!r}.", param="top")
+    chosen = tuple(groups or by)
     return SpendQuery(
         span=span_of(params.get("period", ""), params.get("from", ""), params.get("to", ""), now),
-        by=tuple(groups or by),
+        by=chosen,
         filters=tuple(dict.fromkeys(each for each in params.getlist("filter") if each)),
-        order=params.get("order", "") or "charge",
+        order=params.get("order", "") or _order_of(chosen),
         top=int(top[:6]),
         is_compared=bool(params.get("compare", "")),
         counts_end_users=bool(params.get("end_users", "")),
         path=path,
     )
+
+
+def _order_of(by: Sequence[str]) -> str:
+    """How rows stand where nothing is said: in the order of time, else the dearest first."""
+    return "group" if by[0] in PERIODS else "charge"
 
 
 def title_of(name: str) -> str:

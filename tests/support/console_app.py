@@ -95,15 +95,13 @@ async def running_console(
     state.mkdir()
     shutil.copy(database, state / "tollgate.db")
     urls = {"speculative": ["http://127.0.0.1:9"], "plain": ["http://127.0.0.1:9"]}
-    settings = Settings(
-        **{
-            "state_dir": state,
-            "pools": write_pools(home / "pools", urls),
-            "policy": DEFAULT_POLICY,
-            "admin_key": SecretStr(ADMIN_KEY),
-        }
-        | more
-    )
+    chosen: dict[str, Any] = {
+        "state_dir": state,
+        "pools": write_pools(home / "pools", urls),
+        "policy": DEFAULT_POLICY,
+        "admin_key": SecretStr(ADMIN_KEY),
+    }
+    settings = Settings(**(chosen | more))
     app = create_app(settings, clock=clock)
     async with app.router.lifespan_context(app):
         yield ConsoleApp(app)

@@ -110,7 +110,7 @@ def test_a_click_narrows_and_a_chip_widens_again(window: Window) -> None:
     assert window.complaints == []
 
 
-def test_finance_closes_a_month_and_a_viewer_cannot(browser: Browser, site: str) -> None:
+def test_finance_closes_a_month_and_a_viewer_cannot(browser: Browser, site: str, tmp_path: Path) -> None:
     viewer = Window(browser, site)
     viewer.log_in(issued_key(site, "looker", "viewer"))
     viewer.open(f"/console/periods/{LAST_MONTH}")
@@ -160,10 +160,12 @@ def test_a_bill_is_sent_and_what_is_wrong_with_one_is_said(window: Window, tmp_p
     page.get_by_role("button", name="Compare").click()
     confirm(page)
     expect(page.get_by_role("heading", name="Why they differ")).to_be_visible()
+    assert window.accessibility_errors() == []
+    window.screenshot(tmp_path / "bill.png")
     assert "invoice.csv" in window.text()
 
 
-def test_an_app_team_gets_a_key_and_sees_its_first_request(window: Window, site: str) -> None:
+def test_an_app_team_gets_a_key_and_sees_its_first_request(window: Window, site: str, tmp_path: Path) -> None:
     page = window.page
     window.open("/console/keys/tenants")
     page.fill("#name", "shop")
@@ -179,14 +181,17 @@ def test_an_app_team_gets_a_key_and_sees_its_first_request(window: Window, site:
     page.fill("#name", "web")
     page.get_by_role("button", name="Issue the key").click()
     confirm(page)
-    expect(page.locator("#secret-value")).to_contain_text("tg-")
+    expect(page.locator("#secret-value")).to_have_text(re.compile("^tg-"))
+    assert window.accessibility_errors() == []
+    window.screenshot(tmp_path / "secret.png")
     secret = page.locator("#secret-value").inner_text()
-    assert secret.startswith("tg-")
     command = page.locator("#secret-command").inner_text()
     assert command.startswith(f"curl {site}/v1/chat/completions")
     assert f"Bearer {secret}" in command
     page.get_by_role("button", name="I have it").click()
     expect(page.get_by_text("Waiting for its first request")).to_be_visible()
+    assert window.accessibility_errors() == []
+    window.screenshot(tmp_path / "waiting.png")
     assert secret not in page.content()
     assert first_answer(site, secret)
     expect(page.get_by_role("link", name="Its spend by day")).to_be_visible(timeout=60_000)
@@ -195,7 +200,7 @@ def test_an_app_team_gets_a_key_and_sees_its_first_request(window: Window, site:
     assert window.complaints == []
 
 
-def test_a_budget_is_made_and_a_wrong_one_is_refused_in_the_form(window: Window) -> None:
+def test_a_budget_is_made_and_a_wrong_one_is_refused_in_the_form(window: Window, tmp_path: Path) -> None:
     page = window.page
     window.open("/console/budgets")
     page.fill("#name", "acme-month")
@@ -210,6 +215,7 @@ def test_a_budget_is_made_and_a_wrong_one_is_refused_in_the_form(window: Window)
     expect(page.get_by_role("heading", name="acme-month")).to_be_visible()
     expect(page.get_by_label("A line of what is left of the budget")).to_be_visible()
     assert window.accessibility_errors() == []
+    window.screenshot(tmp_path / "budget.png")
     page.fill("#limit", "250")
     page.get_by_role("button", name="Change").click()
     confirm(page)

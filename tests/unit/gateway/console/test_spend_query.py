@@ -73,6 +73,13 @@ def test_a_click_adds_a_filter_once_and_a_time_narrows() -> None:
     assert "tag:team=" in untagged["filter"]
 
 
+def test_days_stand_in_the_order_of_time_and_all_else_by_charge() -> None:
+    assert (asked("by=day").order, asked("by=tenant").order) == ("group", "charge")
+    assert "order=charge" in asked("by=day").ordered("charge")
+    assert "order" not in asked("by=day").ordered("group")
+    assert "order" not in asked("by=day").group(("2026-11-02",))
+
+
 def test_requests_are_linked_where_they_can_be_found() -> None:
     query = asked("by=tenant&by=day")
     there = query.receipts(("acme", "2026-11-02"))
