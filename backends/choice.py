@@ -1,14 +1,15 @@
 """Which of a pool's ready replicas takes a request, and why that one?
 
-Three rules. *Affinity*: requests with the same key go to the same replica, where what they share is still in
+Four rules. *Affinity*: requests with the same key go to the same replica, where what they share is still in
 the engine's prefix cache. Every replica has a rank for every key (rendezvous hashing: Thaler and Ravishankar,
 "Using name-based mappings to increase hit rates", 1998): all gateways agree without telling each other
 anything, and a replica that comes or goes moves no keys but its own. Loads are bounded as in "Consistent
 Hashing with Bounded Loads" (Mirrokni, Thorup, Zadimoghaddam, arXiv:1608.01350): a replica that would have
-more than `load_factor` times the mean passes a request on to the next in rank. *Two choices*: the less loaded
-of two drawn at random (Mitzenmacher 2001), for what has no key; unlike "the least loaded" it does not send
-everybody's requests to the one replica that was idle when loads were last looked at. *Round robin*: for
-comparisons.
+more than `load_factor` times the mean passes a request on to the next in rank. *Least loaded*: the replica with
+the fewest requests, for what has no key; what others have there is averaged over some looks (`others_now`), so
+that it does not attract everybody at once. Above `LOOKED_AT_MAX` replicas it draws two, as the next rule does.
+*Two choices*: the less loaded of two drawn at random (Mitzenmacher 2001); balances worse than the least loaded
+and is surer where many gateways see old loads. *Round robin*: for comparisons.
 
 Knows neither pools nor HTTP: `tests/load/replica_choice.py` replays a trace through the same code.
 """
@@ -23,6 +24,8 @@ from hashlib import blake2b
 from typing import Protocol, TypeVar
 
 KEY_BYTES = 8
+LOOKED_AT_MAX = 16
+"""Replicas that the least loaded is looked for among; among more, two are drawn: a request's time is short."""
 _MASK = 2 ** (8 * KEY_BYTES) - 1
 _ROUNDING = 1e-9
 """1.1 * 10 / 11 is a hair above 1 in floating point, and no replica more than 1."""
@@ -37,8 +40,13 @@ class Rule(StrEnum):
     """How a pool chooses."""
 
     AFFINITY = "affinity"
+    LEAST_LOADED = "least_loaded"
     TWO_CHOICES = "two_choices"
     ROUND_ROBIN = "round_robin"
+
+
+BY_LOAD = frozenset({Rule.LEAST_LOADED, Rule.TWO_CHOICES})
+"""Rules that look at nothing but loads."""
 
 
 class Why(StrEnum):
@@ -49,6 +57,7 @@ class Why(StrEnum):
     AFFINITY = "affinity"
     PASSED_ON = "passed_on"
     """Affinity would have overloaded the first in rank."""
+    LEAST_LOADED = "least_loaded"
     TWO_CHOICES = "two_choices"
     ROUND_ROBIN = "round_robin"
 
@@ -106,7 +115,7 @@ class Chooser:
             load_factor: of the mean load, 1 or more: a replica that would have more passes on what affinity
                 brings it.
             at_ease: so many requests are no reason to pass anything on, whatever the mean is.
-            draw: a number from 0 to below 1, for the two choices.
+            draw: a number from 0 to below 1, for ties and for the two choices.
         """
         self.rule = rule
         self.load_factor = load_factor
@@ -125,7 +134,9 @@ class Chooser:
         if self.rule is Rule.ROUND_ROBIN:
             self._turn += 1
             return candidates[self._turn % len(candidates)], Why.ROUND_ROBIN
-        return self._less_loaded_of_two(candidates), Why.TWO_CHOICES
+        if self.rule is Rule.TWO_CHOICES or len(candidates) > LOOKED_AT_MAX:
+            return self._less_loaded_of_two(candidates), Why.TWO_CHOICES
+        return self._least_loaded(candidates), Why.LEAST_LOADED
 
     def bound(self, candidates: Sequence[Candidate]) -> int:
         """How many requests a replica may have that affinity brings one more, that one included.
@@ -150,6 +161,17 @@ class Chooser:
             return first, Why.AFFINITY
         ranked = sorted(candidates, key=lambda each: key * each.multiplier & _MASK, reverse=True)
         return next(each for each in ranked if each.requests < bound), Why.PASSED_ON
+
+    def _least_loaded(self, candidates: Sequence[_C]) -> _C:
+        start = int(self._draw() * len(candidates))  # of several that are alike, not always the first
+        best = candidates[start]
+        for each in candidates[start:]:
+            if each.requests < best.requests:
+                best = each
+        for each in candidates[:start]:
+            if each.requests < best.requests:
+                best = each
+        return best
 
     def _less_loaded_of_two(self, candidates: Sequence[_C]) -> _C:
         count = len(candidates)

@@ -160,7 +160,7 @@ class ReplicaChoiceSpec(Strict):
     """Which replica of the pool gets a request."""
 
     rule: Rule | None = Field(
-        default=None, description="left out: affinity where the pool caches prefixes, two_choices elsewhere"
+        default=None, description="left out: affinity where the pool caches prefixes, least_loaded elsewhere"
     )
     load_factor: float = Field(
         default=1.25,
@@ -261,7 +261,7 @@ class PoolSpec(Strict):
         """How a replica is chosen for a request."""
         if self.replica_choice.rule is not None:
             return self.replica_choice.rule
-        return Rule.AFFINITY if self.batching.enable_prefix_caching else Rule.TWO_CHOICES
+        return Rule.AFFINITY if self.batching.enable_prefix_caching else Rule.LEAST_LOADED
 
     @property
     def requests_at_ease(self) -> int:

@@ -29,7 +29,7 @@ app = lazy_group(
         "export": Entry("gateway.commands.export:exports", "The ledger as files."),
         "statement": Entry(
             "gateway.commands.statement:statements.statement",
-            "What a tenant is charged for a month: a PDF, its lines rounded so that they add up.",
+            "What is due for a tenant's month: a PDF, its lines rounded so that they add up.",
         ),
         "period": Entry("gateway.commands.adjustments:periods", "Months that are closed for ever."),
         "reconcile": Entry(

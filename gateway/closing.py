@@ -119,7 +119,7 @@ async def close_period(sessions: SessionFactory, wish: Wish, *, signer: Signer, 
                 draft = await draft_of(
                     session, wish.month, wish.act, now_ms=await database_ms(session, clock)
                 )
-            period = await _closed(session, wish, draft, signer)
+            period = await _closed(session, wish, draft, signer=signer)
             await session.commit()
             return Closing(period, is_new=True, warnings=warnings)
     raise AssertionError("the last draft is sealed or found closed")
@@ -175,7 +175,7 @@ async def _look_at_the_books(sessions: SessionFactory, wish: Wish, clock: Clock)
         raise BooksAreWrong(broken)
 
 
-async def _closed(session: AsyncSession, wish: Wish, draft: Draft, signer: Signer) -> ClosedPeriod:
+async def _closed(session: AsyncSession, wish: Wish, draft: Draft, *, signer: Signer) -> ClosedPeriod:
     """Seal a draft that still holds; the caller has the lock and commits."""
     month = wish.month
     before = await closed_periods(session)

@@ -260,6 +260,8 @@ class Copier:
             return Skip.LOADED
         try:
             plan = self._planned(copy)
+        except NoEligibleTarget as error:
+            return Skip.REFUSED if error.removed_by_rules else Skip.NO_REPLICA
         except GatewayError:
             return Skip.REFUSED
         if None in plan.bounds:

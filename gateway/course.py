@@ -48,6 +48,7 @@ class Course:
     """The decision for some calls, and what follows from it."""
 
     __slots__ = (
+        "_as_written",
         "_candidates",
         "_foretold",
         "_prices",
@@ -96,6 +97,8 @@ class Course:
         self._foretold: bytes | None = None
         """The receipt's form where predictions were made."""
         self._variants: dict[object, Course] = {}
+        self._as_written: Course | None = None
+        """What most calls are led by: the policy's own order."""
 
     def bounds(self, call: Call, *, input_tokens: int | None = None) -> list[UsdNanos | None]:
         """The most that one attempt at each target can come to; None: it is unpriced.
@@ -108,18 +111,21 @@ class Course:
             input_tokens: as the engine counts them; None: as many as the request's bytes allow.
         """
         bounds: list[UsdNanos | None] = []
-        text_bound = call.body_bytes + TEMPLATE_TOKENS * call.prompts
+        prompts, limit, choices = call.prompts, call.max_tokens, call.choices
+        text_bound = call.body_bytes + TEMPLATE_TOKENS * prompts
+        has_media = call.facts.has_media
         for candidate in self._candidates:
-            if candidate.dearest is None:
+            dearest = candidate.dearest
+            if dearest is None:
                 bounds.append(None)
                 continue
-            context = candidate.context * call.prompts
-            if input_tokens is not None:
-                read = input_tokens
-            else:
-                read = context if call.facts.has_media or context < text_bound else text_bound
-            written = candidate.output_default if call.max_tokens is None else call.max_tokens
-            bounds.append(candidate.dearest.bound(read, written * call.choices))
+            read = input_tokens
+            if read is None:
+                context = candidate.context * prompts
+                read = context if has_media or context < text_bound else text_bound
+            bounds.append(
+                dearest.bound(read, (candidate.output_default if limit is None else limit) * choices)
+            )
         return bounds
 
     def hold(self, call: Call, *, input_tokens: int | None = None) -> UsdNanos:
@@ -150,14 +156,13 @@ class Course:
         removed = _encode(call.dropped)[1:-1] if call.dropped else b""
         if forecasts is None:
             return msgspec.Raw(self._receipt % (*numbers, b"%d" % most, removed, asked))
-        interleaved = [each for pair in zip(numbers, forecasts, strict=True) for each in pair]
-        return msgspec.Raw(self._form() % (*interleaved, b"%d" % most, removed, asked))
-
-    def _form(self) -> bytes:
-        if self._foretold is None:
+        interleaved = numbers * 2
+        interleaved[::2], interleaved[1::2] = numbers, forecasts  # as many, or Python refuses
+        form = self._foretold
+        if form is None:
             why = self.why or Why.POLICY
-            self._foretold = _receipt_form(self.decision, self._task, self.baseline, why=why)
-        return self._foretold
+            form = self._foretold = _receipt_form(self.decision, self._task, self.baseline, why=why)
+        return msgspec.Raw(form % (*interleaved, b"%d" % most, removed, asked))
 
     def fitting(self, call: Call) -> Course:
         """The same without the targets whose context the call and its answer exceed, if any is left then.
@@ -184,6 +189,8 @@ class Course:
 
     def led_by(self, first: int, why: Why) -> Course:
         """The same with another target first, and why; the others keep their order."""
+        if not first and self._as_written is not None and why is Why.POLICY:
+            return self._as_written
         key = (first, why._value_)
         found = self._variants.get(key)
         if found is None:
@@ -195,6 +202,8 @@ class Course:
             found = self._variant(order, reason=reason)
             found.why = why
             self._variants[key] = found
+        if not first and why is Why.POLICY:
+            self._as_written = found
         return found
 
     def _variant(

@@ -18,12 +18,13 @@ from typing import Final
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
+from backends.choice import BY_LOAD
 from backends.pool import PoolSpec
 from backends.registry import PoolRegistry
 from gateway.clock import Clock
 from gateway.course import NO_FORECAST, Course, forecast_text
 from gateway.db import SessionFactory
-from gateway.inference import Call, Task, TaskSource, TaskType
+from gateway.inference import NO_TERMS, Call, RouteTerms, Task, TaskSource, TaskType
 from gateway.routing.economics import (
     GATE_NEVER,
     KNOWN_WEIGHT_MIN,
@@ -180,24 +181,26 @@ class Economist:
         if call.max_tokens is not None and call.max_tokens < tokens:
             tokens = float(call.max_tokens)
         load_of, outlooks = self._registry.load_of, found.pools
-        loads = [load_of(pool) for pool in pools]
+        loads = list(map(load_of, pools))
         share = sum(loads) / len(loads) + 1.0
         read = call.body_bytes // BYTES_PER_TOKEN
         predictions = [
-            predict(outlook, load, share, input_tokens=read, output_tokens=tokens)
-            for outlook, load in zip(outlooks, loads, strict=True)
+            predict(outlooks[place], load, share, input_tokens=read, output_tokens=tokens)
+            for place, load in enumerate(loads)
         ]
         rule, first, why = policy.economics, 0, Why.POLICY
-        terms = course.decision.terms
-        objective, has_targets = terms.objective, terms.ttft_p95_s is not None or terms.tpot_p95_s is not None
         if len(pools) > 1:
+            is_urgent, is_patient = latency_class == URGENT, latency_class == PATIENT
+            terms = course.decision.terms
+            if terms is not NO_TERMS:
+                is_urgent, is_patient = _asked_by(terms, is_urgent=is_urgent, is_patient=is_patient)
             first, why = choose(
                 outlooks,
                 predictions,
                 rule,
                 targets=found.targets,
-                is_urgent=objective == "latency" or (latency_class == URGENT and objective != "cost"),
-                is_patient=latency_class == PATIENT and objective != "latency" and not has_targets,
+                is_urgent=is_urgent,
+                is_patient=is_patient,
             )
             if rule.exploration and not is_question and self._explores(rule, task, latency_class):
                 others = [index for index in range(len(pools)) if index != first]
@@ -232,7 +235,8 @@ class Economist:
         plain = [each for each in made if not each.is_speculative]
         gated = tuple(msgspec.structs.replace(each, gate=_gate_in_force(each, plain)) for each in made)
         targets = tuple(self._usual_target(pool) if asked is None else asked for pool in pools)
-        return Outlooks(gated, targets, made[0].output_tokens)
+        wanted = () if all(each == NO_TARGET for each in targets) else targets
+        return Outlooks(gated, wanted, made[0].output_tokens)
 
     def outlook(self, pool: str, task: TaskType, tenant_id: str = EVERY_TENANT) -> Outlook:
         """What is believed of a pool for a task."""
@@ -259,6 +263,7 @@ class Economist:
             whole=self.evidence(pool, EVERY_TASK),
             lengths=lengths,
             usd_per_hour=float(spec.hardware.usd_per_hour),
+            is_sticky=spec.choice_rule not in BY_LOAD,
         )
 
     def accepted(self, pool: str, task: TaskType) -> Belief:
@@ -356,6 +361,15 @@ class Economist:
     def rows(self) -> Mapping[LearnedKey, LearnedRow]:
         """What was learned, as of the instants at which it was folded."""
         return self._rows
+
+
+def _asked_by(terms: RouteTerms, *, is_urgent: bool, is_patient: bool) -> tuple[bool, bool]:
+    """Is the call routed for its time, for its cost alone: what its rule says goes before its class."""
+    has_targets = terms.ttft_p95_s is not None or terms.tpot_p95_s is not None
+    return (
+        terms.objective == "latency" or (is_urgent and terms.objective != "cost"),
+        is_patient and terms.objective != "latency" and not has_targets,
+    )
 
 
 def _asked_of(course: Course, found: Outlooks) -> Outlooks:

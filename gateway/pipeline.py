@@ -26,7 +26,7 @@ from gateway.ledger.budgets import Reservation
 from gateway.ledger.levels import Fullest
 from gateway.ledger.settlement import Outcome, Settlement
 from gateway.money import UsdNanos
-from gateway.plan import Copies, Copy, Plan, Routing, ServedFacts
+from gateway.plan import Copies, Copy, Plan, Routing, ServedFacts, situation_of
 from gateway.pricing.book import Prices
 from gateway.refusals import Refusals
 from gateway.routing.budget_watch import BudgetWatch
@@ -217,10 +217,7 @@ class Pipeline:
             routing, beside, unit = self.routing, self.routing.beside, None
             copied: Copy | None = None
             if beside is not None:
-                key_id = caller.key_lineage[-1] if caller.key_lineage else caller.key_id
-                unit = beside.split.unit_of(
-                    call, tenant=caller.tenant_name, key_id=key_id, request_id=request_id
-                )
+                unit = beside.unit_of(call, caller, request_id)
                 is_candidates = unit is not None and beside.split.is_candidates(unit)
                 if beside.shadow is not None:
                     if unit is not None and is_candidates and self.copies is not None:
@@ -238,15 +235,7 @@ class Pipeline:
     def plan_copy(
         self, call: Call, caller: Caller, request_id: str, *, routing: Routing, unit: int, payer: Caller
     ) -> Plan:
-        """What a candidate makes of a request, at the platform's expense; the answer is kept nowhere.
-
-        Args:
-            call: as its sender asked; `payer`'s own words for it are in there.
-            caller: who asked, for rules that look at that.
-            request_id: the copy's own.
-            routing: the candidate's.
-            unit: what the request belongs to in the shadow.
-            payer: whose attempts they are.
+        """What a candidate's `routing` makes of a request, at the expense of `payer`; kept nowhere.
 
         Raises:
             GatewayError: the candidate would refuse it.
@@ -337,15 +326,7 @@ class Pipeline:
         if policy.rules.watches_budgets:
             fullest = self.fullest(caller)
             level = None if fullest is None else BudgetLevel(*fullest)
-        return Situation(
-            caller.tenant_name,
-            caller.project_name,
-            caller.fixed_tags,
-            caller.key_lineage[-1] if caller.key_lineage else caller.key_id,
-            self.clock.epoch_ms(),
-            prices.by_target,
-            level,
-        )
+        return situation_of(caller, prices, level, now_ms=self.clock.epoch_ms())
 
     def fullest(self, caller: Caller) -> Fullest | None:
         """The budget over a caller of which the greatest share is used, as far as this process knows."""

@@ -17,6 +17,7 @@ from gateway.inference import Call, RouteDecision, Target, Task
 from gateway.money import UsdNanos
 from gateway.pricing.book import PriceBook, Prices
 from gateway.routing.policy import Policy
+from gateway.routing.rules import BudgetLevel, Situation
 from gateway.routing.shadows import Shadow
 from gateway.routing.split import Split
 from gateway.upstream.vllm import output_bound
@@ -53,6 +54,30 @@ class Beside:
     routing: Routing
     shadow: Shadow | None = None
     """It is only asked for copies; None: it answers."""
+
+    def unit_of(self, call: Call, caller: Caller, request_id: str) -> int | None:
+        """What the request belongs to; None: it is not about this request."""
+        return self.split.unit_of(
+            call, tenant=caller.tenant_name, key_id=_oldest_key(caller), request_id=request_id
+        )
+
+
+def situation_of(caller: Caller, prices: Prices, level: BudgetLevel | None, *, now_ms: int) -> Situation:
+    """Who asks, and when, as rules want to be told."""
+    return Situation(
+        caller.tenant_name,
+        caller.project_name,
+        caller.fixed_tags,
+        _oldest_key(caller),
+        now_ms,
+        prices.by_target,
+        level,
+    )
+
+
+def _oldest_key(caller: Caller) -> str:
+    """The key that all its rotations come from."""
+    return caller.key_lineage[-1] if caller.key_lineage else caller.key_id
 
 
 class Copy(Protocol):

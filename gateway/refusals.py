@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -33,7 +33,6 @@ HOURS_MAX: Final = 20_000
 LEFT: Final = "client_left"
 """Code of a request whose client left before any attempt began."""
 _MS_PER_HOUR: Final = 3_600_000
-T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ class Refusals:
             plan = log.plan
             self._refused(error, plan.decision.policy_version, plan.caller, unit=plan.unit)
 
-    async def told(self, reserving: Awaitable[T], plan: Plan) -> T:
+    async def told(self, reserving: Awaitable[AttemptLog], plan: Plan) -> AttemptLog:
         """What is awaited; counts where it fails."""
         try:
             return await reserving

@@ -1,8 +1,9 @@
 """Is it another person who approves what somebody proposed?
 
-A person is known by the administrator's key: a key, those that it was rotated from and into, and keys of the
-same name are one person's. At a terminal everybody who is the same user of the machine is one too, so an
-approval there is made with a key. The bootstrap key is nobody's in particular and approves nothing.
+A person is known by a login to the console or by an administrator's key: a key, those that it was rotated
+from and into, and keys and logins of the same name are one person's. At a terminal everybody who is the same
+user of the machine is one too, so an approval there is made with a key. The bootstrap key is nobody's in
+particular and approves nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.audit import Act, ActorKind
 from gateway.errors import PermissionDenied
-from gateway.identity.admin_store import Person, person_of
+from gateway.identity.admin_store import Whoever, whoever_is
 from gateway.identity.admins import BOOTSTRAP
 from gateway.ledger.adjustments import decide, get_proposal
 from gateway.ledger.period_tables import Proposal
+
+_NAMED = frozenset({ActorKind.ADMIN_KEY, ActorKind.PERSON})
 
 
 async def decide_as(
@@ -52,12 +55,12 @@ async def _require_another(
     session: AsyncSession, proposal_id: str, proposed_by: str, *, act: Act, terminal_user: str | None
 ) -> None:
     begins = f"{proposal_id} was proposed by {proposed_by}: a second person approves it, with"
-    if act.actor.kind is not ActorKind.ADMIN_KEY:
+    if act.actor.kind not in _NAMED:
         who = "The bootstrap key is" if act.actor.id == BOOTSTRAP.id else f"{act.actor.id} is"
         raise PermissionDenied(
             f"{begins} a key of their own (`tollgate admins create`). {who} nobody's name."
         )
-    proposer, approver = await person_of(session, proposed_by), await person_of(session, act.actor.id)
+    proposer, approver = await whoever_is(session, proposed_by), await whoever_is(session, act.actor.id)
     if proposed_by == terminal_user:
         raise PermissionDenied(f"{begins} a key and as another user of this machine, or over the API.")
     if _are_one(proposer, approver):
@@ -67,5 +70,5 @@ async def _require_another(
         )
 
 
-def _are_one(one: Person, other: Person) -> bool:
+def _are_one(one: Whoever, other: Whoever) -> bool:
     return one.first_key == other.first_key or one.name.casefold() == other.name.casefold()

@@ -182,7 +182,7 @@ def pytest_on(group: str, tests: list[str], options: tuple[str, ...]) -> list[st
 
 def phase(outcome: Outcome, name: str, paths: list[str], *, options: tuple[str, ...] = ()) -> None:
     """Run one group of tests."""
-    take(outcome, name, tee(pytest_on(name, existing(paths), options)), failures_file(name))
+    take(outcome, name, tee(pytest_on(name, existing(paths), options)), failed=failures_file(name))
 
 
 def waiting_and_engine(outcome: Outcome) -> None:
@@ -199,10 +199,10 @@ def waiting_and_engine(outcome: Outcome) -> None:
         status = engine.wait()
         output = log.read_text(errors="replace")
         print(f"\n$ {' '.join(command)}\n{output}", flush=True)
-    take(outcome, "engine", (status, output), failures_file("engine"))
+    take(outcome, "engine", (status, output), failed=failures_file("engine"))
 
 
-def take(outcome: Outcome, name: str, ended: tuple[int, str], failed: Path) -> None:
+def take(outcome: Outcome, name: str, ended: tuple[int, str], *, failed: Path) -> None:
     """Remember how a group of tests ended: pytest's exit status and output, and where its failures are."""
     status, output = ended
     closing = closing_line(output)
@@ -248,10 +248,10 @@ def settle(outcome: Outcome, doubt: Doubt, ended: tuple[int, str]) -> None:
     first = counts_of(doubt.closing)
     # Whose teardown failed had been counted as passed as well.
     passed_twice = sum(each.when == "teardown" for each in doubt.tests)
-    outcome.corrections.update(rerun=len(doubt.tests))
-    outcome.corrections.subtract(
-        {"failed": first["failed"], "errors": first["errors"], "passed": passed_twice}
-    )
+    outcome.corrections["rerun"] += len(doubt.tests)
+    outcome.corrections["failed"] -= first["failed"]
+    outcome.corrections["errors"] -= first["errors"]
+    outcome.corrections["passed"] -= passed_twice
 
 
 def coverage(total: float, outcome: Outcome) -> None:

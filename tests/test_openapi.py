@@ -20,7 +20,12 @@ from gateway.identity.roles import RULES
 from gateway.settings import Settings
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
 
-ANYTHING = {"/admin/v1/reports/spend", "/admin/v1/exports", "/admin/v1/periods/{period}/report"}
+ANYTHING = {
+    "/admin/v1/reports/spend",
+    "/admin/v1/exports",
+    "/admin/v1/periods/{period}/report",
+    "/admin/v1/periods/{period}/statements/{tenant}",
+}
 """What answers with any columns, a file, or stored bytes."""
 VERBS = {"get", "post", "put", "patch", "delete"}
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gateway.admin.budget_views import BudgetDetailView, BudgetView, budget_detail_view, budget_view
+from gateway.budget_names import owner_name
 from gateway.errors import ConfigurationError, Conflict, InvalidRequest, NotFound
 from gateway.identity import key_store, store
 from gateway.identity.tables import Tenant
@@ -124,7 +125,7 @@ async def views_of(session: AsyncSession, states: Sequence[BudgetState]) -> list
     for state in states:
         place = (state.budget.scope, state.budget.scope_id)
         if place not in names:
-            names[place] = await _owner_name(session, state.budget)
+            names[place] = await owner_name(session, state.budget)
     return [budget_view(state, names[state.budget.scope, state.budget.scope_id]) for state in states]
 
 
@@ -138,26 +139,7 @@ async def detail_of(session: AsyncSession, budget: Budget, *, now_ms: int) -> Bu
     state = await budget_store.state_of(session, budget, now_ms=now_ms)
     return budget_detail_view(
         state,
-        await _owner_name(session, budget),
+        await owner_name(session, budget),
         alerts=await budget_store.alerts_in(session, budget, state.window_start_ms),
         windows=await budget_store.last_windows(session, budget),
     )
-
-
-async def _owner_name(session: AsyncSession, budget: Budget) -> str:
-    """What people call an owner; nothing is ever deleted, so it is still there."""
-    scope, scope_id = Scope(budget.scope), budget.scope_id
-    try:
-        if scope is Scope.TENANT:
-            return (await store.get_tenant(session, scope_id)).name
-        if scope is Scope.PROJECT:
-            record = await store.describe_project(session, scope_id)
-            return f"{record.tenant_name}/{record.project.name}"
-        if scope is Scope.KEY:
-            key = await key_store.get_key(session, scope_id)
-            return f"{key.tenant_name}/{key.project_name}/{key.name}"
-        if budget.tenant_id is not None:
-            return f"{(await store.get_tenant(session, budget.tenant_id)).name}: {scope_id}"
-    except NotFound:  # of a database that was put together by hand
-        return scope_id
-    return scope_id

@@ -7,11 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from gateway.admin.forecast_views import ForecastView, forecast_view
-from gateway.db import database_ms
-from gateway.dependencies import Services, ServicesDep
-from gateway.forecasts.desk import ForecastDesk
-from gateway.forecasts.outlook import TOP, TOP_MAX, ask, outlook_of, read_question
-from gateway.spend_names import read_names
+from gateway.dependencies import ServicesDep
+from gateway.forecasts.outlook import TOP, TOP_MAX
+from gateway.spend_forecast import forecast_of_spend
 
 router = APIRouter(prefix="/admin/v1", tags=["reports"])
 
@@ -30,19 +28,6 @@ async def forecast(
         InvalidRequest: another dimension.
         Overloaded: too many wait for a forecast.
     """
-    async with services.sessions() as session:
-        now_ms = await database_ms(session, services.clock)
-        names = await read_names(session)
-        question = await read_question(session, by=by, now_ms=now_ms, names=names, top=top)
-    # Nobody who waits for the process holds a session.
-    answer = await _desk(request, services).answer(question.errand)
-    return forecast_view(outlook_of(question, answer))
-
-
-def _desk(request: Request, services: Services) -> ForecastDesk:
-    """The application's, made when it is first asked."""
-    state = request.app.state
-    if not hasattr(state, "forecast_desk"):
-        state.forecast_desk = ForecastDesk(ask, monotonic_s=services.clock.monotonic_s)
-    desk: ForecastDesk = state.forecast_desk
-    return desk
+    return forecast_view(
+        await forecast_of_spend(request.app.state, services.sessions, services.clock, by=by, top=top)
+    )

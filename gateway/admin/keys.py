@@ -85,12 +85,17 @@ async def list_keys(
         str | None, Query(description="only of this project, by id; by name too with `tenant`")
     ] = None,
     state: Annotated[KeyState | None, Query(description="only in this state")] = None,
+    search: Annotated[
+        str | None, Query(max_length=128, description="part of its public id, its name, project or tenant")
+    ] = None,
 ) -> PageView[KeyView]:
     """A page of keys, without their secrets."""
     owner = None if tenant is None else await store.get_tenant(session, tenant)
     unit = None if project is None else await store.get_project(session, project, tenant=owner)
     now_ms = services.clock.epoch_ms()
-    found = await key_store.page_keys(session, page, now_ms=now_ms, tenant=owner, project=unit, state=state)
+    found = await key_store.page_keys(
+        session, page, now_ms=now_ms, tenant=owner, project=unit, state=state, search=search
+    )
     return PageView(data=[key_view(record, now_ms) for record in found.rows], next_cursor=found.next_cursor)
 
 

@@ -6,70 +6,20 @@ out, amounts are decimal strings in USD, shares and unit costs are exact quotien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from gateway.admin.views import instant
 from gateway.clock import instant_text
-from gateway.ledger.cuts import month_of, parse_filters
-from gateway.ledger.invariants import take_snapshot
-from gateway.ledger.report_facts import BASIS, read_facts
-from gateway.ledger.reports import (
-    Shape,
-    SpendFigures,
-    SpendReport,
-    cut_of,
-    spend_report,
-)
+from gateway.ledger.cuts import month_of
+from gateway.ledger.report_facts import BASIS
+from gateway.ledger.reports import SpendFigures, SpendReport
+from gateway.ledger.unit_costs import TOKENS_PER_UNIT, usd_nanos_per
 from gateway.money import usd_text
-from gateway.spend_names import read_names, with_ids
 
-TOKENS_PER_UNIT = 1_000_000
 SHARE_PLACES = 6
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A report as people ask for it."""
-
-    group_by: Sequence[str]
-    start: datetime
-    end: datetime
-    filters: Sequence[str] = ()
-    order: str = "charge"
-    top: int | None = None
-    is_compared: bool = False
-    counts_end_users: bool = False
-
-
-async def make_report(session: AsyncSession, asked: Asked) -> SpendReport:
-    """The report, of one instant; the session is a fresh one.
-
-    Raises:
-        InvalidRequest: something that is asked for is not known, or makes no sense.
-        NotFound: a tenant, project or key of a filter does not exist.
-    """
-    filters = parse_filters(asked.filters)
-    await take_snapshot(session)
-    names = await read_names(session)
-    shape = Shape(
-        filters=with_ids(filters, names),
-        order=asked.order,
-        top=asked.top,
-        is_compared=asked.is_compared,
-        counts_end_users=asked.counts_end_users,
-    )
-    report = await spend_report(
-        session, group_by=asked.group_by, start=asked.start, end=asked.end, names=names, shape=shape
-    )
-    cut = cut_of(asked.group_by, asked.start, asked.end, filters=shape.filters)
-    return replace(report, facts=await read_facts(session, cut))
 
 
 def period(since: str | None, until: str | None, now: datetime) -> tuple[datetime, datetime]:
@@ -211,9 +161,8 @@ def shares(figures: SpendFigures) -> dict[str, str | None]:
 
 
 def _usd_per(nanos: int, units: int) -> str | None:
-    if units <= 0:
-        return None
-    return usd_text(int(_EXACT.divide(Decimal(nanos), Decimal(units)).to_integral_value(ROUND_HALF_EVEN)))
+    found = usd_nanos_per(nanos, units)
+    return None if found is None else usd_text(found)
 
 
 def _ratio(part: int, whole: int) -> str | None:

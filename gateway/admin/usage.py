@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 
 from gateway.admin.burn_views import BurnDownsView, burn_downs
-from gateway.admin.spend import Asked, as_json, make_report, period
+from gateway.admin.spend import as_json, period
 from gateway.dependencies import ServicesDep, SessionDep
 from gateway.ledger.invariants import take_snapshot
 from gateway.ledger.reports import ORDERS
+from gateway.spend_asked import Asked, make_report
 
 router = APIRouter(prefix="/admin/v1", tags=["reports"])
 

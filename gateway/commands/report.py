@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.admin.spend import Asked, as_json, change_ratio, make_report, period, shares, unit_costs
+from gateway.admin.spend import as_json, change_ratio, period, shares, unit_costs
 from gateway.clock import Clock
 from gateway.commands.options import with_options
 from gateway.commands.terminal import Json, in_session, out, print_json, print_table
@@ -21,6 +21,7 @@ from gateway.errors import InvalidRequest
 from gateway.ledger.cuts import PERIODS
 from gateway.ledger.reports import NOTHING, SpendFigures, SpendReport
 from gateway.money import usd_text
+from gateway.spend_asked import Asked, make_report
 
 reports = typer.Typer()
 

@@ -38,6 +38,11 @@ def usd_short(nanos: int) -> str:
     return usd_to_cents(nanos) + usd_below_cents(nanos).rstrip("0")
 
 
+def usd_plain(nanos: int) -> str:
+    """As a field takes it, without separators: `1500.00`, `0.002`."""
+    return usd_short(nanos).replace(",", "")
+
+
 def percent(ratio: float) -> str:
     """`37 %`; a little is never shown as nothing."""
     rounded = round(ratio * 100)

@@ -27,6 +27,10 @@ class Section:
 
 SECTIONS = (
     Section("overview", "Overview", "o"),
+    Section("spend", "Spend", "s"),
+    Section("periods", "Periods", "p"),
+    Section("budgets", "Budgets", "b"),
+    Section("keys", "Keys", "k"),
     Section("traffic", "Traffic", "t"),
     Section("policies", "Policies", "y"),
     Section("pools", "Pools", "f"),

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,10 +24,10 @@ from gateway.console.pages import page
 from gateway.db import database_ms
 from gateway.dependencies import ActorDep, ServicesDep
 from gateway.errors import GatewayError
-from gateway.forecasts.outlook import TOTAL, Line, spend_outlook
+from gateway.forecasts.outlook import TOP, TOTAL
 from gateway.ledger.cuts import month_of
 from gateway.savings import SavingsReport, savings_report
-from gateway.spend_names import read_names
+from gateway.spend_forecast import forecast_of_spend
 
 REFRESH_S = 10
 SLOW_KEPT_S = 300.0
@@ -61,7 +61,6 @@ class Overview:
 
     def __init__(self) -> None:
         self._keeper = BookKeeper()
-        self._forecast: Kept[Line] = Kept()
         self._savings: Kept[SavingsReport] = Kept()
 
     def routes(self, router: APIRouter) -> None:
@@ -97,22 +96,13 @@ class Overview:
             books=books,
         )
 
-    async def forecast(self, services: ServicesDep) -> Response:
+    async def forecast(self, request: Request, services: ServicesDep) -> Response:
         """What the month will come to; seconds, in a process of its own."""
-
-        async def find() -> Line:
-            async with services.sessions() as session:
-                outlook = await spend_outlook(
-                    session,
-                    by="tenant",
-                    now_ms=await database_ms(session, services.clock),
-                    names=await read_names(session),
-                    top=1,
-                )
-            return next(line for line in outlook.lines if line.name == TOTAL)
-
         try:
-            line = await self._forecast.get(services.clock.monotonic_s, find)
+            outlook = await forecast_of_spend(
+                request.app.state, services.sessions, services.clock, by="tenant", top=TOP
+            )
+            line = next(line for line in outlook.lines if line.name == TOTAL)
         except (SQLAlchemyError, OSError, GatewayError) as error:
             return page("overview_forecast.html", line=None, why=_why(error))
         return page("overview_forecast.html", line=line, why="")

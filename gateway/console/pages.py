@@ -15,14 +15,17 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.console import display
 from gateway.console.assets import assets_version
 from gateway.console.navigation import HOME, SECTIONS, may
-from gateway.errors import AuthenticationFailed, GatewayError
+from gateway.errors import AuthenticationFailed, GatewayError, Overloaded
 
 LOGIN = "/console/login"
 STATIC = "/console/static"
+NO_DATABASE = "The database does not answer right now: nothing can be shown or changed. Try again shortly."
+RETRY_AFTER_S = 10
 
 _FOLDER = Path(__file__).parent
 
@@ -57,6 +60,7 @@ _templates.filters.update(
     percent=display.percent,
     second=display.second,
     usd_below_cents=display.usd_below_cents,
+    usd_plain=display.usd_plain,
     usd_short=display.usd_short,
     usd_to_cents=display.usd_to_cents,
     with_code=display.with_code,
@@ -97,6 +101,9 @@ class PageRoute(APIRoute):
             except GatewayError as error:
                 _log.log(error.log_level, "%s %s: %s", request.url.path, error.code, error.operator_detail)
                 response = error_page(error)
+            except (SQLAlchemyError, OSError) as error:
+                _log.warning("%s: the console could not read the database: %s", request.url.path, error)
+                response = error_page(Overloaded(NO_DATABASE, retry_after_s=RETRY_AFTER_S))
             response.headers.setdefault("cache-control", "no-store")
             response.headers.update(HEADERS)
             return response

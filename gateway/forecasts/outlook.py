@@ -115,7 +115,7 @@ async def read_question(
     found = await spend_series(session, by, start_ms=start_ms, end_ms=today_ms + MS_PER_DAY)
     month_start, _ = month_of(moment_of(now_ms))
     days = (today_ms - epoch_ms(month_start)) // MS_PER_DAY + 1
-    due, has_adjustments = await _due(session, by, month_start, moment_of(today_ms + MS_PER_DAY))
+    due, has_adjustments = await _due(session, by, start=month_start, end=moment_of(today_ms + MS_PER_DAY))
     beside = {
         value: due.get(value, 0) - sum(found.get(value, [0] * days)[-days:])
         for value in {*due, *found} - {""}
@@ -129,7 +129,9 @@ async def read_question(
     return Question(by, now_ms, shown, moved, has_adjustments and by != "tenant")
 
 
-async def _due(session: AsyncSession, by: str, start: datetime, end: datetime) -> tuple[dict[str, int], bool]:
+async def _due(
+    session: AsyncSession, by: str, *, start: datetime, end: datetime
+) -> tuple[dict[str, int], bool]:
     """What is due by value, nano-USD, and under an empty one adjustments that are of no value."""
     report = await spend_report(session, group_by=(by,), start=start, end=end)
     due = {group[0]: figures.charge_usd_nanos for group, figures in report.rows}

@@ -28,7 +28,7 @@ from gateway.identity.credentials import (
 )
 from gateway.identity.key_store import KeyState, end_of_overlap
 from gateway.identity.roles import Role
-from gateway.identity.tables import AdminKey
+from gateway.identity.tables import AdminKey, Person
 from gateway.paging import Page, PageRequest, page_of, seek
 
 
@@ -56,7 +56,7 @@ class AdminRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class Whoever:
     """Whose doing something was, as far as the audit's id of an actor tells."""
 
     first_key: str
@@ -64,18 +64,19 @@ class Person:
     name: str
 
 
-async def person_of(session: AsyncSession, actor_id: str) -> Person:
+async def whoever_is(session: AsyncSession, actor_id: str) -> Whoever:
     """Who an actor is, by the id that the audit has."""
     key = await session.get(AdminKey, actor_id)
     if key is None:
-        return Person(actor_id, actor_id.removeprefix("cli:"))
+        person = await session.get(Person, actor_id)
+        return Whoever(actor_id, actor_id.removeprefix("cli:") if person is None else person.name)
     first = key
     while first.rotated_from is not None:
         before = await session.get(AdminKey, first.rotated_from)
         if before is None:
             break
         first = before
-    return Person(first.id, key.name)
+    return Whoever(first.id, key.name)
 
 
 async def actor_with_secret(session: AsyncSession, secret: str, *, now_ms: int) -> AdminRecord:

@@ -278,8 +278,18 @@ async def page_keys(
     tenant: Tenant | None = None,
     project: Project | None = None,
     state: KeyState | None = None,
+    search: str | None = None,
 ) -> Page[KeyRecord]:
     """Keys of one owner or of all, in one state or in any, the oldest first.
+
+    Args:
+        session: the caller's.
+        page: which piece.
+        now_ms: states are those of this instant, epoch ms.
+        tenant: only its keys.
+        project: only its keys.
+        state: only in this one.
+        search: only those whose public id, or name, project or tenant, has this text, in any case.
 
     Raises:
         InvalidRequest: the limit or the cursor is wrong.
@@ -291,6 +301,10 @@ async def page_keys(
         statement = statement.where(col(ApiKey.project_id) == project.id)
     if state is not None:
         statement = statement.where(_is_in(state, now_ms))
+    if search:
+        columns = (ApiKey.id, ApiKey.name, Project.name, Tenant.name)
+        found = [col(column).icontains(search, autoescape=True) for column in columns]
+        statement = statement.where(or_(*found))
     statement = seek(statement, page, at=col(ApiKey.created_at_ms), row_id=col(ApiKey.id))
     records = [_record(row) for row in await session.execute(statement)]
     return page_of(records, page, lambda record: (record.created_at_ms, record.id))

@@ -8,16 +8,18 @@ it is not known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
-from sqlalchemy import select
+from sqlalchemy import and_, case, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from gateway.ledger.budget_marks import MARK_MS, first_mark
 from gateway.ledger.budget_store import BudgetState, state_of
-from gateway.ledger.tables import Budget
+from gateway.ledger.tables import Budget, BudgetPosting
 
 MS_PER_DAY = 86_400_000
 PACE_MS = 7 * MS_PER_DAY
@@ -57,14 +59,17 @@ async def burn_down(session: AsyncSession, *, now_ms: int) -> list[BurnDown]:
     found = await session.execute(
         select(Budget).where(col(Budget.retired_at_ms).is_(None)).order_by(col(Budget.id))
     )
-    burning = []
-    for budget in found.scalars().all():
-        state = await state_of(session, budget, now_ms=now_ms)
-        since_ms, booked = await _pace(session, state, now_ms=now_ms)
-        burning.append(projected(state, booked_usd_nanos=booked, since_ms=since_ms, now_ms=now_ms))
+    burning = [await burn_down_of(session, budget, now_ms=now_ms) for budget in found.scalars().all()]
     order = list(Outlook)
     burning.sort(key=lambda one: (order.index(one.outlook), one.runs_out_at_ms or 0, one.state.budget.name))
     return burning
+
+
+async def burn_down_of(session: AsyncSession, budget: Budget, *, now_ms: int) -> BurnDown:
+    """One budget."""
+    state = await state_of(session, budget, now_ms=now_ms)
+    since_ms, booked = await _pace(session, state, now_ms=now_ms)
+    return projected(state, booked_usd_nanos=booked, since_ms=since_ms, now_ms=now_ms)
 
 
 async def _pace(session: AsyncSession, state: BudgetState, *, now_ms: int) -> tuple[int, int]:
@@ -77,6 +82,29 @@ async def _pace(session: AsyncSession, state: BudgetState, *, now_ms: int) -> tu
         if mark is not None and now_ms - mark.at_ms >= MS_PER_DAY:
             return mark.at_ms, state.posted_usd_nanos - mark.posted_usd_nanos
     return began_ms, state.posted_usd_nanos
+
+
+async def booked_by_step(session: AsyncSession, state: BudgetState, bounds: Sequence[int]) -> list[int]:
+    """What was booked on a budget in its window between each two instants, nano-USD.
+
+    Args:
+        session: where to ask.
+        state: of the window.
+        bounds: epoch ms, rising; one more than there are steps.
+    """
+    amount, booking = col(BudgetPosting.amount_usd_nanos), col(BudgetPosting.transaction_id)
+    marks = [f"jtx_{at_ms:012x}" for at_ms in bounds]
+    sums = [
+        func.sum(case((and_(booking >= first, booking < after), amount), else_=0))
+        for first, after in pairwise(marks)
+    ]
+    found = await session.execute(
+        select(*sums).where(
+            col(BudgetPosting.budget_id) == state.budget.id,
+            col(BudgetPosting.window_start_ms) == state.window_start_ms,
+        )
+    )
+    return [int(value or 0) for value in found.one()]
 
 
 def projected(state: BudgetState, *, booked_usd_nanos: int, since_ms: int, now_ms: int) -> BurnDown:

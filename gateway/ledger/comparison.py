@@ -151,8 +151,8 @@ async def _unread(
             yield unread
 
 
-def _first_attempts(versions: Collection[str], *conditions: ColumnElement[bool]) -> Select[Any]:
-    chosen: Select[Any] = select(
+def _first_attempts(versions: Collection[str], *conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    chosen: Any = select(
         col(Attempt.request_id),
         col(Attempt.started_at_ms),
         col(Attempt.ended_at_ms),
@@ -165,13 +165,14 @@ def _first_attempts(versions: Collection[str], *conditions: ColumnElement[bool])
         col(Attempt.total_ms),
         col(Attempt.charge_usd_nanos),
     )
-    return chosen.where(
+    asked: Select[*tuple[Any, ...]] = chosen.where(
         *conditions,
         col(Attempt.policy_version).in_(versions),
         col(Attempt.attempt_number) == 1,
         col(Attempt.cache) != "hit",
         col(Attempt.tenant_id) != PLATFORM_TENANT,
     )
+    return asked
 
 
 def _fared(row: Any) -> Fared:

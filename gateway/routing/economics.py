@@ -14,13 +14,14 @@ The policy's order holds unless
 
 - the speculating pool has more requests than speculation pays for (the gate), and another one's burden is
   less,
-- the latency class would be missed there and is met elsewhere,
+- the latency class would be missed there, and by the margin less elsewhere,
 - the call is of the highest class and another pool is faster by the margin,
-- another pool's burden is less by the margin because it has less to do, or
-- it is less by the margin by what was measured,
+- another pool's burden is less because it has less to do; by the margin where the first one's replicas are
+  chosen for the prefixes that they have, for these would be left behind; or
+- it is less by what was measured of both; by the margin, and by more than chance explains, where prefixes
+  would be left behind or the call is of the lowest class.
 
-the last only where both pools were measured and chance does not explain the difference: how full a pool is,
-is a fact, and how good it is for a task has to be shown. Pure; floats, for these are predictions: no amount
+How full a pool is, is a fact; that another one is better for a task than the policy says has to be measured. Pure; floats, for these are predictions: no amount
 that is ever booked comes from here. Seconds, tokens, nano-USD.
 """
 
@@ -53,6 +54,8 @@ KNOWN_WEIGHT_MIN: Final = 6.0
 FIGURE_MAX: Final = 2**53 - 1
 """No predicted figure is shown above this: every reader of JSON takes it."""
 GATE_NEVER: Final = math.inf
+NOTHING: Final = 1e-9
+"""A lead of rounding."""
 OVERLAP: Final = 0.5
 """Of an answer's steps, those that another request shares with it: of two of like length one ends first."""
 
@@ -132,6 +135,8 @@ class Outlook(msgspec.Struct, frozen=True):
     is_known: bool
     """Measured enough to overturn the policy's order."""
     is_speculative: bool
+    is_sticky: bool
+    """Its replicas are chosen for the prefixes that they have: who goes elsewhere leaves them behind."""
     gate: float = GATE_NEVER
     """Requests per replica beyond which speculation does not pay, by the most that its acceptance may be."""
 
@@ -141,6 +146,7 @@ class Outlooks(msgspec.Struct, frozen=True):
 
     pools: tuple[Outlook, ...]
     targets: tuple[LatencyTarget, ...]
+    """Of each for the call's latency class; none: nothing is asked."""
     output_tokens: float
 
 
@@ -181,6 +187,7 @@ def outlook_of(
     whole: Evidence,
     lengths: Evidence,
     usd_per_hour: float,
+    is_sticky: bool,
 ) -> Outlook:
     """What evidence makes of a pool's model.
 
@@ -192,6 +199,7 @@ def outlook_of(
         whole: what was measured of this pool with any task: steps take the same time for all.
         lengths: whose answers' length counts: the task's, or its tenant's.
         usd_per_hour: of one replica.
+        is_sticky: its replicas are chosen for the prefixes that they have.
     """
     step_prior = STEP_OWN if pace.is_measured else STEP_OTHERS
     of_pool = believe(whole.step_log.slow, step_prior)
@@ -225,6 +233,7 @@ def outlook_of(
         math.exp(TAIL_Z * (whole.ttft_log.slow.deviation if first.weight else TTFT_SPREAD)),
         (pace.is_measured or step_weight >= KNOWN_WEIGHT_MIN) and yielded.weight >= KNOWN_WEIGHT_MIN,
         accepted is not None,
+        is_sticky,
     )
 
 
@@ -241,38 +250,40 @@ def predict(
         output_tokens: of its answer.
     """
     seats, tokens_per_step = outlook.seats, outlook.tokens_per_step
+    fixed_s, sequence_s, request_s = outlook.fixed_s, outlook.sequence_s, outlook.request_s
     own = load + 1.0
     queued = own - seats
     if queued > 0:
         own = float(seats)
-    step_s = outlook.fixed_s + outlook.sequence_s * own
+    step_s = fixed_s + sequence_s * own
     tpot_s = step_s / tokens_per_step
     # A seat becomes free as often as answers end.
     queue_s = queued * output_tokens * tpot_s / seats if queued > 0 else 0.0
     fresh_s = input_tokens * outlook.fresh_ratio * outlook.prompt_token_s
     steps = 1 + input_tokens // outlook.chunk_tokens
-    first_s = outlook.request_s + steps * step_s + fresh_s
-    ttft_s = queue_s + first_s * outlook.ttft_factor
+    engine_s = steps * step_s + fresh_s
+    ttft_factor, correction = outlook.ttft_factor, outlook.step_factor
+    ttft_s = queue_s + (request_s + engine_s) * ttft_factor
+    total_s = ttft_s + output_tokens * tpot_s
     shared = share if share < seats else float(seats)
-    step_cost_s = (outlook.fixed_s + outlook.sequence_s * shared) / (shared * tokens_per_step)
-    correction = outlook.step_factor
+    even_step_s = fixed_s + sequence_s * shared
     decoded = output_tokens / tokens_per_step
-    longer_s = fresh_s + OVERLAP * decoded * outlook.sequence_s
-    even_step_s = outlook.fixed_s + outlook.sequence_s * shared
-    even_first_s = outlook.request_s + steps * even_step_s + fresh_s
+    longer_s = fresh_s + OVERLAP * decoded * sequence_s
     return Prediction(
         queue_s,
         ttft_s,
         tpot_s,
-        ttft_s + output_tokens * tpot_s,
-        outlook.usd_nanos_per_s * (fresh_s + output_tokens * step_cost_s),
+        total_s,
+        outlook.usd_nanos_per_s * (fresh_s + decoded * even_step_s / shared),
         own,
         shared,
         fresh_s,
-        queue_s + outlook.request_s + (first_s - outlook.request_s) / correction,
+        queue_s + request_s + engine_s / correction,
         step_s / correction,
-        ttft_s + output_tokens * tpot_s + (own - 1.0) * longer_s,
-        even_first_s * outlook.ttft_factor + decoded * even_step_s + (shared - 1.0) * longer_s,
+        total_s + (own - 1.0) * longer_s,
+        (request_s + steps * even_step_s + fresh_s) * ttft_factor
+        + decoded * even_step_s
+        + (shared - 1.0) * longer_s,
     )
 
 
@@ -291,41 +302,42 @@ def choose(
         outlooks: the candidates in the policy's order, at least one.
         predictions: of each.
         rule: the policy's.
-        targets: of each for the call's latency class.
+        targets: of each for the call's latency class; none: nothing is asked.
         is_urgent: the highest class: it is routed for its 95th percentile before its cost.
         is_patient: the lowest class: for its cost alone, whatever it waits.
     """
     count = range(len(outlooks))
-    burdens = [_burden(outlooks[i], predictions[i].burden_s) for i in count]
-    met = count if is_patient else [i for i in count if _meets(outlooks[i], predictions[i], targets[i])]
-    if met and 0 not in met:
-        return min(met, key=burdens.__getitem__), Why.LATENCY
-    if not met and (soonest := _soonest(outlooks, predictions, targets[0], rule=rule)):
-        return soonest, Why.LATENCY
+    late: Sequence[float] = ()
+    if targets and not is_patient:
+        late = list(map(_lateness, outlooks, predictions, targets))
+    met = [i for i in count if late[i] <= 1.0] if late else count
+    if late and late[0] > 1.0:
+        sooner = [i for i in met or [_soonest(late)] if late[i] < late[0] * (1 - rule.switch_margin)]
+        if sooner:
+            burdens = [outlooks[i].usd_nanos_per_s * predictions[i].burden_s for i in sooner]
+            return sooner[burdens.index(min(burdens))], Why.LATENCY
     if is_urgent and met:
         quicker = _better(outlooks, [_total_p95_s(outlooks[i], predictions[i]) for i in count], 0, rule=rule)
         if quicker is not None and quicker in met:
             return quicker, Why.SPEED
-    is_beyond = predictions[0].share > outlooks[0].gate
-    best, most, why = 0, 0.0 if is_beyond else -math.log1p(-rule.switch_margin), Why.POLICY
-    for other in met or count:
+    is_beyond, margin = predictions[0].share > outlooks[0].gate, -math.log1p(-rule.switch_margin)
+    stays = is_patient or outlooks[0].is_sticky
+    best, most, why = 0, margin if stays and not is_beyond else NOTHING, Why.POLICY
+    for other in count:
         if not other or (is_urgent and _is_slower(outlooks, predictions, other)):
             continue
-        lead, is_shown = _lead(outlooks, predictions, other, is_patient=is_patient)
-        if lead > most and predictions[other].share <= outlooks[other].gate:
+        if late and late[other] > 1.0 and late[other] * (1 - rule.switch_margin) > late[0]:
+            continue
+        lead, is_shown = _lead(outlooks, predictions, other, is_patient=is_patient, margin=margin)
+        its_share = predictions[other].share
+        if lead > most and (its_share <= outlooks[other].gate or its_share < predictions[0].share):
             best, most, why = other, lead, Why.COST if is_shown else Why.LOAD
     return best, Why.GATE if best and is_beyond else why
 
 
-def _soonest(
-    outlooks: Sequence[Outlook], predictions: Sequence[Prediction], target: LatencyTarget, *, rule: Rule
-) -> int:
-    """Where nobody keeps a target for the first token: who is nearest to it, if by the margin; else 0."""
-    first_s = [each.ttft_s * outlook.ttft_tail for each, outlook in zip(predictions, outlooks, strict=True)]
-    if target.ttft_s is None or first_s[0] <= target.ttft_s:
-        return 0
-    soonest = min(range(len(first_s)), key=first_s.__getitem__)
-    return soonest if first_s[soonest] < first_s[0] * (1 - rule.switch_margin) else 0
+def _soonest(late: Sequence[float]) -> int:
+    """Where nobody keeps the target: who is nearest to it."""
+    return min(range(len(late)), key=late.__getitem__)
 
 
 def _is_slower(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], other: int) -> bool:
@@ -333,38 +345,41 @@ def _is_slower(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], o
     return its_s > first_s
 
 
-def _burden(outlook: Outlook, seconds: float) -> float:
-    return outlook.usd_nanos_per_s * seconds
-
-
 def _lead(
-    outlooks: Sequence[Outlook], predictions: Sequence[Prediction], other: int, *, is_patient: bool
+    outlooks: Sequence[Outlook],
+    predictions: Sequence[Prediction],
+    other: int,
+    *,
+    is_patient: bool,
+    margin: float,
 ) -> tuple[float, bool]:
     """Logarithm of what the first takes over what another one takes; and whether measurements are in it.
 
     How full a pool is, is a fact, and a crowd is avoided without further evidence, but not by those who have
-    time. That one pool would be better than another, were both as full, is in it only where chance does not
-    explain it.
+    time. That one pool would be better than another, were both as full, is in it where it speaks for the
+    policy's order. Against that it has to be measured, and where leaving leaves prefixes behind it has to be
+    by the margin and more than chance explains.
     """
-    base, its = outlooks[0], outlooks[other]
-    even = math.log(
-        _burden(base, predictions[0].even_burden_s) / _burden(its, predictions[other].even_burden_s)
-    )
-    is_shown = (
-        base.is_known
-        and its.is_known
-        and abs(even) > CONFIDENCE_Z * math.hypot(base.deviation, its.deviation)
-    )
+    base, its, first, second = outlooks[0], outlooks[other], predictions[0], predictions[other]
+    price_ratio = base.usd_nanos_per_s / its.usd_nanos_per_s
+    even = math.log(price_ratio * first.even_burden_s / second.even_burden_s)
+    is_shown = base.is_known and its.is_known and even > 0
+    if is_shown and (is_patient or base.is_sticky):
+        is_shown = even > max(margin, CONFIDENCE_Z * math.hypot(base.deviation, its.deviation))
     if is_patient:
         return (even if is_shown else 0.0), is_shown
-    lead = math.log(_burden(base, predictions[0].burden_s) / _burden(its, predictions[other].burden_s))
-    return (lead, even > 0) if is_shown else (lead - even, False)
+    lead = math.log(price_ratio * first.burden_s / second.burden_s)
+    return (lead if is_shown or even < 0 else lead - even), is_shown
 
 
-def _meets(outlook: Outlook, prediction: Prediction, target: LatencyTarget) -> bool:
-    if target.ttft_s is not None and prediction.ttft_s * outlook.ttft_tail > target.ttft_s:
-        return False
-    return target.tpot_s is None or prediction.tpot_s * outlook.step_tail <= target.tpot_s
+def _lateness(outlook: Outlook, prediction: Prediction, target: LatencyTarget) -> float:
+    """The 95th percentile over the target, by the worse of both; 0: nothing is asked."""
+    late = 0.0
+    if target.ttft_s is not None:
+        late = prediction.ttft_s * outlook.ttft_tail / target.ttft_s
+    if target.tpot_s is not None:
+        late = max(late, prediction.tpot_s * outlook.step_tail / target.tpot_s)
+    return late
 
 
 def _total_p95_s(outlook: Outlook, prediction: Prediction) -> float:

@@ -64,6 +64,8 @@ from gateway.upstream.waking import Waker
 _OK = 200
 _WHOLE = "whole answer"
 _FIRST = "first token"
+COPY_PRIORITY = 100
+"""In an engine's queue, lower is earlier; tenants' requests have 0 to 20 (`routing.decide`)."""
 _PATHS = {endpoint: f"/v1/{endpoint}" for endpoint in Endpoint}
 
 
@@ -194,8 +196,9 @@ class Dispatcher:
     def for_copies(self, retries: RetryBudget) -> Dispatcher:
         """One for requests that nobody waits for, which asks the same replicas.
 
-        It wakes none and asks for nothing twice, and how replicas answer it says nothing of them to others:
-        what a candidate does wrong must take no replica from those that are served.
+        It wakes none, asks for nothing twice and stands behind all others in an engine's queue. How replicas
+        answer it says nothing of them to others: what a candidate does wrong must take no replica from those
+        that are served.
 
         Args:
             retries: its own.
@@ -335,7 +338,10 @@ class Dispatcher:
                         self.waker.ask(target.pool)
                     break
                 tried.add(lease.replica)
-                yield target, lease if self.judges else _Unjudged(lease)
+                if self.judges:
+                    yield target, lease
+                else:
+                    yield _behind_all(target), _Unjudged(lease)
 
     async def _first_content(self, running: _Running) -> AnswerStream:
         """The stream once it has begun; asked for a second time where hedging allows it."""
@@ -484,6 +490,11 @@ class Dispatcher:
         if origin is None:
             origin = self._origins[url] = Origin.parse(url)
         return origin
+
+
+def _behind_all(target: Target) -> Target:
+    """The same, where nobody whose request waits in an engine's queue comes after."""
+    return target if target.priority is None else msgspec.structs.replace(target, priority=COPY_PRIORITY)
 
 
 @contextlib.contextmanager

@@ -32,20 +32,21 @@ from gateway.pricing.book import PriceBook
 from gateway.pricing.catalog import cards_of
 from gateway.routing.policy import Policy, parse_policy
 from tests.load.backtest_world import CLASSES, Happened, make_world, run_world
-from tests.load.measured import RESULTS, ROOT, command_line, commit, write_result
+from tests.load.measured import RESULTS, command_line, commit, write_result
+from tests.support.pool_files import policy_in_order
 
 NAME: Final = "backtest_truth"
 COVERED_MIN: Final = 0.88
 WIDTH_MAX: Final = 0.20
 CHARGE: Final = "charge_usd_nanos"
-_BASE: Final = (ROOT / "policies" / "default.yaml").read_text(encoding="utf-8")
+_BASE: Final = policy_in_order()
 
 
 BY_NATURE: Final = "  predictable: [speculative, plain]\n  creative: [plain, speculative]\n"
 
 
 def policy_text(routes: str, natures: str = "") -> str:
-    """The shipped policy with other routes, or with other natures of tasks."""
+    """The shipped policy with other routes, in their order, or with other natures of tasks."""
     return _BASE.replace(BY_NATURE, routes).replace("  default: chat  ", f"{natures}  default: chat  ")
 
 

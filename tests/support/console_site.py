@@ -1,7 +1,8 @@
-"""What do the console's browser tests look at? `tollgate serve`, with spend and pools.
+"""What do the console's browser tests look at? A gateway as `tollgate serve` starts it, spend and pools.
 
 Two tenants, one of whom chose its name to break pages, spend on every day of this month and of the one
-before, one pool that is up (a mock engine, which speculates) and one that is not.
+before at a price that the ledger knows, so that its books are right; one pool that is up (a mock engine,
+which speculates) and one that is not.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from gateway.migrate import upgrade
 from tests.support.factories import make_act
 from tests.support.mock_process import MockVllm
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
-from tests.support.spend_rows import attempt_row, book_rows
+from tests.support.spend_rows import attempt_row, book_rows, know_price, priced
 
 ADMIN_KEY = "tga-a-key-for-the-browser-test-only-0123456789"
 EVIL = "<script>document.title = 'owned'</script>"
@@ -40,26 +41,30 @@ async def fill(url: str) -> None:
     rows: list[dict[str, Any]] = []
     start = month_of(month_of(now)[0] - timedelta(days=1))[0]
     async with session_factory(engine)() as session:
+        await know_price(session)
         for number, name in enumerate(("acme", EVIL)):
             tenant = await create_tenant(session, name, act=act)
             project = await ensure_project(session, tenant, f"project of {name}", act=act)
             key = await create_key(session, project, f"key of {name}", act=act)
             day = start
             while day <= now:
-                rows.append(
-                    attempt_row(
-                        len(rows),
-                        tenant_id=tenant.id,
-                        key_id=key.id,
-                        pool=("speculative", "plain")[number],
-                        task=("extraction", "chat")[number],
-                        input_tokens=1_000_000 + 37 * day.day,
-                        charge_usd_nanos=1_234_567_890_123 * (number + 1) * (1 + day.day % 5),
-                        started_at_ms=int(day.timestamp() * 1000),
-                    )
+                made = attempt_row(
+                    len(rows),
+                    tenant_id=tenant.id,
+                    project_id=project.id,
+                    key_id=key.id,
+                    end_user=f"user-{day.day % 3}",
+                    pool=("speculative", "plain")[number],
+                    task=("extraction", "chat")[number],
+                    input_tokens=(1_000_000 + 37 * day.day) * (number + 1) * (1 + day.day % 5),
+                    cached_input_tokens=200_000,
+                    output_tokens=80_000,
+                    started_at_ms=int(day.timestamp() * 1000),
+                    ended_at_ms=int(day.timestamp() * 1000) + 50,
                 )
+                rows.append(priced(made))
                 day += timedelta(days=1)
-        await book_rows(session, rows)
+        await book_rows(session, rows, now_ms=clock.epoch_ms())
         await session.commit()
     await engine.dispose()
 
@@ -114,7 +119,7 @@ def serving(home: Path, urls: Mapping[str, Sequence[str]], **environment: str) -
 
 def _base_url(process: subprocess.Popen[bytes], log: Path) -> str:
     """What the program says it serves on."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         found = re.search(r"serves on (http://[\d.:]+)", log.read_text())
         if found is not None:

@@ -207,6 +207,7 @@ def make_outlook(pool: str = "plain", **changes: Any) -> Outlook:
         ttft_tail=1.5,
         is_known=True,
         is_speculative=False,
+        is_sticky=True,
     )
     return msgspec.structs.replace(usual, **changes)
 

@@ -25,13 +25,17 @@ PATIENCE_S: Final = 60.0
 """For things that happen in other processes, on a busy machine."""
 _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
+PATIENT: Final = HealthRule(stall_s=600, idle_probe_s=600, probe_timeout_s=60)
+"""Whatever a busy machine does to a mock, it does not look hung."""
+HASTY: Final = HealthRule(stall_s=1, idle_probe_s=600, probe_timeout_s=2)
+"""For tests of what hangs; three seconds of stillness make a healthy mock look so too."""
 TIMES: Final = LaunchTimes(
-    start_up_budget_s=30,
+    start_up_budget_s=120,
     stop_grace_s=2,
     poll_interval_s=0.05,
     look_interval_s=0.05,
-    unresponsive_after_s=10,
-    health=HealthRule(stall_s=0.4, idle_probe_s=600, probe_timeout_s=0.4),
+    unresponsive_after_s=30,
+    health=PATIENT,
     backoff_first_s=0.05,
     backoff_max_s=0.1,
     notice_s=0.2,

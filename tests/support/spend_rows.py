@@ -1,13 +1,16 @@
 """Rows of the ledger for tests that look at spend without making requests."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gateway.inference import AttemptState, Payer, UsageSource
+from gateway.inference import AttemptState, Payer, TokenUsage, UsageSource
 from gateway.ledger.posting import book
 from gateway.ledger.records import AttemptEnd, AttemptStart, Ended
+from gateway.pricing.rates import Rates, charge
+from gateway.pricing.tables import PriceVersion
 from gateway.routing.receipts import insert_receipts
 
 
@@ -59,10 +62,29 @@ def attempt_row(number: int, **values: Any) -> dict[str, Any]:
     return row | values
 
 
-async def book_rows(session: AsyncSession, rows: Sequence[dict[str, Any]]) -> None:
+RATES = Rates(input=1_234_567_890, cached_input=123_456_789, cache_write=0, output=4_938_271_560, reasoning=0)
+"""Nano-USD for a million tokens of each kind."""
+
+
+async def know_price(session: AsyncSession) -> None:
+    """The price of `priced` is one that the ledger knows; the caller commits."""
+    session.add(
+        PriceVersion(version="price@0", target="speculative", first_seen_at_ms=1, **dataclasses.asdict(RATES))
+    )
+    await session.flush()
+
+
+def priced(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the charge that its tokens come to, so that the auditor agrees."""
+    usage = TokenUsage(**{name: row[f"{name}_tokens"] for name in TokenUsage.__struct_fields__})
+    amount = charge(usage, RATES)
+    return row | {"charge_usd_nanos": amount, "hold_usd_nanos": amount}
+
+
+async def book_rows(session: AsyncSession, rows: Sequence[dict[str, Any]], *, now_ms: int = 1) -> None:
     """Book rows as the shipper does; the caller commits."""
     batch = [ended_of(row) for row in rows]
-    await book(session, batch, owner_id="test", now_ms=1, insert_receipts=insert_receipts)
+    await book(session, batch, owner_id="test", now_ms=now_ms, insert_receipts=insert_receipts)
 
 
 def ended_of(row: dict[str, Any]) -> Ended:

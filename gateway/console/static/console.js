@@ -102,9 +102,22 @@
     if (text === "") return field.dataset.empty === "null" ? null : undefined;
     if (field.dataset.type === "integer") return Number.parseInt(text, 10);
     if (field.dataset.type === "number") return Number(text);
+    if (field.dataset.type === "integers") return text.split(/[\s,]+/).filter(Boolean).map((one) => Number.parseInt(one, 10));
+    if (field.dataset.type === "pairs") return pairs(text);
     if (field.dataset.type === "list") return text.split(/[\s,]+/).filter(Boolean);
     if (field.dataset.type === "json") return JSON.parse(text);
     return text;
+  }
+
+  // `name=value`, divided by commas or lines.
+  function pairs(text) {
+    const found = {};
+    for (const one of text.split(/[\n,]+/).map((part) => part.trim()).filter(Boolean)) {
+      const [name, ...value] = one.split("=");
+      if (!value.length) throw new Error(`Write name=value, not ${one}.`);
+      found[name.trim()] = value.join("=").trim();
+    }
+    return found;
   }
 
   function put(body, name, value) {
@@ -114,10 +127,16 @@
     within[last] = value;
   }
 
-  function bodyOf(form) {
+  async function bodyOf(form) {
     const body = {};
     for (const field of form.elements) {
       if (!field.name || field.disabled || (field.type === "radio" && !field.checked)) continue;
+      if (field.type === "file") {
+        if (!field.files.length) continue;
+        put(body, field.name, await field.files[0].text());
+        if (field.dataset.nameAs) put(body, field.dataset.nameAs, field.files[0].name);
+        continue;
+      }
       const value = fieldValue(field);
       if (value !== undefined) put(body, field.name, value);
     }
@@ -172,7 +191,12 @@
   function showSecret(form, answer) {
     const dialog = byId("secret");
     byId("secret-title").textContent = form.dataset.showTitle ?? "Shown once";
-    byId("secret-value").textContent = answer[form.dataset.show];
+    const secret = answer[form.dataset.show];
+    byId("secret-value").textContent = secret;
+    // A line that works when it is pasted, where the form has one.
+    const command = (form.dataset.command ?? "").replaceAll("{secret}", secret).replaceAll("{origin}", location.origin);
+    byId("secret-command").textContent = command;
+    byId("secret-use").hidden = !command;
     dialog.showModal();
     dialog.addEventListener("close", () => after(form, answer), { once: true });
   }
@@ -194,7 +218,7 @@
     buttons.forEach((button) => (button.disabled = true));
     form.setAttribute("aria-busy", "true");
     try {
-      const answer = await call(method, path, method === "DELETE" ? undefined : bodyOf(form));
+      const answer = await call(method, path, method === "DELETE" ? undefined : await bodyOf(form));
       if (form.dataset.show) showSecret(form, answer);
       else after(form, answer);
     } catch (error) {
@@ -266,6 +290,7 @@
         document.body.classList.add("stale");
       } else {
         event.target.innerHTML = "";
+        event.target.classList.remove("loading");
         tell(event.target, "This part could not be loaded. Reload the page to try again.");
       }
     });

@@ -17,7 +17,7 @@ def test_a_person_logs_in_looks_and_logs_out(browser: Browser, site: str) -> Non
     page = window.page
     page.goto(f"{site}/console")
     assert page.url == f"{site}/console/login"
-    assert page.evaluate("document.activeElement.id") == "name"
+    expect(page.locator("#name")).to_be_focused()
     page.fill("#key", "not the key")
     page.click("button.primary")
     expect(page.get_by_role("alert")).to_contain_text("not an administrator key")

@@ -18,13 +18,12 @@ from backends.launch.guard import session_members
 from backends.liveness import HealthRule
 from backends.pool import PoolSpec, ReplicaState
 from backends.upkeep import UpkeepKind
-from tests.support.mock_fleet import PATIENCE_S, MockFleet, mock_fleet, mock_pool, until
+from tests.support.mock_fleet import HASTY, PATIENCE_S, MockFleet, mock_fleet, mock_pool, until
 
 READY, DRAINING, SLEEPING = ReplicaState.READY, ReplicaState.DRAINING, ReplicaState.SLEEPING
 UNHEALTHY, WAKING = ReplicaState.UNHEALTHY, ReplicaState.WAKING
 CHAT = {"model": "tollgate-reference", "messages": [{"role": "user", "content": "Tell me a story"}]}
 HUNG = {"fault": "hang"}
-HEALTHY = HealthRule(stall_s=600, idle_probe_s=600, probe_timeout_s=20)
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ async def test_a_hung_replica_is_found_and_replaced(
     state_dir: Path,
     client: httpx.AsyncClient,  # noqa: TID251 - a test
 ) -> None:
-    async with mock_fleet(state_dir, mock_pool()) as fleet:
+    async with mock_fleet(state_dir, mock_pool(), health=HASTY) as fleet:
         old = fleet.replica()
         fleet.control(**HUNG, gauges={"num_requests_running": 1})
         assert (await client.get(f"{old.url}/health")).status_code == 200
@@ -101,9 +100,9 @@ async def test_a_hung_replica_is_found_and_replaced(
 async def test_a_gateways_finding_saves_the_driver_its_own_probe_of_an_engine_with_work(
     state_dir: Path,
 ) -> None:
-    async with mock_fleet(state_dir, mock_pool()) as fleet:
+    async with mock_fleet(state_dir, mock_pool(), health=HASTY) as fleet:
         fleet.control(**HUNG, gauges={"num_requests_running": 1})
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(HASTY.stall_s * 1.2)
         fleet.fleet.asks.examine("plain-0", "hangs, nothing moved for 1 s: no token")
         await fleet.until(READY, count=2)
         assert fleet.details(UNHEALTHY)[0].startswith("hangs, nothing moved for 1 s: no token")
@@ -111,9 +110,9 @@ async def test_a_gateways_finding_saves_the_driver_its_own_probe_of_an_engine_wi
 
 async def test_an_idle_engine_is_examined_before_a_gateways_word_counts(state_dir: Path) -> None:
     """One that hung while it was idle counts nobody's request, and one that is well does not move either."""
-    async with mock_fleet(state_dir, mock_pool()) as fleet:
+    async with mock_fleet(state_dir, mock_pool(), health=HASTY) as fleet:
         fleet.control(**HUNG)
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(HASTY.stall_s * 1.2)
         assert fleet.replica().state is READY
         fleet.fleet.asks.examine("plain-0", "hangs, nothing moved for 1 s: no token")
         await fleet.until(READY, count=2)
@@ -121,7 +120,7 @@ async def test_an_idle_engine_is_examined_before_a_gateways_word_counts(state_di
 
 
 async def test_a_gateway_that_is_wrong_costs_a_token_and_nothing_else(state_dir: Path) -> None:
-    async with mock_fleet(state_dir, mock_pool(), health=HEALTHY) as fleet:
+    async with mock_fleet(state_dir, mock_pool()) as fleet:
         fleet.fleet.asks.examine("plain-0", "hangs, nothing moved for 1 s: no token")
         await until(lambda: len(fleet.published.upkeep) > 1)
         assert fleet.published.upkeep[-1].kind is UpkeepKind.HEARTBEAT
@@ -132,7 +131,7 @@ async def test_a_liar_is_replaced_once_its_answers_under_way_have_ended(
     state_dir: Path,
     client: httpx.AsyncClient,  # noqa: TID251 - a test
 ) -> None:
-    async with mock_fleet(state_dir, mock_pool()) as fleet:
+    async with mock_fleet(state_dir, mock_pool(), health=HASTY) as fleet:
         fleet.control(tpot_ms=60, answer_tokens=30)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(chat(client, fleet, max_tokens=30))
@@ -150,8 +149,8 @@ async def test_a_slow_replica_stays(
     state_dir: Path,
     client: httpx.AsyncClient,  # noqa: TID251 - a test
 ) -> None:
-    async with mock_fleet(state_dir, mock_pool()) as fleet:
-        # A token every 200 ms is slow, and moves within every 400 ms.
+    async with mock_fleet(state_dir, mock_pool(), health=HASTY) as fleet:
+        # A token every 200 ms is slow; all ten take longer than an engine may stand still.
         fleet.control(tpot_ms=200, answer_tokens=10)
         assert (await chat(client, fleet, max_tokens=10)).status_code == 200
         assert fleet.states().count(READY) == 1

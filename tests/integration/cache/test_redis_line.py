@@ -16,7 +16,10 @@ from gateway.cache.redis_line import WRITE_BYTES_MAX, WRITES_MAX, RedisLine
 from gateway.cache.resp import get_command, set_command
 from gateway.cache.storage import CacheBroken
 
-WITHIN_S = 0.05
+WITHIN_S = 20.0
+"""A busy machine must not make an answer late."""
+SHORT_S = 0.05
+"""For those that get none."""
 _GET = re.compile(rb"GET\r\n\$\d+\r\n([^\r]*)\r\n")
 
 
@@ -57,11 +60,11 @@ class Script:
 
 @contextlib.asynccontextmanager
 async def line_to(
-    play: Callable[[Script], Awaitable[None]], *, is_open: bool = True
+    play: Callable[[Script], Awaitable[None]], *, is_open: bool = True, within_s: float = WITHIN_S
 ) -> AsyncIterator[tuple[RedisLine, list[Exception]]]:
     failures: list[Exception] = []
     loop = asyncio.get_running_loop()
-    line = RedisLine(loop, failures.append, within_s=WITHIN_S)
+    line = RedisLine(loop, failures.append, within_s=within_s)
     played: asyncio.Future[None] = loop.create_future()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -81,7 +84,7 @@ async def line_to(
         yield line, failures
         line.end(CacheBroken("over"))
         if is_open:
-            await asyncio.wait_for(played, 10)
+            await asyncio.wait_for(played, 30)
     finally:
         line.end(CacheBroken("over"))
         server.close()
@@ -90,7 +93,7 @@ async def line_to(
 
 async def outcome(future: asyncio.Future[bytes | None]) -> bytes | str | None:
     try:
-        return await asyncio.wait_for(future, 10)
+        return await asyncio.wait_for(future, 30)
     except CacheBroken as error:
         return str(error)
 
@@ -126,7 +129,7 @@ async def test_an_answer_that_no_look_up_follows_is_sent_soon_and_waited_for() -
 
     async with line_to(play) as (line, failures):
         line.write(lambda: set_command(b"k", b"v", 9), 1)
-        await asyncio.wait_for(line.drain(), 10)
+        await asyncio.wait_for(line.drain(), 30)
         assert failures == []
 
 
@@ -158,8 +161,8 @@ async def test_a_late_reply_answers_nobody_else() -> None:
         await asyncio.sleep(0.005)
         redis.say(b"$6\r\nsecond\r\n")
 
-    async with line_to(play) as (line, _):
-        assert await outcome(line.ask(b"first")) == "no answer within 50 ms"
+    async with line_to(play, within_s=0.5) as (line, _):
+        assert await outcome(line.ask(b"first")) == "no answer within 500 ms"
         is_late.set()
         assert await line.ask(b"second") == b"second"
 
@@ -168,7 +171,7 @@ async def test_every_look_up_is_told_in_time_while_an_older_one_waits() -> None:
     async def play(redis: Script) -> None:
         await redis.is_left()
 
-    async with line_to(play) as (line, _):
+    async with line_to(play, within_s=SHORT_S) as (line, _):
         for name in (b"a", b"b", b"c"):
             assert await outcome(line.ask(name)) == "no answer within 50 ms"
 
@@ -213,7 +216,7 @@ async def test_answers_of_which_nothing_was_heard_count_as_failed() -> None:
 
     async with line_to(play) as (line, failures):
         line.write(lambda: set_command(b"k", b"v", 9), 1)
-        await asyncio.wait_for(line.drain(), 10)
+        await asyncio.wait_for(line.drain(), 30)
         assert len(failures) == 1
         await line.drain()
 
@@ -227,7 +230,7 @@ async def test_a_line_that_says_what_was_not_asked_is_ended(said: bytes) -> None
 
     async with line_to(play) as (line, _):
         future = line.ask(b"a")
-        await asyncio.wait_for(line.ended, 10)
+        await asyncio.wait_for(line.ended, 30)
         assert await outcome(future) in {None, str(await line.ended)}
 
 
@@ -239,7 +242,7 @@ async def test_a_server_that_became_a_replica_is_left() -> None:
 
     async with line_to(play) as (line, failures):
         line.write(lambda: set_command(b"k", b"v", 9), 1)
-        assert "READONLY" in str(await asyncio.wait_for(line.ended, 10))
+        assert "READONLY" in str(await asyncio.wait_for(line.ended, 30))
         assert len(failures) == 1
 
 
@@ -247,7 +250,7 @@ async def test_what_is_asked_before_it_is_open_waits_no_longer_than_anything_els
     async def play(redis: Script) -> None:
         await redis.is_left()
 
-    async with line_to(play, is_open=False) as (line, failures):
+    async with line_to(play, is_open=False, within_s=SHORT_S) as (line, failures):
         assert await outcome(line.ask(b"a")) == "no answer within 50 ms"
         assert await outcome(line.ask(b"b")) == "no answer within 50 ms"
         assert line.write(lambda: set_command(b"k", b"v", 9), 1)
@@ -283,6 +286,6 @@ async def test_a_server_that_reads_slowly_gets_everything_that_there_was_room_fo
         assert sum(line.write(lambda: command, len(command)) for _ in range(fits + 1)) == fits
         await asyncio.sleep(0.02)
         reads.set()
-        await asyncio.wait_for(line.drain(), 10)
+        await asyncio.wait_for(line.drain(), 30)
         assert failures == []
         assert line.write(lambda: command, len(command))

@@ -540,7 +540,7 @@ async def test_the_policy_in_force_is_shown(inside: Console) -> None:
 async def test_pools_are_shown_while_the_database_is_away(inside: Console) -> None:
     async with inside.services.sessions() as database:
         connection = await database.connection()
-        await connection.exec_driver_sql("ALTER TABLE spend_hours RENAME TO away")
+        await connection.exec_driver_sql("ALTER TABLE spend_days RENAME TO away")
         await database.commit()
     text = text_of(await inside.overview())
     assert "The database does not answer" in text

@@ -112,7 +112,7 @@ def test_who_answered_before_the_record_is_looked_up(home: Path, requests: list[
     span: dict[str, Any] = {"from_ms": START_MS, "to_ms": START_MS + 3_600_000}
     history = in_database(url, lambda session: read_history(session, **span))
     assert history.donors == {(first.tenant_id, "00ff"): donor.attempts[0]}
-    later = {"from_ms": START_MS + 1_000, "to_ms": START_MS + day_ms}
+    later: dict[str, Any] = {"from_ms": START_MS + 1_000, "to_ms": START_MS + day_ms}
     assert in_database(url, lambda session: read_history(session, **later)).donors == history.donors
 
 

@@ -115,7 +115,7 @@ async def test_viewers_look_and_operators_start(asker: Asker) -> None:
         made = await asker.gateway.client.post(
             "/admin/v1/admin-keys", json={"name": role, "role": role}, headers=asker.gateway.admin
         )
-        keys[role] = bearer(made.json()["secret"])
+        keys[role] = bearer(made.json()["key"])
     async with asyncio.timeout(20):
         while True:
             answer = await asker.gateway.client.get("/admin/v1/policies/backtest", headers=keys["viewer"])

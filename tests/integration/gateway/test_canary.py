@@ -34,7 +34,7 @@ class Canaries(Desk):
 
     async def followed_beside(self, version: str | None) -> None:
         """Wait until the gateway has this candidate, or none."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 beside = self.gateway.services.pipeline.routing.beside
                 if (None if beside is None else beside.routing.policy.version) == version:

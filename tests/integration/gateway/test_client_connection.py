@@ -169,13 +169,13 @@ async def test_what_is_no_request_in_time_is_refused_and_the_connection_closed(s
 
 
 async def test_the_second_request_of_a_connection_has_its_own_time() -> None:
-    async with listening(rule(request_timeout_s=0.5)) as port:
+    async with listening(rule(request_timeout_s=1.5)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(3):
             writer.write(GET + b"\r\n")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
             await reader.readexactly(1)
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.6)
         writer.write(GET)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 408")
         writer.close()

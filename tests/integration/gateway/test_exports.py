@@ -258,7 +258,7 @@ def test_schedules_write_what_is_provisional_and_then_what_is_final(
     assert terminal.text("export", "schedule", "run") == "Nothing is due.\n"
     (listed,) = terminal.json("export", "schedule", "list")
     assert [each["is_final"] for each in listed["files"]].count(True) == 1
-    assert listed["files"][-2]["control_total_usd"] == "3.703703673"
+    assert listed["files"][-2]["control_total_usd"] == "3.703703679"
     assert written[-1] in terminal.text("export", "schedule", "list")
     assert terminal.text("export", "schedule", "remove", "finance") == "finance writes nothing any more.\n"
     assert terminal.json("export", "schedule", "list") == []

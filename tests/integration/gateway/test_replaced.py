@@ -17,14 +17,14 @@ import pytest
 from backends.pool import ReplicaState
 from gateway.settings import HealthSettings, TimeoutSettings
 from tests.integration.gateway.rig import Gateway, eventually, running, settings_for
-from tests.support.mock_fleet import MockFleet, mock_fleet, mock_pool, until, write_pool
+from tests.support.mock_fleet import HASTY, MockFleet, mock_fleet, mock_pool, until, write_pool
 
 # Nothing here depends on where keys and rows are kept.
 pytestmark = pytest.mark.parametrize("home", ["embedded"], indirect=True)
 
 READY: Final = ReplicaState.READY
 WATCHFUL: Final = HealthSettings(
-    poll_interval_s=0.1, stall_s=0.5, idle_probe_s=600, probe_timeout_s=0.5, backoff_s=0.1, backoff_s_max=0.2
+    poll_interval_s=0.1, stall_s=1, idle_probe_s=600, probe_timeout_s=2, backoff_s=0.1, backoff_s_max=0.2
 )
 
 
@@ -32,10 +32,10 @@ WATCHFUL: Final = HealthSettings(
 async def twins(home: Path, urls: dict[str, list[str]]) -> AsyncIterator[tuple[Gateway, MockFleet]]:
     """A gateway whose plain pool has two replicas that a driver runs."""
     spec = mock_pool(replicas=2, replica_choice={"rule": "round_robin"})
-    timeouts = TimeoutSettings(connect_s=20, first_token_s=3, between_tokens_s=3, total_s=5)
+    timeouts = TimeoutSettings(connect_s=20, first_token_s=5, between_tokens_s=5, total_s=60)
     settings = settings_for(home, {"speculative": urls["speculative"]}, health=WATCHFUL, timeouts=timeouts)
     write_pool(settings.pools, spec)
-    async with mock_fleet(settings.state_dir, spec) as fleet, running(settings) as gateway:
+    async with mock_fleet(settings.state_dir, spec, health=HASTY) as fleet, running(settings) as gateway:
         await eventually(lambda: gateway.services.registry.snapshot("plain").ready_count == 2)
         yield gateway, fleet
 

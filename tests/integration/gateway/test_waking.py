@@ -41,15 +41,20 @@ async def asleep(
     write_pool(settings.pools, spec)
     async with (
         mock_fleet(settings.state_dir, spec, flags=("--sleep-mode", str(wake_s))) as fleet,
-        running(settings) as gateway,
+        # It may be asleep before the gateway is up.
+        running(settings, is_up=False) as gateway,
     ):
-        await eventually(lambda: "plain" in gateway.services.registry.asleep)
+        registry = gateway.services.registry
+        await eventually(lambda: registry.snapshot("speculative").ready_count)
         await fleet.until(ReplicaState.SLEEPING)
+        await eventually(
+            lambda: [one.state for one in registry.snapshot("plain").replicas] == [ReplicaState.SLEEPING]
+        )
         yield gateway, fleet
 
 
 def sleeper(**sleep: Any) -> PoolSpec:
-    return mock_pool(sleep={"after_idle_s": 1.5, "level": 1, **sleep})
+    return mock_pool(sleep={"after_idle_s": 3, "level": 1, **sleep})
 
 
 def pool_of(answer: httpx.Response) -> str:
@@ -60,7 +65,7 @@ def pool_of(answer: httpx.Response) -> str:
 async def test_callers_wait_for_one_wake_and_the_platform_pays_for_what_it_took(
     home: Path, urls: dict[str, list[str]]
 ) -> None:
-    async with asleep(home, sleeper(after_idle_s=3), urls, wake_s=0.5) as (gateway, fleet):
+    async with asleep(home, sleeper(), urls, wake_s=0.5) as (gateway, fleet):
         async with asyncio.TaskGroup() as group:
             asked = [
                 group.create_task(gateway.chat(f"{STORY} {number}", stream=bool(number % 2)))

@@ -18,8 +18,8 @@ from tests.integration.gateway.rig import PATIENCE_S, eventually
 from tests.integration.ledger.site import Process, Site
 from tests.support.factories import make_act
 
-OFTEN = BudgetSettings(look_interval_s=0.02, slice_ttl_s=0.6)
-"""Slices are renewed every tenth of a second."""
+OFTEN = BudgetSettings(look_interval_s=0.02, slice_ttl_s=2)
+"""Slices are renewed every third of a second."""
 
 
 async def change(site: Site, **changes: Any) -> None:

@@ -88,9 +88,14 @@ async def test_more_than_a_look_reads_is_left_to_the_next(books: Books) -> None:
 
 
 async def test_who_got_nothing_and_how_long_others_took(books: Books) -> None:
-    gone = {"state": AttemptState.CANCELLED, "ttft_ms": None, "total_ms": None}
-    failed = {"state": AttemptState.FAILED, "payer": Payer.PLATFORM, "ttft_ms": None}
-    answered = {"state": AttemptState.ANSWERED, "ttft_ms": 20, "total_ms": 90, "charge_usd_nanos": 7}
+    gone: dict[str, Any] = {"state": AttemptState.CANCELLED, "ttft_ms": None, "total_ms": None}
+    failed: dict[str, Any] = {"state": AttemptState.FAILED, "payer": Payer.PLATFORM, "ttft_ms": None}
+    answered: dict[str, Any] = {
+        "state": AttemptState.ANSWERED,
+        "ttft_ms": 20,
+        "total_ms": 90,
+        "charge_usd_nanos": 7,
+    }
     await books.book(
         ended(1, **answered, is_streaming=True),
         ended(2, **answered, is_streaming=False),

@@ -150,7 +150,8 @@ async def test_rows_that_do_not_come_to_the_ledger_leave_no_file(site: Site, tmp
     assert usd_text(footing.amounts.charge_usd_nanos) in beside(path).read_text()
     async with site.engine.begin() as connection:
         # Not what hours are for, but what a broken book looks like.
-        await connection.execute(text("UPDATE spend_hours SET charge_usd_nanos = charge_usd_nanos + 1"))
+        for table in ("spend_hours", "spend_days"):
+            await connection.execute(text(f"UPDATE {table} SET charge_usd_nanos = charge_usd_nanos + 1"))
     async with site.sessions() as session:
         with pytest.raises(DoesNotFoot, match="nothing is exported"):
             await write_file(session, wanted(rows="attempts"), path, now_ms=1)

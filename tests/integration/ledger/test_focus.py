@@ -201,9 +201,10 @@ async def test_what_does_not_foot_or_cannot_be_cut_is_no_file(site: Site) -> Non
     only = rows_of((await exported(site, filters=("pool=outside",)))[0])
     assert {row["x_PoolId"] for row in only} == {"outside"}
     async with site.sessions() as session:
-        await session.execute(
-            text("UPDATE spend_hours SET charge_usd_nanos = charge_usd_nanos + 1 WHERE payer = 'tenant'")
-        )
+        for table in ("spend_hours", "spend_days"):
+            await session.execute(
+                text(f"UPDATE {table} SET charge_usd_nanos = charge_usd_nanos + 1 WHERE payer = 'tenant'")
+            )
         await session.commit()
     with pytest.raises(DoesNotFoot, match="nothing is exported"):
         await exported(site)

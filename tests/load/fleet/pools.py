@@ -34,7 +34,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from backends.pool import HardwareSpec, PoolSpec, RateCard
+from backends.choice import Rule
+from backends.pool import HardwareSpec, PoolSpec, RateCard, ReplicaChoiceSpec
 from backends.pool_sections import BatchingSpec, ExpectedLengths, ModelSpec, SpeculationSpec
 from backends.profile import DraftCost, Profile, load_profile
 from backends.simulator.calibration import Guessing, SimulatedPool
@@ -247,6 +248,8 @@ def spec_of(pool: Pool, replicas: int, *, means: Means, folder: Path) -> PoolSpe
             input_tokens=round(means.input_tokens), output_tokens=round(means.output_tokens)
         ),
         profile=str(path),
+        # The traces say nothing of prefixes, and these engines cache none.
+        replica_choice=ReplicaChoiceSpec(rule=Rule.LEAST_LOADED),
     )
 
 

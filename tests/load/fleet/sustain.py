@@ -31,6 +31,9 @@ GRID: Final = (0.03, 0.06, 0.1, 0.15, 0.22, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1
 LOADS: Final = {"low": 0.1, "moderate": 0.3, "high": 0.6}
 """Loads of the grid at which all rules are compared by themselves."""
 
+SPAN_S: Final = 30.0
+"""A run lasts at least so long: in less, fast cards take in more than they answer, and nothing is steady."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -102,7 +105,7 @@ class Runs:
         Args:
             cell: fleet and traffic.
             seed: of everything that is drawn.
-            requests: in a run.
+            requests: in a run, or as many as come in `SPAN_S`.
             on_run: called after each.
         """
         self.cell = cell
@@ -128,7 +131,8 @@ class Runs:
         if found is None:
             rate = share * capacity(self.cell)
             fleet, make = self._made(rule, target)
-            arrivals = draw(self.cell.traffic, self._requests, rate=rate, seed=self._seed)
+            count = max(self._requests, math.ceil(rate * SPAN_S))
+            arrivals = draw(self.cell.traffic, count, rate=rate, seed=self._seed)
             found = self._known[key] = play(arrivals, fleet, make, seed=self._seed, rate=rate)
             self._on_run()
         return found

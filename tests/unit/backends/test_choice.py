@@ -1,4 +1,4 @@
-"""Requests with a key meet, overloaded replicas pass on, everything else goes to the less loaded of two."""
+"""Requests with a key meet, overloaded replicas pass on, everything else goes by load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.choice import Chooser, Key, Rule, Why, key_of, multiplier_of, others_now
+from backends.choice import LOOKED_AT_MAX, Chooser, Key, Rule, Why, key_of, multiplier_of, others_now
 
 
 @dataclass
@@ -137,14 +137,37 @@ def test_keys_are_spread_evenly(count: int) -> None:
 
 
 @given(REPLICAS)
-def test_what_has_no_key_never_goes_to_the_most_loaded(replicas: list[Replica]) -> None:
-    for rule, key in ((Rule.AFFINITY, None), (Rule.AFFINITY, asked(None)), (Rule.TWO_CHOICES, asked(5))):
+def test_two_choices_never_take_the_most_loaded(replicas: list[Replica]) -> None:
+    taken, why = chooser(Rule.TWO_CHOICES).choose(replicas, asked(5))
+    if len(replicas) == 1:
+        assert why is Why.ONLY
+    else:
+        assert why is Why.TWO_CHOICES
+        assert taken.requests <= sorted(one.requests for one in replicas)[-2]
+
+
+@given(REPLICAS)
+def test_what_has_no_key_goes_to_the_least_loaded(replicas: list[Replica]) -> None:
+    for rule, key in ((Rule.AFFINITY, None), (Rule.AFFINITY, asked(None)), (Rule.LEAST_LOADED, asked(5))):
         taken, why = chooser(rule).choose(replicas, key)
-        if len(replicas) == 1:
-            assert why is Why.ONLY
-        else:
-            assert why is Why.TWO_CHOICES
-            assert taken.requests <= sorted(one.requests for one in replicas)[-2]
+        assert why is (Why.ONLY if len(replicas) == 1 else Why.LEAST_LOADED)
+        assert taken.requests == min(one.requests for one in replicas)
+
+
+def test_of_replicas_that_are_alike_each_has_its_turn() -> None:
+    replicas = [Replica("a"), Replica("b"), Replica("c"), Replica("d", 1)]
+    names: Counter[str] = Counter()
+    for place in range(100):
+        rule = Chooser(Rule.LEAST_LOADED, load_factor=1, at_ease=1, draw=drawn(place / 100))
+        names[rule.choose(replicas)[0].name] += 1
+    assert set(names) == {"a", "b", "c"}
+    assert min(names.values()) >= 20
+
+
+def test_among_very_many_two_are_drawn() -> None:
+    replicas = [Replica(str(number)) for number in range(LOOKED_AT_MAX + 1)]
+    assert chooser(Rule.LEAST_LOADED).choose(replicas)[1] is Why.TWO_CHOICES
+    assert chooser(Rule.LEAST_LOADED).choose(replicas[1:])[1] is Why.LEAST_LOADED
 
 
 def test_two_choices_reach_every_pair() -> None:

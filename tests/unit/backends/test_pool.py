@@ -49,7 +49,10 @@ EXTERNAL_MODEL = {"served_name": "reference", "max_model_len": 1024}
         ),
         ({"replicas": 0}, "greater than or equal to 1"),
         ({"replica_choice": {"load_factor": 0.9}}, "greater than or equal to 1"),
-        ({"replica_choice": {"rule": "random"}}, "'affinity', 'two_choices' or 'round_robin'"),
+        (
+            {"replica_choice": {"rule": "random"}},
+            "'affinity', 'least_loaded', 'two_choices' or 'round_robin'",
+        ),
         ({"replica_choice": {"rule": "two_choices", "load_factor": 2}}, "load_factor is for rule 'affinity'"),
         (
             {"replica_choice": {"rule": "affinity"}, "batching": UNCACHED},
@@ -197,7 +200,7 @@ def test_the_acceptance_length_counts_the_bonus_token(
 
 def test_affinity_is_the_rule_where_prefixes_are_cached(make_pool: PoolMaker) -> None:
     assert make_pool().choice_rule is Rule.AFFINITY
-    assert make_pool(batching=UNCACHED).choice_rule is Rule.TWO_CHOICES
+    assert make_pool(batching=UNCACHED).choice_rule is Rule.LEAST_LOADED
     assert make_pool(replica_choice={"rule": "round_robin"}).choice_rule is Rule.ROUND_ROBIN
 
 

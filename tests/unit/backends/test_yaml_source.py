@@ -197,3 +197,13 @@ def test_long_values_are_shown_in_part() -> None:
 )
 def test_paths_are_written_as_people_write_them(path: tuple[Any, ...], text: str) -> None:
     assert dotted(path) == text
+
+
+def test_what_one_reader_does_to_a_text_no_other_one_sees() -> None:
+    text = "a: {b: [1, 2]}"
+    first, lines = load_yaml_with_lines(text)
+    first["a"]["b"].append(3)
+    lines.clear()
+    again, where = load_yaml_with_lines(text)
+    assert again == {"a": {"b": [1, 2]}}
+    assert where["a", "b"] == 1

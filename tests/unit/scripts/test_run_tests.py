@@ -52,8 +52,8 @@ def test_what_runs_beside_others_leaves_its_status_and_its_output(tmp_path: Path
 
 def test_a_group_that_failed_is_a_failure_with_its_closing_line(tmp_path: Path) -> None:
     outcome = Outcome()
-    take(outcome, "parallel", (0, PARALLEL), tmp_path / "none")
-    take(outcome, "fleet", (1, SERIAL), tmp_path / "none")
+    take(outcome, "parallel", (0, PARALLEL), failed=tmp_path / "none")
+    take(outcome, "fleet", (1, SERIAL), failed=tmp_path / "none")
     assert outcome.failures == ["fleet tests: pytest ended with status 1"]
     assert outcome.closings == [("parallel", PARALLEL), ("fleet", SERIAL)]
 
@@ -75,7 +75,7 @@ def test_few_failures_deserve_a_second_try_and_many_or_other_ends_do_not(tmp_pat
 
 def _doubtful(folder: Path, *tests: Failed, closing: str) -> tuple[Outcome, Doubt]:
     outcome = Outcome()
-    take(outcome, "parallel", (1, closing), _written(folder / "failed", *tests))
+    take(outcome, "parallel", (1, closing), failed=_written(folder / "failed", *tests))
     assert outcome.failures == []
     return outcome, outcome.doubts.pop()
 

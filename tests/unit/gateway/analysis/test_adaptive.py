@@ -12,14 +12,16 @@ from gateway.routing.policy import parse_policy
 from tests.load.backtest_truth import ALL_PLAIN, policy_of, policy_text
 from tests.load.backtest_world import make_world, run_world
 
-RULE = "economics:\n  enabled: true\n"
+IN_ORDER = "economics:\n  enabled: false\n"
 
 
 @pytest.mark.parametrize("margin", ["0.15", "0.99"])
 def test_measurements_move_what_is_cheaper_elsewhere_by_the_margin(margin: str) -> None:
     world = make_world(5, seconds=300.0, per_s=3.0)
     before, prices = policy_of(ALL_PLAIN), PriceBook(cards_of(world.specs))
-    text = policy_text(ALL_PLAIN) + RULE + f"  switch_margin: {margin}\n"
+    text = policy_text(ALL_PLAIN).replace(
+        IN_ORDER, f"economics:\n  enabled: true\n  switch_margin: {margin}\n"
+    )
     adaptive = parse_policy(text, source="policy", pools=world.specs)
     recorded = run_world(world, before, run="recorded")
     found = [

@@ -290,7 +290,9 @@ def learned(count: int, *, step_ms: float, accepted: int | None = None) -> Evide
 
 
 def made(task: Evidence, whole: Evidence, *, accepted: Belief | None = None, pace: Pace = PACE) -> Outlook:
-    return outlook_of("p", pace, accepted=accepted, task=task, whole=whole, lengths=task, usd_per_hour=3.6)
+    return outlook_of(
+        "p", pace, accepted=accepted, task=task, whole=whole, lengths=task, usd_per_hour=3.6, is_sticky=True
+    )
 
 
 def test_what_was_measured_corrects_the_model() -> None:

@@ -335,9 +335,9 @@ def test_a_mistake_in_the_economics_is_told(section: str, said: str) -> None:
     assert told.startswith("p.yaml:10")
 
 
-def test_the_shipped_policy_keeps_its_order_until_somebody_has_measured() -> None:
+def test_the_shipped_policy_follows_measurements_and_sends_nothing_elsewhere_to_make_them() -> None:
     policy = load_policy(ROOT / "policies" / "default.yaml", pools=load_pools(ROOT / "backends" / "pools"))
-    assert not policy.economics.is_enabled
+    assert policy.economics.is_enabled
     assert policy.economics.exploration == 0
 
 

@@ -38,7 +38,7 @@ def test_a_stored_policy_keeps_its_version(path: Path) -> None:
 
 
 def test_the_shipped_policy_keeps_its_version() -> None:
-    assert load_policy(DEFAULT_POLICY, pools=POOLS).version == "default@95e26ebfaedb"
+    assert load_policy(DEFAULT_POLICY, pools=POOLS).version == "default@d642c631fc40"
 
 
 def test_what_the_stored_rules_mean() -> None:
