@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Query, Request, Response
@@ -27,6 +27,7 @@ from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.auth import KeyRing
 from gateway.identity.roles import RULES, Credential, Rule
 from gateway.inference import new_id
+from gateway.jobs.backtests import Backtests
 from gateway.ledger.spool import Spool
 from gateway.paging import ROWS_DEFAULT, ROWS_MAX, PageRequest
 from gateway.pipeline import Pipeline
@@ -35,22 +36,6 @@ from gateway.protocols.openai import ParseLimits
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.upstream.waking import Waker
-
-
-class Backtests(Protocol):
-    """Who runs them (`jobs/backtests.py`, whose tools the request path does not load)."""
-
-    def errand(self, *words: Any, **named: Any) -> Any:
-        """What a process of its own shall do."""
-
-    def start(self, job_id: str, errand: Any) -> None:
-        """Let it."""
-
-    def stop(self) -> None:
-        """End what is under way."""
-
-    async def run(self) -> None:
-        """Until it is stopped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
 import gateway.alerts.tables
-import gateway.analysis.tables
 import gateway.audit
 import gateway.forecasts.tables
 import gateway.identity.tables
+import gateway.jobs.backtest_tables
 import gateway.jobs.tables
 import gateway.ledger.period_tables
 import gateway.ledger.supply_tables

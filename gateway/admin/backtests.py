@@ -15,17 +15,17 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from gateway.admin.policies import SOURCE
 from gateway.admin.views import PageView, moment, optional_moment
-from gateway.analysis.backtest_store import (
+from gateway.dependencies import ActDep, PageDep, Services, ServicesDep, SessionDep
+from gateway.errors import ConfigurationError, InvalidRequest, NotFound
+from gateway.inference import new_id
+from gateway.jobs.backtest_store import (
     RUNNING,
     begin_backtest,
     cancel_backtest,
     page_backtests,
     show_backtest,
 )
-from gateway.analysis.tables import BacktestJob
-from gateway.dependencies import ActDep, PageDep, Services, ServicesDep, SessionDep
-from gateway.errors import ConfigurationError, InvalidRequest, NotFound
-from gateway.inference import new_id
+from gateway.jobs.backtest_tables import BacktestJob
 from gateway.policy_life import refuse_large
 from gateway.routing.policy import parse_policy
 from gateway.routing.versions import find_version, read_active, text_of

@@ -1,7 +1,7 @@
 """Who runs the backtests that are asked for over the API?
 
 A child process of the gateway that was asked (`backtest_child.py`), so that the loop that serves does none of
-it; one at a time in all gateways together (`analysis/backtest_store.py`). This end hands the question over,
+it; one at a time in all gateways together (`backtest_store.py`). This end hands the question over,
 writes down how far it is, and ends the child where somebody cancels it from any gateway, or this one stops.
 """
 
@@ -17,9 +17,9 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.analysis.backtest_store import beat, end_backtest
 from gateway.clock import Clock
 from gateway.db import SessionFactory
+from gateway.jobs.backtest_store import beat, end_backtest
 from gateway.settings import Settings
 
 CHILD: Final = "gateway.jobs.backtest_child"

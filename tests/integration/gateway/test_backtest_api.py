@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from gateway.analysis.backtest_store import UNHEARD_MS, begin_backtest, show_backtest
-from gateway.analysis.tables import BacktestJob
 from gateway.errors import Conflict
+from gateway.jobs.backtest_store import UNHEARD_MS, begin_backtest, show_backtest
+from gateway.jobs.backtest_tables import BacktestJob
 from tests.integration.gateway.rig import Gateway, bearer, running, settings_for
 from tests.integration.gateway.test_backtest import FROM, TO
 from tests.load.backtest_truth import ALL_PLAIN, BY_NATURE, policy_of, policy_text
@@ -117,11 +117,12 @@ async def test_viewers_look_and_operators_start(asker: Asker) -> None:
         )
         keys[role] = bearer(made.json()["key"])
     async with asyncio.timeout(20):
-        while True:
-            answer = await asker.gateway.client.get("/admin/v1/policies/backtest", headers=keys["viewer"])
-            if answer.status_code == 200:
-                break
-            await asyncio.sleep(0.02)
+        for key in keys.values():
+            while True:
+                answer = await asker.gateway.client.get("/admin/v1/policies/backtest", headers=key)
+                if answer.status_code == 200:
+                    break
+                await asyncio.sleep(0.02)
     await asker.ask("POST", "", 403, json={"version": "x"}, headers=keys["viewer"])
     await asker.ask("POST", "/bt_1/cancel", 403, headers=keys["viewer"])
     await asker.ask("POST", "/bt_1/cancel", 404, headers=keys["operator"])

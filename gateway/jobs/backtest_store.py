@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 from sqlmodel import col
 
-from gateway.analysis.tables import BacktestJob
 from gateway.db import begin_writing
 from gateway.errors import Conflict, NotFound
+from gateway.jobs.backtest_tables import BacktestJob
 from gateway.paging import Page, PageRequest, page_of, seek
 
 KEPT_MAX: Final = 50
