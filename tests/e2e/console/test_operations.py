@@ -95,7 +95,8 @@ def test_an_on_call_finds_why_a_pool_is_slow(
     row = page.locator(f'a[title="{request_id}"]')
     expect(row).to_be_visible()
     # It renews itself and keeps the filter.
-    page.wait_for_response(re.compile(r"/console/traffic\?pool=speculative$"))
+    with page.expect_response(re.compile(r"/console/traffic\?pool=speculative$")):
+        pass
     expect(page.locator("#pool")).to_have_value("speculative")
     row.click()
     expect(page.get_by_role("heading", name=request_id)).to_be_visible()
