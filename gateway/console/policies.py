@@ -62,6 +62,7 @@ async def show_policies(
     services: ServicesDep,
     session: SessionDep,
     actor: ActorDep,
+    *,
     versions: _Cursor = "",
     history: _Cursor = "",
 ) -> Response:

@@ -93,7 +93,7 @@ class Traffic:
         self._turn = asyncio.Lock()
 
     async def show(
-        self, services: ServicesDep, session: SessionDep, actor: ActorDep, asked: AskedDep
+        self, services: ServicesDep, session: SessionDep, actor: ActorDep, *, asked: AskedDep
     ) -> Response:
         """The list."""
         found = await _receipt_of(session, asked.q)

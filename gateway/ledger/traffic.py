@@ -108,7 +108,7 @@ async def page_requests(
     if page.cursor is not None:
         reached_ms = position_of(page.cursor)[0]
         before_ms = reached_ms + 1 if before_ms is None else min(before_ms, reached_ms + 1)
-    floor_ms = await _floor(session, wanted, before_ms, scanned_max)
+    floor_ms = await _floor(session, wanted, before_ms, scanned_max=scanned_max)
     statement = select(Attempt).where(*_narrow(wanted, before_ms), *_conditions(wanted), ~_superseded())
     if floor_ms is not None:
         statement = statement.where(at >= floor_ms)
@@ -139,7 +139,7 @@ async def pulse(
     """
     at, this_minute_ms = col(Attempt.started_at_ms), now_ms // MINUTE_MS * MINUTE_MS
     first_ms = this_minute_ms - (minutes - 1) * MINUTE_MS
-    floor_ms = await _floor(session, wanted, now_ms + 1, scanned_max)
+    floor_ms = await _floor(session, wanted, now_ms + 1, scanned_max=scanned_max)
     is_cut = floor_ms is not None and floor_ms >= first_ms
     if floor_ms is not None and is_cut:  # of its minute only a part would be looked at
         first_ms = min(this_minute_ms, floor_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS)
@@ -186,7 +186,7 @@ def share_of(values: Sequence[float], share: float) -> float | None:
 
 
 async def _floor(
-    session: AsyncSession, wanted: TrafficFilter, before_ms: int | None, scanned_max: int
+    session: AsyncSession, wanted: TrafficFilter, before_ms: int | None, *, scanned_max: int
 ) -> int | None:
     """How far one question may look back; None: to the beginning, there is no more than that."""
     at = col(Attempt.started_at_ms)

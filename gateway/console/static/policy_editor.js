@@ -35,6 +35,7 @@
   const place = byId("editor");
   place.hidden = false;
   source.hidden = true;
+  place.style.lineHeight = "1.5"; // with less, underscores are cut off
   const editor = ace.edit(place);
   const theme = () => (matchMedia("(prefers-color-scheme: dark)").matches ? "ace/theme/github_dark" : "ace/theme/github_light_default");
   editor.session.setUseWorker(false);

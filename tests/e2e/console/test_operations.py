@@ -14,6 +14,8 @@ from tests.support.mock_process import MockVllm
 
 pytestmark = needs_browser
 PATIENCE_MS = 60_000
+BACKTESTED = 55
+"""Requests; a backtest wants fifty."""
 PAGES = (
     "/console/traffic",
     "/console/pools",
@@ -155,7 +157,7 @@ def test_an_operator_is_shown_the_error_backtests_publishes_and_rolls_back(
     window: Window, site: str, home: Path, tmp_path: Path
 ) -> None:
     page = window.page
-    for number in range(3):
+    for number in range(BACKTESTED):
         ask(site, home, f"Write a poem about the sea and the number {number}.")
     window.open("/console/policies")
     active = page.locator("section:has(#active) h3")
