@@ -79,7 +79,7 @@ class PeriodPages:
         )
 
     async def show_month(
-        self, request: Request, services: ServicesDep, session: SessionDep, actor: ActorDep, period: str
+        self, request: Request, services: ServicesDep, session: SessionDep, *, actor: ActorDep, period: str
     ) -> Response:
         """One of them: what was charged, whether the books are right, and what can be done now.
 

@@ -50,7 +50,7 @@ def exports_scheduler(
     Raises:
         ConfigurationError: see `terms_of`.
     """
-    job = Job(EXPORTS, every_s, Desk(sessions, clock, database_url, terms_of(specs)).work)
+    job = Job(EXPORTS, every_s, Desk(sessions, clock, database_url, terms=terms_of(specs)).work)
     return Scheduler(sessions, clock, [job], holder=holder, first_after_s=FIRST_AFTER_S)
 
 
@@ -58,7 +58,7 @@ class Desk:
     """Does what is due."""
 
     def __init__(
-        self, sessions: SessionFactory, clock: Clock, database_url: str, terms: Mapping[str, Terms]
+        self, sessions: SessionFactory, clock: Clock, database_url: str, *, terms: Mapping[str, Terms]
     ) -> None:
         self._sessions = sessions
         self._terms = terms
