@@ -161,7 +161,7 @@ class Economist:
             tenant_id: whose call it is.
             latency_class: priority, default or flex.
             policy: the one in force.
-            is_question: nobody is served: nothing is counted, and nothing explored.
+            is_question: nobody is served: nothing is counted, explored, or worked out again later.
         """
         pools = course.pools
         if not pools:
@@ -174,7 +174,6 @@ class Economist:
         found = course.beliefs.get(whose)
         if found is None:
             key = (pools, task.type, whose, policy.economics.targets.get(latency_class))
-            # What only a draft asks for is not worked out again and again.
             believed = self._work_out(key) if is_question else self._find(key, policy)
             found = course.beliefs[whose] = _asked_of(course, believed)
         tokens = found.output_tokens
