@@ -29,7 +29,7 @@ from gateway.commands.terminal import (
     print_json,
     print_table,
 )
-from gateway.errors import NotFound
+from gateway.errors import InvalidRequest, NotFound
 from gateway.ledger.buckets import Window
 from gateway.policy_life import Proposal
 from gateway.policy_shadow import HOURS_DEFAULT, Order, start_shadow, stop_shadow
@@ -59,11 +59,13 @@ def shadow_start(
     percent: Annotated[float, typer.Option(help="of the units whose requests are copied")],
     budget: Annotated[
         str,
-        typer.Option(metavar="USD", help="the most that copies may come to in a window, such as 2"),
+        typer.Option(
+            metavar="USD[/day|/month]",
+            help="the most that copies may come to in a UTC day (or a month), such as 2 or 40/month",
+        ),
     ],
     message: Message = None,
     *,
-    window: Annotated[Window, typer.Option(help="of the budget, in UTC: day or month")] = Window.DAY,
     sticky: Annotated[
         Stickiness, typer.Option(help="what is copied as a whole or not at all")
     ] = Stickiness.CONVERSATION,
@@ -88,10 +90,15 @@ def shadow_start(
     if Path(candidate).exists():
         path, text = policy_file(Path(candidate))
         wanted = Proposal(text, str(path), message)
+    amount, _, window = budget.partition("/")
+    if window not in {"", Window.DAY, Window.MONTH}:
+        raise InvalidRequest(
+            f"A budget is USD, USD/day or USD/month, such as 40/month, not {budget!r}.", param="budget"
+        )
     order = Order(
         percent=percent,
-        budget_usd_nanos=limit_of(budget, param="--budget"),
-        window=window,
+        budget_usd_nanos=limit_of(amount, param="--budget"),
+        window=Window(window or Window.DAY),
         stickiness=sticky,
         tenants=matched(match, "tenant"),
         models=matched(match, "model"),
@@ -108,7 +115,7 @@ def shadow_start(
         return
     _say(
         f"Shadow {view.number}: copies of {view.percent:g} % of {_units(view)} go to {view.version}, for at"
-        f" most {budget} USD a {window}; {view.control} answers.",
+        f" most {amount} USD a {order.window}; {view.control} answers.",
         "How it compares: tollgate policy shadow status; end it: tollgate policy shadow stop",
     )
 

@@ -134,8 +134,8 @@ async def test_a_viewer_changes_nothing_whatever_is_tried(house: House) -> None:
     for (method, template), rule in RULES.items():
         if method in {"GET", "HEAD"} or rule.credential is not Credential.ADMIN_KEY:
             continue
-        if template == "/admin/v1/policies/explain":
-            continue  # it tells what is so and changes nothing
+        if template.endswith(("/policies/explain", "/policies/check", "/policies/diff")):
+            continue  # they tell what is so and change nothing
         path = "/".join("x" if part.startswith("{") else part for part in template.split("/"))
         answer = await house.browser.request(method, path, json={}, headers=CHANGING)
         allowed = "viewer" in rule.roles

@@ -108,7 +108,12 @@ AT_FIRST = ("policy.seed", "tenant.create", "project.create", "key.create")
 """What a gateway of the rig and its key leave in the audit."""
 NOT_BY_ITSELF = {
     ("POST", "/policies/{version}/check"),  # only where it finds something else: see test_policy_life.py
-    ("POST", "/policies/explain"),  # changes nothing: a question with a body
+    # They change nothing: questions with a body, and jobs that only read.
+    ("POST", "/policies/explain"),
+    ("POST", "/policies/check"),
+    ("POST", "/policies/diff"),
+    ("POST", "/policies/backtest"),
+    ("POST", "/policies/backtest/{backtest}/cancel"),
     # One stands beside the active policy at a time, and only one that does can end: see test_canary.py.
     ("POST", "/policies/canary"),
     ("POST", "/policies/canary/promote"),

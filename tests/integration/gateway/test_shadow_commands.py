@@ -27,7 +27,7 @@ def test_from_the_start_to_the_stop(terminal: Terminal, home: Path) -> None:
     missing = terminal.runner.invoke(program, order, env=terminal.environment)
     assert (missing.exit_code, "--budget" in missing.output) == (2, True)
     assert "is not a decimal amount" in terminal.refused(*order, "--budget", "much")
-    assert "per day or month" in terminal.refused(*order, "--budget", "2", "--window", "week")
+    assert "USD/day or USD/month" in terminal.refused(*order, "--budget", "2/week")
 
     told = terminal.text(*order, "--budget", "2", "--match", "tenant=acme", "-m", "one pool")
     assert "Shadow 1: copies of 10 % of conversations of acme go to default@" in told
