@@ -167,7 +167,6 @@ async def edit_policy(
         models=sorted(policy.models),
         tasks=[task.value for task in TaskType],
         week_ago=f"{now - timedelta(days=7):%Y-%m-%dT%H:%M}",
-        until=f"{now:%Y-%m-%dT%H:%M}",
         hints={
             "pools": sorted(services.registry.specs),
             "external": sorted(policy.external),
