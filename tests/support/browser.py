@@ -4,6 +4,7 @@ Playwright drives Chromium as Debian ships it. What the browser complains of (sc
 our own policy refused) is collected: a test ends with `complaints == []`. axe-core judges accessibility.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,8 +98,12 @@ class Window:
         ]
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
+        """The whole page as a PNG; with SCREENSHOTS=FOLDER in the environment there, too."""
         self.page.screenshot(path=path, full_page=True)
+        folder = os.environ.get("SCREENSHOTS")  # noqa: TID251 - whoever wants to look says where
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, Path(folder) / path.name)
 
     def close(self) -> None:
         """With everything in it."""

@@ -80,12 +80,13 @@ def test_everybody_can_read_every_page(
 ) -> None:
     window = Window(browser, site, width=width, is_dark=is_dark)
     window.log_in(ADMIN_KEY)
-    for number, path in enumerate(PAGES):
+    for path in PAGES:
         window.open(path)
         assert window.too_wide() == [], path
         assert window.accessibility_errors() == [], path
         assert window.complaints == [], path
-        window.screenshot(tmp_path / f"{number}.png")
+        name = path.removeprefix("/console/").partition("?")[0].replace("/", "-")
+        window.screenshot(tmp_path / f"{name}-{width}.png")
     window.close()
 
 
