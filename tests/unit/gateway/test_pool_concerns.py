@@ -35,7 +35,7 @@ def story(*, recent: RecentLoad | None = None, troubles: tuple[Trouble, ...] = (
 
 def found(pool: PoolSnapshot, **facts: Any) -> list[Concern]:
     stories = facts.pop("stories", {one.replica: story() for one in pool.replicas})
-    known = {"lately": QUIET, "has_profile": True} | facts
+    known: dict[str, Any] = {"lately": QUIET, "has_profile": True} | facts
     return concerns_of(PoolFacts(pool, stories, NOW_MS, 1_000.0, **known))
 
 
