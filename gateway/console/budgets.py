@@ -62,7 +62,7 @@ def level_of(state: BudgetState) -> Level:
 
 
 async def show_budgets(
-    request: Request, services: ServicesDep, session: SessionDep, actor: ActorDep
+    request: Request, services: ServicesDep, session: SessionDep, *, actor: ActorDep
 ) -> Response:
     """All in force, the first to run out first; and what was told lately."""
     now_ms = services.clock.epoch_ms()
@@ -92,7 +92,9 @@ async def show_budgets(
     )
 
 
-async def show_budget(services: ServicesDep, session: SessionDep, actor: ActorDep, budget: str) -> Response:
+async def show_budget(
+    services: ServicesDep, session: SessionDep, *, actor: ActorDep, budget: str
+) -> Response:
     """One of them: its burn-down, what was told, the windows before, and its change.
 
     Raises:

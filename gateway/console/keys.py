@@ -50,7 +50,7 @@ class Limited:
 
 
 async def show_keys(
-    request: Request, services: ServicesDep, session: SessionDep, actor: ActorDep
+    request: Request, services: ServicesDep, session: SessionDep, *, actor: ActorDep
 ) -> Response:
     """A piece of the list, with a search; and a form for a new one.
 
@@ -89,7 +89,7 @@ async def show_keys(
     )
 
 
-async def show_key(services: ServicesDep, session: SessionDep, actor: ActorDep, key: str) -> Response:
+async def show_key(services: ServicesDep, session: SessionDep, *, actor: ActorDep, key: str) -> Response:
     """One of them: what it may do, what it did, and its changes.
 
     Raises:
@@ -108,7 +108,7 @@ async def show_key(services: ServicesDep, session: SessionDep, actor: ActorDep, 
         path=PATH,
         one=record,
         state_of=record.state(now_ms),
-        limited=await _limited(session, Scope.KEY, record.id, record.name),
+        limited=await _limited(session, Scope.KEY, record.id, name=record.name),
         used=used,
         seen_days=SEEN_DAYS,
         is_new=is_new,
@@ -121,7 +121,7 @@ async def show_key(services: ServicesDep, session: SessionDep, actor: ActorDep, 
 
 
 async def show_tenants(
-    request: Request, services: ServicesDep, session: SessionDep, actor: ActorDep
+    request: Request, services: ServicesDep, session: SessionDep, *, actor: ActorDep
 ) -> Response:
     """A piece of the list, and a form for a new one.
 
@@ -145,7 +145,7 @@ async def show_tenants(
 
 
 async def show_tenant(
-    request: Request, services: ServicesDep, session: SessionDep, actor: ActorDep, tenant: str
+    request: Request, services: ServicesDep, session: SessionDep, *, actor: ActorDep, tenant: str
 ) -> Response:
     """One of them: its projects, keys and limits.
 
@@ -169,9 +169,9 @@ async def show_tenant(
         tab="tenants",
         path=PATH,
         one=record,
-        limited=await _limited(session, Scope.TENANT, record.tenant.id, record.tenant.name),
+        limited=await _limited(session, Scope.TENANT, record.tenant.id, name=record.tenant.name),
         projects=[
-            (each.project, await _limited(session, Scope.PROJECT, each.project.id, each.project.name))
+            (each.project, await _limited(session, Scope.PROJECT, each.project.id, name=each.project.name))
             for each in projects.rows
         ],
         next=f"{PATH}/tenants/{record.tenant.id}?{next_projects}" if next_projects else None,
@@ -195,7 +195,7 @@ def _state(text: str) -> KeyState | None:
         raise InvalidRequest(f"A key's state is one of {known}, not {text[:40]!r}.", param="state") from None
 
 
-async def _limited(session: AsyncSession, scope: Scope, owner_id: str, name: str) -> Limited:
+async def _limited(session: AsyncSession, scope: Scope, owner_id: str, *, name: str) -> Limited:
     owner = await find_owner(session, scope, owner_id)
     return Limited(scope, owner_id, name, await _limit(session, owner))
 

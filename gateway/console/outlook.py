@@ -66,7 +66,7 @@ async def show_forecast(request: Request, services: ServicesDep, actor: ActorDep
 
 
 async def show_forecast_report(
-    request: Request, services: ServicesDep, session: SessionDep, actor: ActorDep
+    request: Request, services: ServicesDep, session: SessionDep, *, actor: ActorDep
 ) -> Response:
     """The figures."""
     by = _dimension(read_query(request.query_params, services.clock.now(), path=FORECAST))
@@ -92,7 +92,7 @@ async def show_forecast_report(
 
 
 async def show_anomalies(
-    request: Request, services: ServicesDep, session: SessionDep, actor: ActorDep
+    request: Request, services: ServicesDep, session: SessionDep, *, actor: ActorDep
 ) -> Response:
     """The tab: what stood out, the newest first."""
     query = read_query(request.query_params, services.clock.now(), path=ANOMALIES)

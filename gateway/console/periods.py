@@ -64,7 +64,7 @@ class PeriodPages:
     def __init__(self, aside: Aside) -> None:
         self._aside = aside
 
-    async def show_months(self, services: ServicesDep, session: SessionDep, actor: ActorDep) -> Response:
+    async def show_months(self, services: ServicesDep, session: SessionDep, *, actor: ActorDep) -> Response:
         """All of them, the newest first."""
         states = await _states(session, services)
         return page(
@@ -79,7 +79,7 @@ class PeriodPages:
         )
 
     async def show_month(
-        self, request: Request, services: ServicesDep, session: SessionDep, actor: ActorDep, period: str
+        self, request: Request, services: ServicesDep, session: SessionDep, *, actor: ActorDep, period: str
     ) -> Response:
         """One of them: what was charged, whether the books are right, and what can be done now.
 

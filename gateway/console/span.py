@@ -61,7 +61,7 @@ class Span:
         return f"{_written(start)} to before {_written(end)}"
 
 
-def span_of(name: str, since: str, until: str, now: datetime) -> Span:
+def span_of(name: str, since: str, until: str, *, now: datetime) -> Span:
     """What the address asks for.
 
     Raises:

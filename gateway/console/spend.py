@@ -58,7 +58,7 @@ class SpendPages:
         self._aside = aside
 
     async def show(
-        self, request: Request, services: ServicesDep, session: SessionDep, actor: ActorDep
+        self, request: Request, services: ServicesDep, session: SessionDep, *, actor: ActorDep
     ) -> Response:
         """The page."""
         now = services.clock.now()

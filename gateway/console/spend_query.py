@@ -182,7 +182,7 @@ def read_query(
         raise InvalidRequest(f"`top` is a number of rows, not {top[:40]!r}.", param="top")
     chosen = tuple(groups or by)
     return SpendQuery(
-        span=span_of(params.get("period", ""), params.get("from", ""), params.get("to", ""), now),
+        span=span_of(params.get("period", ""), params.get("from", ""), params.get("to", ""), now=now),
         by=chosen,
         filters=tuple(dict.fromkeys(each for each in params.getlist("filter") if each)),
         order=params.get("order", "") or _order_of(chosen),

@@ -54,7 +54,7 @@ def test_times_that_are_none_are_told(query: str) -> None:
 def test_an_address_asks_for_what_it_was_made_of(
     period: str, by: list[str], filters: list[str], *, is_compared: bool
 ) -> None:
-    span = span_of(period, "2026-11-02" if period == "custom" else "", "", NOW)
+    span = span_of(period, "2026-11-02" if period == "custom" else "", "", now=NOW)
     query = SpendQuery(span, tuple(by), tuple(filters), "requests", 200, is_compared=is_compared)
     assert asked(urlsplit(query.address()).query) == query
 
