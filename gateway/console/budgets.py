@@ -93,7 +93,7 @@ async def show_budgets(
 
 
 async def show_budget(
-    services: ServicesDep, session: SessionDep, actor: ActorDep, *, budget: str
+    services: ServicesDep, session: SessionDep, *, actor: ActorDep, budget: str
 ) -> Response:
     """One of them: its burn-down, what was told, the windows before, and its change.
 

@@ -63,7 +63,7 @@ async def show_adjustments(
     )
 
 
-async def show_bills(services: ServicesDep, session: SessionDep, actor: ActorDep) -> Response:
+async def show_bills(services: ServicesDep, session: SessionDep, *, actor: ActorDep) -> Response:
     """Bills that were compared, and a form for another one."""
     rows = await list_reconciliations(session)
     return page(
@@ -83,7 +83,7 @@ async def show_bills(services: ServicesDep, session: SessionDep, actor: ActorDep
 
 
 async def show_bill(
-    services: ServicesDep, session: SessionDep, actor: ActorDep, *, reconciliation: str
+    services: ServicesDep, session: SessionDep, *, actor: ActorDep, reconciliation: str
 ) -> Response:
     """One comparison, line by line.
 

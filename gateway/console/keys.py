@@ -89,7 +89,7 @@ async def show_keys(
     )
 
 
-async def show_key(services: ServicesDep, session: SessionDep, actor: ActorDep, *, key: str) -> Response:
+async def show_key(services: ServicesDep, session: SessionDep, *, actor: ActorDep, key: str) -> Response:
     """One of them: what it may do, what it did, and its changes.
 
     Raises:

@@ -20,7 +20,7 @@ from gateway.console.pages import page
 from gateway.console.spend import words
 from gateway.db import database_ms
 from gateway.dependencies import ActorDep, Services, ServicesDep, SessionDep
-from gateway.errors import NotFound
+from gateway.errors import InvalidRequest, NotFound
 from gateway.identity.root_key import load_root_keys
 from gateway.identity.store import tenant_names
 from gateway.jobs.auditor import decoded
@@ -64,7 +64,7 @@ class PeriodPages:
     def __init__(self, aside: Aside) -> None:
         self._aside = aside
 
-    async def show_months(self, services: ServicesDep, session: SessionDep, actor: ActorDep) -> Response:
+    async def show_months(self, services: ServicesDep, session: SessionDep, *, actor: ActorDep) -> Response:
         """All of them, the newest first."""
         states = await _states(session, services)
         return page(
@@ -84,10 +84,9 @@ class PeriodPages:
         """One of them: what was charged, whether the books are right, and what can be done now.
 
         Raises:
-            InvalidRequest: no month.
-            NotFound: a month without usage, or one to come.
+            NotFound: no month, one without usage, or one to come.
         """
-        month = month_named(period)
+        month = _month_of(period)
         state = next((one for one in await _states(session, services) if one.month.id == month.id), None)
         if state is None:
             raise NotFound(f"There is no period {month.id}: nothing was used in it, or it is still to come.")
@@ -107,8 +106,12 @@ class PeriodPages:
         )
 
     async def show_verification(self, services: ServicesDep, actor: ActorDep, period: str) -> Response:
-        """Whether a closed month is what it was; reads every attempt of it."""
-        month = month_named(period)
+        """Whether a closed month is what it was; reads every attempt of it.
+
+        Raises:
+            NotFound: no month.
+        """
+        month = _month_of(period)
         signer = Signer(load_root_keys(services.settings))
 
         async def work(session: AsyncSession) -> list[Check]:
@@ -134,6 +137,13 @@ class Who:
             return ""
         known = self._admins.actor_with_id(actor_id)
         return actor_id if known is None else known.name
+
+
+def _month_of(period: str) -> Month:
+    try:
+        return month_named(period)
+    except InvalidRequest as error:
+        raise NotFound(error.caller_detail) from None
 
 
 def who(services: Services) -> Who:

@@ -106,7 +106,7 @@ async def test_a_tenants_statement_is_a_document(console: ConsoleApp) -> None:
 async def test_a_month_that_nobody_used_is_told(console: ConsoleApp) -> None:
     viewer = await console.visitor(Role.VIEWER)
     assert "nothing was used in it" in await viewer.read("/console/periods/2025-01", status_code=404)
-    assert "A period is a UTC month" in await viewer.read("/console/periods/soon", status_code=400)
+    assert "A period is a UTC month" in await viewer.read("/console/periods/soon", status_code=404)
     assert "is not closed" in await viewer.read(f"/console/periods/{MONTH}/verification")
 
 
