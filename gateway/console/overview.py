@@ -61,6 +61,7 @@ class Overview:
 
     def __init__(self) -> None:
         self._keeper = BookKeeper()
+        self._forecasting = asyncio.Lock()
         self._savings: Kept[SavingsReport] = Kept()
 
     def routes(self, router: APIRouter) -> None:
@@ -99,9 +100,10 @@ class Overview:
     async def forecast(self, request: Request, services: ServicesDep) -> Response:
         """What the month will come to; seconds, in a process of its own."""
         try:
-            outlook = await forecast_of_spend(
-                request.app.state, services.sessions, services.clock, by="tenant", top=TOP
-            )
+            async with self._forecasting:  # the same question: whoever waits here gets the same answer
+                outlook = await forecast_of_spend(
+                    request.app.state, services.sessions, services.clock, by="tenant", top=TOP
+                )
             line = next(line for line in outlook.lines if line.name == TOTAL)
         except (SQLAlchemyError, OSError, GatewayError) as error:
             return page("overview_forecast.html", line=None, why=_why(error))
