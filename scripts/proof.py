@@ -35,6 +35,7 @@ PARTS = {
     "scale": ["tests.load.bench_scale", "--rows", "10000000"],
     "year": ["tests.load.year", "--rows", "10000000"],
     "year-sqlite": ["tests.load.year", "--rows", "1000000", "--database", "sqlite"],
+    "console": ["tests.load.console_pages", "--rows", "10000000"],
     "exports": ["tests.load.bench_exports", "--rows", "1000000"],
     "killed": ["tests.load.killed_replicas", "--seconds", "70", "--every", "10"],
     "streams": ["tests.load.streams_soak", "--streams", "1000", "--seconds", "60"],
