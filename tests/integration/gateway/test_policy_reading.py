@@ -57,7 +57,7 @@ async def test_the_loop_turns_while_a_policy_is_read(home: Path, urls: dict[str,
             status, told = asking.result()
             assert status == 400
             assert "at most 200 items" in told["error"]["message"]
-            assert turns > 1_000, f"{path}: the loop stood still"
+            assert turns > 50, f"{path}: the loop stood still"
 
 
 async def test_what_is_too_large_is_refused_unread(home: Path, urls: dict[str, list[str]]) -> None:

@@ -148,8 +148,10 @@ def test_nothing_is_overturned_for_less_than_the_margin(
     assert (pool == "plain") == (why is Why.POLICY)
     if why is Why.COST:
         share = sum(busy) / 2 + 1
+        # What a call takes from everybody were both as full, at the price of the engine.
         dear, cheap = (
-            predict(each, load, share, input_tokens=100, output_tokens=100).cost_usd_nanos
+            each.usd_nanos_per_s
+            * predict(each, load, share, input_tokens=100, output_tokens=100).even_burden_s
             for each, load in zip((first, second), busy, strict=True)
         )
         assert cheap <= dear * (1 - RULE.switch_margin) + 1e-6
