@@ -100,8 +100,8 @@ document.addEventListener("policy-editor-ready", () => {
   function headline(view, whole) {
     const record = `${new Intl.NumberFormat("en").format(view.requests)} recorded requests`;
     if (!whole) return `${record}: nothing to compare.`;
-    const says = (claim) => (claim.refused ? "cannot be claimed" : { better: "less", worse: "more" }[verdict(claim)] ?? "about the same");
-    return `${record}. Tenants would be charged ${says(whole.change.charge_usd)}, engine time would cost ${says(whole.change.cost_usd)}.`;
+    const says = (what, claim) => (claim.refused ? `${what} cannot be claimed` : `${what} would be ${{ better: "less", worse: "more" }[verdict(claim)] ?? "about the same"}`);
+    return `${record}. ${says("What tenants are charged", whole.change.charge_usd)}; ${says("what engine time costs", whole.change.cost_usd)}.`;
   }
 
   const listed = (title, sentences) => (sentences.length ? make("details", {}, make("summary", {}, `${title} (${sentences.length})`), make("ul", {}, ...sentences.map((one) => make("li", {}, one)))) : null);

@@ -26,7 +26,7 @@
     const body = rows.map((cells) =>
       make("tr", {}, ...cells.map((cell, index) => (index ? make("td", { "data-label": columns[index] }, cell) : make("th", { scope: "row" }, cell)))),
     );
-    return make("table", { class: "stack" }, caption ? make("caption", { class: "away" }, caption) : null, make("thead", {}, head), make("tbody", {}, ...body));
+    return make("table", { class: "stack whole" }, caption ? make("caption", { class: "away" }, caption) : null, make("thead", {}, head), make("tbody", {}, ...body));
   }
 
   // ---- the editor ---------------------------------------------------------------------------------------------
