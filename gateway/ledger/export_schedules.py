@@ -201,7 +201,9 @@ async def due_files(
     """
     due: list[DueFile] = []
     closed_ms = await closed_until(session)
-    for schedule in await list_schedules(session):
+    schedules = await list_schedules(session)
+    share = max(1, FILES_A_LOOK // max(1, len(schedules)))
+    for schedule in schedules:
         found = await session.execute(
             select(ExportFile)
             .where(col(ExportFile.schedule_id) == schedule.id)
@@ -209,9 +211,8 @@ async def due_files(
         )
         written = {file.period_start_ms: file for file in found.scalars()}
         look = _Look(schedule, written, now_ms=now_ms, closed_ms=closed_ms, terms=terms or {})
-        due += await look.due(session)
-        if len(due) >= FILES_A_LOOK:
-            return due[:FILES_A_LOOK]
+        # A schedule whose target is away must not keep the others from being written.
+        due += (await look.due(session))[:share]
     return due
 
 

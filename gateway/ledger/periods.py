@@ -120,10 +120,12 @@ def require_over(month: Month, *, now_ms: int, grace_ms: int, is_early: bool) ->
     Raises:
         Conflict: says until when to wait, and what may be done instead.
     """
-    if now_ms < month.end_ms + SETTLING_MS:
+    # Twice: who booked without the months' lock took the time before it waited for others.
+    settled_ms = month.end_ms + 2 * SETTLING_MS
+    if now_ms < settled_ms:
         raise Conflict(
-            f"{month.id} ends at {instant_text(month.end_ms)}, and clocks have"
-            f" {SETTLING_MS // 60_000} minutes to agree: close it then."
+            f"{month.id} ends at {instant_text(month.end_ms)}, and what was under way then has until"
+            f" {instant_text(settled_ms)} to be booked: close it then."
         )
     if not is_early and now_ms < month.end_ms + grace_ms:
         raise Conflict(

@@ -6,6 +6,7 @@ import pytest
 
 from backends.pool import ReplicaState
 from backends.registry import PoolRegistry
+from gateway.errors import UpstreamError, UpstreamUnavailable
 from gateway.settings import TimeoutSettings
 from gateway.upstream.dispatch import COPY_PRIORITY, Dispatcher
 from gateway.upstream.retry_budget import RetryBudget
@@ -37,3 +38,29 @@ def test_a_replica_that_fails_a_copy_is_kept_for_tenants(asked: int | None, sent
     lease.failed("refused", fatal=True)
     assert registry.state("plain-0") is ReplicaState.UNHEALTHY
     assert copying.retries is not serving.retries
+
+
+@pytest.mark.parametrize("is_copy", [True, False])
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_a_copy_that_cost_something_is_not_tried_again(*, is_copy: bool, is_refused: bool) -> None:
+    registry = PoolRegistry({"plain": make_pool_spec("plain")})
+    registry.set_replicas("plain", {"plain-0": "http://127.0.0.1:9", "plain-1": "http://127.0.0.1:10"})
+    for name in ("plain-0", "plain-1"):
+        registry.set_state(name, ReplicaState.READY)
+    no_client: Any = None
+    generous = RetryBudget(ratio=1, floor_per_s=100)
+    dispatcher = Dispatcher(registry, no_client, TimeoutSettings(), attempts_max=3, retries=generous)
+    if is_copy:
+        dispatcher = dispatcher.for_copies(generous)
+    failures: list[UpstreamError] = []
+    tries = dispatcher._tries(
+        make_decision(targets=(make_target(pool="plain"),)), failures, set(), key=lambda: None
+    )
+    next(tries)[1].release()
+    failed = UpstreamUnavailable("it failed")
+    if is_refused:
+        failed.__cause__ = ConnectionRefusedError()
+    failures.append(failed)
+    # Its hold is of one attempt; what was refused at the door cost nothing.
+    assert (next(tries, None) is not None) == (is_refused or not is_copy)
+    assert registry.load_of("plain") <= 1  # what is held is given back when the iterator goes
