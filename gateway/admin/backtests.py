@@ -30,6 +30,8 @@ from gateway.policy_life import refuse_large
 from gateway.routing.policy import parse_policy
 from gateway.routing.versions import find_version, read_active, text_of
 
+FIRST_YEAR = 2000
+
 router = APIRouter(prefix="/admin/v1/policies/backtest", tags=["policies"])
 
 DAYS: Final = 7
@@ -99,6 +101,8 @@ async def start(services: ServicesDep, session: SessionDep, act: ActDep, *, new:
     if (new.version is None) == (new.text is None):
         raise InvalidRequest("Say either `version` or `text`.", param="version")
     until = new.until or datetime.fromtimestamp(act.at_ms / 1000, UTC)
+    if until.year < FIRST_YEAR:
+        raise InvalidRequest("Nothing was recorded then: `to` is too early.", param="to")
     since = new.since or until - timedelta(days=DAYS)
     if since >= until:
         raise InvalidRequest("`from` must be before `to`.", param="from")

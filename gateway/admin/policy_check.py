@@ -7,6 +7,10 @@ while somebody types. Nothing is stored.
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from backends.yaml_source import YamlSourceError, load_yaml_with_lines
 from gateway.admin.policy_views import PolicyDiffView, diff_view
 from gateway.dependencies import ServicesDep, SessionDep
-from gateway.errors import ConfigurationError, InvalidRequest, NotFound
-from gateway.policy_life import Supply, refuse_large
+from gateway.errors import ConfigurationError, InvalidRequest, NotFound, PayloadTooLarge
+from gateway.policy_life import Supply
 from gateway.pricing.catalog import cards_of
 from gateway.routing.policy_check import Finding, Severity, check_policy
 from gateway.routing.policy_diff import diff_policies
@@ -24,6 +28,12 @@ from gateway.routing.versions import find_version, read_active, show_version
 router = APIRouter(prefix="/admin/v1/policies", tags=["policies"])
 
 SOURCE = "policy"
+LOOKED_AT_BYTES_MAX = 100_000
+"""A policy of two hundred rules has a third of that."""
+FINDINGS_MAX = 100
+T = TypeVar("T")
+
+_READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy-check")
 
 
 class CheckRequest(BaseModel):
@@ -79,10 +89,8 @@ async def check_text(services: ServicesDep, asked: CheckRequest) -> CheckView:
     Raises:
         PayloadTooLarge: no policy is that long.
     """
-    refuse_large(asked.text, source=SOURCE)
-    supply = services.policies.supply
-    # In a thread: requests must not stand still while somebody's YAML is read.
-    version, found = await asyncio.to_thread(findings_of, asked.text, supply)
+    _refuse_long(asked.text)
+    version, found = await _in_turn(findings_of, asked.text, services.policies.supply)
     return CheckView(
         version=version,
         is_valid=not any(each.severity is Severity.ERROR for each in found),
@@ -94,9 +102,28 @@ async def check_text(services: ServicesDep, asked: CheckRequest) -> CheckView:
                 message=each.message,
                 suggestion=each.suggestion,
             )
-            for each in found
+            for each in found[:FINDINGS_MAX]
         ],
     )
+
+
+def _refuse_long(text: str) -> None:
+    """Insist on what people write by hand: who only looks may not keep a processor busy for long.
+
+    Raises:
+        PayloadTooLarge: it is longer.
+    """
+    if len(text.encode(errors="surrogatepass")) > LOOKED_AT_BYTES_MAX:
+        raise PayloadTooLarge(
+            f"Texts of at most {LOOKED_AT_BYTES_MAX:,} bytes are checked here."
+            " `tollgate policy check FILE` reads longer ones."
+        )
+
+
+async def _in_turn(work: Callable[..., T], *words: Any, **named: Any) -> T:
+    """In a thread, one after the other: requests must not stand still while somebody's YAML is read."""
+    asked = functools.partial(work, *words, **named)
+    return await asyncio.get_running_loop().run_in_executor(_READER, asked)
 
 
 def findings_of(text: str, supply: Supply) -> tuple[str | None, list[Finding]]:
@@ -145,7 +172,7 @@ async def compare_text(session: SessionDep, asked: DiffRequest) -> PolicyDiffVie
         InvalidRequest: the text is not YAML.
         PayloadTooLarge: no policy is that long.
     """
-    refuse_large(asked.text, source=SOURCE)
+    _refuse_long(asked.text)
     wanted = asked.before
     if wanted is None:
         active = await read_active(session)
@@ -155,7 +182,7 @@ async def compare_text(session: SessionDep, asked: DiffRequest) -> PolicyDiffVie
     stored = await show_version(session, await find_version(session, wanted))
     names = (stored.version, "draft")
     try:
-        diff = await asyncio.to_thread(diff_policies, stored.text, asked.text, names=names)
+        diff = await _in_turn(diff_policies, stored.text, asked.text, names=names)
     except ConfigurationError as error:
         raise InvalidRequest(str(error), param="text") from None
     return diff_view(diff, names)

@@ -6,10 +6,12 @@ into what serves.
 
 from __future__ import annotations
 
-import msgspec
-from fastapi import APIRouter, Response
+import asyncio
 
-from gateway.dependencies import ServicesDep, SessionDep
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from gateway.dependencies import ServicesDep
 from gateway.forecasts.processes import ask_process
 from gateway.identity.store import get_tenant
 from gateway.ledger.cuts import moment_of
@@ -23,6 +25,8 @@ router = APIRouter(prefix="/admin/v1/periods", tags=["periods"])
 
 PRINTER = "gateway.ledger.statement_child"
 PDF = "application/pdf"
+AT_ONCE = 2
+"""Processes that print; each takes 30 MB."""
 
 
 @router.get(
@@ -31,7 +35,7 @@ PDF = "application/pdf"
     response_class=Response,
     responses={200: {"content": {PDF: {}}}},
 )
-async def statement(services: ServicesDep, session: SessionDep, *, period: str, tenant: str) -> Response:
+async def statement(request: Request, services: ServicesDep, *, period: str, tenant: str) -> Response:
     """The document; of a month that is not closed it says that it is provisional.
 
     Raises:
@@ -40,14 +44,26 @@ async def statement(services: ServicesDep, session: SessionDep, *, period: str, 
         DoesNotAddUp: a table does not come to what the ledger has.
     """
     month = month_named(period)
-    await take_snapshot(session)
-    of = await get_tenant(session, tenant)
-    start, end = moment_of(month.start_ms), moment_of(month.end_ms)
-    subject = Subject(of.id, of.name, start, end, services.clock.epoch_ms())
-    made = statement_of(subject, await read_month(session, subject, await read_names(session)))
-    document = await ask_process(PRINTER, msgspec.json.encode(made))
+    async with services.sessions() as session:
+        await take_snapshot(session)
+        of = await get_tenant(session, tenant)
+        start, end = moment_of(month.start_ms), moment_of(month.end_ms)
+        subject = Subject(of.id, of.name, start, end, services.clock.epoch_ms())
+        made = statement_of(subject, await read_month(session, subject, await read_names(session)))
+    # Whoever waits for the printer holds no connection.
+    async with _printers(request):
+        document = await ask_process(PRINTER, msgspec.json.encode(made))
     headers = {
         "content-disposition": f'attachment; filename="statement-{of.id}-{month.id}.pdf"',
         "cache-control": "no-store",
     }
     return Response(document, media_type=PDF, headers=headers)
+
+
+def _printers(request: Request) -> asyncio.Semaphore:
+    """The application's, made when it is first asked."""
+    state = request.app.state
+    if not hasattr(state, "statement_printers"):
+        state.statement_printers = asyncio.Semaphore(AT_ONCE)
+    printers: asyncio.Semaphore = state.statement_printers
+    return printers

@@ -107,7 +107,7 @@ def people_retire(name: Name, *, as_machine: Json = False) -> None:
 
 def _password(*, from_input: bool) -> str:
     if from_input:
-        return sys.stdin.readline().rstrip("\n")
+        return sys.stdin.readline().rstrip("\r\n")
     if not sys.stdin.isatty():
         raise InvalidRequest(
             "There is no terminal to ask for the password: give it on standard input with --password-stdin."

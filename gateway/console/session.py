@@ -113,18 +113,19 @@ class Door:
         now_s = services.clock.monotonic_s()
         try:
             self._failed.check(address, now_s)
-            self._failed_names.check(name, now_s)
+            if name:
+                self._failed_names.check(name, now_s)
         except RateLimited as error:
             response = _form(services, status_code=error.status_code, message=error.caller_detail)
             response.headers["retry-after"] = str(error.retry_after_s)
             return response
+        # Counted before anything is waited for: tries in parallel gain nothing. It is taken back below.
+        self._failed.note(address, now_s)
+        if name:
+            self._failed_names.note(name, now_s)
         try:
             actor = await self._actor(services, name, secret)
         except AuthenticationFailed as error:
-            # Counted before the delay: tries in parallel gain nothing.
-            self._failed.note(address, services.clock.monotonic_s())
-            if name:
-                self._failed_names.note(name, services.clock.monotonic_s())
             await asyncio.sleep(FAILURE_DELAY_S)
             return _form(services, status_code=401, message=error.caller_detail, name=name)
         self._failed.forget(address)
@@ -207,4 +208,6 @@ async def _presented(request: Request) -> tuple[str, str]:
         fields = parse_qs(body.decode(), errors="replace", max_num_fields=8)
     except ValueError:
         raise InvalidRequest("The login form could not be read. Open the console and try again.") from None
-    return fields.get("name", [""])[0].strip()[:NAME_CHARS], fields.get("key", [""])[0].strip()
+    name, secret = fields.get("name", [""])[0].strip()[:NAME_CHARS], fields.get("key", [""])[0]
+    # Keys are pasted with what stood around them; a password may begin or end with a space.
+    return name, secret if name else secret.strip()

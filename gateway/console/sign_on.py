@@ -15,7 +15,7 @@ from gateway.audit import Act, Actor, ActorKind, Source
 from gateway.console.pages import LOGIN, PageRoute, page
 from gateway.console.session import keep_login
 from gateway.dependencies import CLIENT_CHARS, Services, ServicesDep
-from gateway.errors import AuthenticationFailed, NotFound, Overloaded
+from gateway.errors import AuthenticationFailed, Conflict, NotFound, Overloaded
 from gateway.identity import people_store
 from gateway.identity.admins import actor_of_person
 from gateway.identity.people_store import PersonRecord
@@ -118,6 +118,12 @@ async def _person(services: Services, stranger: Stranger, request: Request) -> P
     )
     async with services.sessions() as session:
         if known is None:
+            if services.admins.person_named(stranger.name) is not None:
+                raise Conflict(
+                    f"{stranger.name} logs in here with a password, or with another account of the company's."
+                    f" Ask an administrator to retire that person (`tollgate people retire {stranger.name}`),"
+                    " then log in again."
+                )
             await people_store.create_person(
                 session, stranger.name, stranger.role, act=act, subject=stranger.subject
             )

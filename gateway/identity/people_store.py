@@ -68,7 +68,7 @@ async def create_person(
         act,
         "person.create",
         row=person,
-        conflict=f"There is a person named {name!r} already: give the new one another name.",
+        conflict=f"There is a person named {name!r} already: give another name, or retire that one.",
     )
     return _record(person)
 
@@ -139,7 +139,7 @@ async def page_people(session: AsyncSession, page: PageRequest) -> Page[PersonRe
 
 async def _for_change(session: AsyncSession, name_or_id: str) -> Person:
     column = col(Person.id) if name_or_id.startswith(PERSON_PREFIX) else col(Person.name)
-    statement = select(Person).where(column == name_or_id)
+    statement = select(Person).where(column == name_or_id).order_by(col(Person.retired_at_ms).is_not(None))
     found = await session.execute(statement.with_for_update().execution_options(populate_existing=True))
     person = found.scalars().first()
     if person is None:

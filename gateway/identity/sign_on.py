@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 import httpx
 from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import KeySet
+from joserfc.jwk import JWKRegistry, KeySet
 
 from gateway.clock import Clock
 from gateway.errors import AuthenticationFailed, ConfigurationError, Overloaded, PermissionDenied
@@ -64,7 +64,6 @@ class Stranger:
 class _Provider:
     authorize: str
     token: str
-    keys_url: str
     keys: KeySet
     read_at_s: float
 
@@ -121,7 +120,11 @@ class SignOn:
             Overloaded: the provider does not answer.
         """
         journey = self._journey(cookie)
-        if journey is None or not hmac.compare_digest(str(journey["state"]), state) or not code:
+        if (
+            journey is None
+            or not hmac.compare_digest(str(journey["state"]).encode(), state.encode())
+            or not code
+        ):
             raise AuthenticationFailed(
                 "This login was not begun in this browser, or took too long. Begin again."
             )
@@ -200,14 +203,18 @@ class SignOn:
                 "The login provider is set up wrongly.",
                 operator_detail=f"oidc.issuer is {issuer!r}, the provider says {found.get('issuer')!r}",
             )
-        keys = await _ask("GET", str(found["jwks_uri"]))
-        self._provider = _Provider(
-            authorize=str(found["authorization_endpoint"]),
-            token=str(found["token_endpoint"]),
-            keys_url=str(found["jwks_uri"]),
-            keys=KeySet.import_key_set({"keys": list(keys["keys"])}),
-            read_at_s=now_s,
-        )
+        try:
+            keys = await _ask("GET", str(found["jwks_uri"]))
+            self._provider = _Provider(
+                authorize=str(found["authorization_endpoint"]),
+                token=str(found["token_endpoint"]),
+                keys=KeySet([key for one in keys["keys"] if (key := _key_of(one)) is not None]),
+                read_at_s=now_s,
+            )
+        except KeyError as missing:
+            raise Overloaded(
+                "The company's login answers nonsense.", operator_detail=f"{issuer} does not say {missing}"
+            ) from None
         return self._provider
 
     def _signed(self, journey: dict[str, Any]) -> str:
@@ -226,6 +233,15 @@ class SignOn:
 
     def _now_s(self) -> int:
         return self._clock.epoch_ms() // 1000
+
+
+def _key_of(found: Any) -> Any:
+    """A key of the provider; None: of a kind that is not known here."""
+    try:
+        return JWKRegistry.import_key(found)
+    except (JoseError, KeyError, ValueError, TypeError) as error:
+        _log.warning("a key of the login provider is left out: %s", error)
+        return None
 
 
 async def _ask(method: str, url: str, *, form: dict[str, str] | None = None) -> dict[str, Any]:

@@ -19,6 +19,12 @@ CLASSES = ("priority", "default", "flex")
 """Latency classes, as `service_tier` names them; `auto` leaves the choice to the key."""
 
 
+_WHILE_ACTIVE: dict[str, Any] = {
+    "sqlite_where": text("retired_at_ms IS NULL"),
+    "postgresql_where": text("retired_at_ms IS NULL"),
+}
+
+
 def _instant(comment: str) -> Any:
     return Field(default=None, sa_column=Column(EpochMs, nullable=True, comment=comment))
 
@@ -219,6 +225,11 @@ class Person(Audited, table=True):
     """Somebody who may log in to the console: with a password, or with the company's own login."""
 
     __tablename__ = "people"
+    # Who is retired frees name and subject for somebody new.
+    __table_args__ = (
+        Index("uq_people_name", "name", unique=True, **_WHILE_ACTIVE),
+        Index("uq_people_subject", "subject", unique=True, **_WHILE_ACTIVE),
+    )
     audit_kind: ClassVar[str] = "person"
     audit_topic: ClassVar[str] = TOPIC
     audit_fields: ClassVar[tuple[str, ...]] = (
@@ -230,9 +241,7 @@ class Person(Audited, table=True):
     )
 
     id: str = Field(sa_column=Column(String(64), primary_key=True, comment="opaque id, per_…"))
-    name: str = Field(
-        sa_column=Column(String(128), nullable=False, unique=True, comment="what the person logs in with")
-    )
+    name: str = Field(sa_column=Column(String(128), nullable=False, comment="what the person logs in with"))
     role: str = Field(
         sa_column=Column(String(16), nullable=False, comment="admin, operator, finance or viewer")
     )
@@ -242,9 +251,7 @@ class Person(Audited, table=True):
     )
     subject: str | None = Field(
         default=None,
-        sa_column=Column(
-            String(512), nullable=True, unique=True, comment="OpenID Connect issuer|sub; empty: a password"
-        ),
+        sa_column=Column(String(512), nullable=True, comment="OpenID Connect issuer|sub; empty: a password"),
     )
     created_at_ms: int = Field(sa_column=Column(EpochMs, nullable=False, comment="epoch ms"))
     password_set_at_ms: int | None = _instant("epoch ms of the newest password; empty: none")

@@ -65,9 +65,17 @@ def upgrade() -> None:
             comment="epoch ms; from then on nobody logs in by it; empty: may",
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_people")),
-        sa.UniqueConstraint("name", name=op.f("uq_people_name")),
-        sa.UniqueConstraint("subject", name=op.f("uq_people_subject")),
     )
+    for column in ("name", "subject"):
+        while_active = sa.text("retired_at_ms IS NULL")
+        op.create_index(
+            f"uq_people_{column}",
+            "people",
+            [column],
+            unique=True,
+            sqlite_where=while_active,
+            postgresql_where=while_active,
+        )
     _say(new=True)
 
 

@@ -100,13 +100,22 @@
     if (field.type === "checkbox") return field.checked;
     const text = field.dataset.keep === undefined ? field.value.trim() : field.value;
     if (text === "") return field.dataset.empty === "null" ? null : undefined;
-    if (field.dataset.type === "integer") return Number.parseInt(text, 10);
-    if (field.dataset.type === "number") return Number(text);
-    if (field.dataset.type === "integers") return text.split(/[\s,]+/).filter(Boolean).map((one) => Number.parseInt(one, 10));
+    if (field.dataset.type === "integer") return number(text, true);
+    if (field.dataset.type === "number") return number(text, false);
+    if (field.dataset.type === "integers") return text.split(/[\s,]+/).filter(Boolean).map((one) => number(one, true));
     if (field.dataset.type === "pairs") return pairs(text);
     if (field.dataset.type === "list") return text.split(/[\s,]+/).filter(Boolean);
     if (field.dataset.type === "json") return JSON.parse(text);
     return text;
+  }
+
+  // Never a guess: 10,000 is ten to one reader and ten thousand to another.
+  function number(text, isWhole) {
+    const found = Number(text);
+    if (!Number.isFinite(found) || (isWhole && !Number.isInteger(found))) {
+      throw new Error(`Write a ${isWhole ? "whole " : ""}number without separators, such as ${isWhole ? 10000 : 2.5}, not ${text}.`);
+    }
+    return found;
   }
 
   // `name=value`, divided by commas or lines.
@@ -133,7 +142,7 @@
       if (!field.name || field.disabled || (field.type === "radio" && !field.checked)) continue;
       if (field.type === "file") {
         if (!field.files.length) continue;
-        put(body, field.name, await field.files[0].text());
+        put(body, field.name, await textOf(field.files[0]));
         if (field.dataset.nameAs) put(body, field.dataset.nameAs, field.files[0].name);
         continue;
       }
@@ -143,7 +152,15 @@
     return body;
   }
 
-  async function call(method, path, body, headers = {}) {
+  async function textOf(file) {
+    try {
+      return new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+    } catch {
+      throw new Error(`${file.name} is not UTF-8 text: save it as CSV in UTF-8 and send it again.`);
+    }
+  }
+
+  async function call(method, path, body, headers = {}, { stays = false } = {}) {
     const isText = typeof body === "string";
     const answer = await fetch(path, {
       method,
@@ -158,7 +175,11 @@
       json = null;
     }
     if (answer.ok) return json;
-    if (answer.status === 401) location.assign("/console/login");
+    if (answer.status === 401) {
+      // What somebody writes is not thrown away because the login has ended.
+      if (stays) throw new Error("Your login has ended. Log in again in another tab; what you wrote is still here.");
+      location.assign("/console/login");
+    }
     const error = new Error(json?.error?.message ?? `The gateway answered with ${answer.status}. Try again.`);
     error.answer = json;
     throw error;

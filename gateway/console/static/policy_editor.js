@@ -102,7 +102,7 @@
   async function check() {
     const number = ++lastCheck;
     try {
-      const found = await call("POST", `${API}/check`, { text: text() });
+      const found = await call("POST", `${API}/check`, { text: text() }, {}, { stays: true });
       if (number === lastCheck) show(found);
       return found;
     } catch (error) {

@@ -206,6 +206,21 @@ async def test_a_name_that_many_guess_at_must_wait(house: House) -> None:
     assert (await house.log_in("", ADMIN_KEY)).status_code == 303
 
 
+async def test_many_guesses_at_once_are_counted_like_one_after_the_other(house: House) -> None:
+    await house.create()
+    guesses = [house.log_in("ada@acme.example", f"a guess, number {guess}") for guess in range(30)]
+    answers = await asyncio.gather(*guesses, house.log_in("ada@acme.example", PASSWORD))
+    assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 21
+
+
+async def test_a_password_may_end_with_a_space(house: House) -> None:
+    body = {"name": "bea", "role": "viewer", "password": f"{PASSWORD} "}
+    assert (await house.browser.post("/admin/v1/people", json=body, headers=BEARER)).status_code == 201
+    await house.until(lambda: house.services().admins.person_named("bea") is not None)
+    assert (await house.log_in("bea", PASSWORD)).status_code == 401
+    assert (await house.log_in("bea", f"{PASSWORD} ")).status_code == 303
+
+
 async def test_passwords_are_argon2id_and_nobodys_never_matches() -> None:
     kept = hash_password(PASSWORD, name="ada")
     assert kept.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
@@ -293,6 +308,23 @@ async def test_a_token_that_is_not_for_us_is_worth_nothing(
     assert refused.status_code == 401
     assert "could not be trusted" in refused.text
     assert COOKIE not in house.browser.cookies
+
+
+async def test_whoever_had_a_password_moves_to_the_companys_login_once_that_is_retired(
+    house: House, provider: OidcProvider
+) -> None:
+    person = await house.create()
+    refused = await journey(house, provider)
+    assert refused.status_code == 409
+    assert "tollgate people retire ada@acme.example" in refused.text
+    await house.browser.post(f"/admin/v1/people/{person}/retire", headers=BEARER)
+    await house.until(lambda: house.services().admins.person_named("ada@acme.example") is None)
+    assert (await journey(house, provider)).status_code == 200
+    listed = (await house.browser.get("/admin/v1/people", headers=BEARER)).json()["data"]
+    assert [(one["logs_in_by"], one["retired_at"] is None) for one in listed] == [
+        ("password", False),
+        ("oidc", True),
+    ]
 
 
 async def test_another_key_or_another_browser_is_worth_nothing(house: House, provider: OidcProvider) -> None:
