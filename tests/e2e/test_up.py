@@ -79,8 +79,12 @@ def install_engine(folder: Path, *, first: str = "") -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
-    for process in psutil.process_iter(["pid", "cwd"]):
-        assert process.info["cwd"] != str(tmp_path), f"{process} was left behind"
+    for process in psutil.process_iter():
+        try:
+            where = process.cwd()
+        except (psutil.Error, FileNotFoundError):
+            continue  # another test's, which has just ended
+        assert where != str(tmp_path), f"{process} was left behind"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
