@@ -173,6 +173,15 @@ async def test_policies_are_told_compared_and_checked(site: Site) -> None:
     assert (await site.browser.get("/console/policies/schema")).json()["title"] == "Tollgate routing policy"
     await site.page("/console/policies/version/none", 404)
     assert "None. A stored version" in await site.page("/console/policies/shadow")
+    candidate = DEFAULT_POLICY.read_text().replace("max_tokens_default: 256", "max_tokens_default: 300")
+    order = {"text": candidate, "percent": 10, "budget_usd": "2.5"}
+    started = await site.call("/admin/v1/policies/shadow", order)
+    assert started.status_code == 201, started.text
+    shown = await site.page("/console/policies/shadow")
+    assert started.json()["version"] in shown
+    assert "2.50" in shown
+    assert (await site.call("/admin/v1/policies/shadow/stop", {"message": "seen enough"})).status_code == 200
+    assert "seen enough" in await site.page("/console/policies/shadow")
 
     checked = (await site.call("/admin/v1/policies/check", {"text": other})).json()
     assert (checked["version"], checked["is_valid"]) == (stored["version"], True)
