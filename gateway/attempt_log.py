@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.asked import asked_text
 from gateway.clock import Clock
-from gateway.errors import UpstreamError, UpstreamRejected
+from gateway.errors import UpstreamError, may_have_read
 from gateway.identity.auth import Caller
 from gateway.inference import (
     AttemptState,
@@ -77,7 +77,7 @@ class AttemptLog:
             Outcome(
                 state=AttemptState.FAILED,
                 usage=None,
-                reached_engine=_may_have_read(error),
+                reached_engine=may_have_read(error),
                 status_code=error.upstream_status,
                 error_code=error.code,
                 timing=timing,
@@ -117,13 +117,6 @@ class AttemptLog:
     def cost_text(self, usage: TokenUsage) -> str:
         """The charge of a stream's usage, for its last chunk."""
         return charge_text(self.current.charge_of(usage))
-
-
-def _may_have_read(error: UpstreamError) -> bool:
-    """The engine may have read the prompt: it took the request and failed later, or was too slow to say."""
-    if isinstance(error, UpstreamRejected):
-        return False
-    return error.was_accepted or (error.upstream_status is None and error.code != "upstream_unavailable")
 
 
 def account_of(caller: Caller) -> Account:

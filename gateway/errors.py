@@ -265,3 +265,10 @@ class ConfigurationError(GatewayError):
     """A setting, a policy or a pool file is wrong; the message says which, where and what to do."""
 
     code = "configuration"
+
+
+def may_have_read(error: UpstreamError) -> bool:
+    """The engine may have read the prompt: it took the request and failed later, or was too slow to say."""
+    if isinstance(error, UpstreamRejected):
+        return False
+    return error.was_accepted or (error.upstream_status is None and error.code != "upstream_unavailable")

@@ -30,6 +30,7 @@ from gateway.errors import (
     NoEligibleTarget,
     UpstreamError,
     UpstreamRejected,
+    may_have_read,
 )
 from gateway.inference import (
     NO_TERMS,
@@ -307,12 +308,13 @@ class Dispatcher:
         """Who is tried next, as long as trying again is allowed; `failures` and `tried` grow meanwhile."""
         self.retries.began(time.monotonic())
         for target, lease in self._candidates(decision, tried, key=key):
-            # What was refused at the door was no work for anybody: it may always be tried elsewhere. Other
-            # failures of a copy are the platform's cost, and its hold is of one attempt.
-            may_go_on = not failures or is_refused(failures[-1])
-            if not may_go_on and not (self.judges and self.retries.allows(time.monotonic())):
-                lease.release()
-                return
+            # What was refused at the door was no work for anybody: it may always be tried elsewhere.
+            if failures and not is_refused(failures[-1]):
+                # The hold of a copy is of one attempt: what may have been read is not tried again.
+                is_spent = may_have_read(failures[-1]) and not self.judges
+                if is_spent or not self.retries.allows(time.monotonic()):
+                    lease.release()
+                    return
             yield target, lease
 
     def _candidates(
