@@ -178,6 +178,7 @@ def curves(profile: Profile) -> list[Chart]:
                 for kind, points in series.items()
             ],
             unit="tokens/s" if unit == "tokens/s" else "ms",
+            is_tall=True,  # its legend takes half of a low one
         )
 
     return [
