@@ -37,6 +37,8 @@ SPANS_FEW: Final = 10
 """Of a short record, that has fewer answers to each."""
 SPANS_MIN: Final = 5
 NOISE_MIN: Final = 0.005
+BEYOND_BELIEF: Final = 2.0
+"""Deviations of what was believed from what was recorded."""
 _ROUNDS: Final = 3
 _CORRELATION_MAX: Final = 0.9
 
@@ -119,6 +121,13 @@ class Posterior:
             mean + sum(self.root[row][column] * z[column] for column in range(row + 1))
             for row, mean in enumerate(self.mean)
         )
+
+    def times(self, factor: float) -> Posterior:
+        """The same of steps that take so many times as long."""
+        if factor == 1.0:
+            return self
+        mean = tuple(each * factor for each in self.mean)
+        return replace(self, mean=mean, root=[[each * factor for each in row] for row in self.root])
 
     def deviation(self, weights: Sequence[float]) -> float:
         """Standard deviation of a weighted sum of the scales."""
@@ -218,8 +227,22 @@ def learn(replicas: Iterable[Sequence[Ran]], shape: Shape, before: Posterior) ->
         rows = [row for runs in groups if runs for row in _rows(runs, shape.scaled(found.mean), shape)]
         if len(rows) < SPANS_MIN:
             return before
-        found = _fitted(rows, before)
+        times = _times_as_slow(rows, before)
+        found = _fitted([[part * times for part in row] for row in rows], before).times(times)
     return found
+
+
+def _times_as_slow(rows: Sequence[Sequence[float]], before: Posterior) -> float:
+    """How many times as long as the profile says all steps take, where that is beyond belief; else 1.
+
+    A prior that a record contradicts must not hold against it: a profile that is off by so much is of another
+    machine, or of another day of this one. What it says of the parts' proportions may still be right.
+    """
+    sums = [sum(row) for row in rows]
+    times = sum(sums) / sum(each * each for each in sums)
+    own = times * _long_run_deviation([1.0 - times * each for each in sums]) / math.sqrt(len(sums))
+    believed = before.deviation([1.0 / PARTS] * PARTS)
+    return times if abs(times - 1.0) > BEYOND_BELIEF * math.hypot(believed, own) else 1.0
 
 
 def _rows(runs: Sequence[Ran], now: Shape, shape: Shape) -> list[list[float]]:

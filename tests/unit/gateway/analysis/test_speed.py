@@ -51,6 +51,30 @@ def test_steps_that_are_slower_than_the_profile_are_found_out() -> None:
     )
 
 
+@pytest.mark.parametrize("times", [0.3, 5.0])
+def test_a_profile_of_another_machine_gives_way_to_the_record(times: float) -> None:
+    shape = Shape.of(THOUGHT)
+    slow = shape.scaled([times] * 4).put_into(THOUGHT, request_s=0.0)
+    found = learn([hour(slow, per_s=0.5 / times)], shape, prior())
+    usual = [part * size for part, size in zip(shape.parts, (1, 6, 1500, 5), strict=True)]
+    thought_s = sum(usual)
+    really_s = sum(scale * part for scale, part in zip(found.mean, usual, strict=True))
+    assert really_s / thought_s == pytest.approx(times, rel=0.03)
+    assert found.deviation(usual) < 0.2 * times * thought_s
+
+
+def test_noise_is_what_remains_of_a_machine_that_is_slow_by_fits_and_starts() -> None:
+    shape, draw = Shape.of(THOUGHT), random.Random(3)
+    runs = [
+        replace(run, end_s=run.first_s + (run.end_s - run.first_s) * draw.uniform(3, 7))
+        for run in hour(THOUGHT, per_s=0.02, count=200)
+    ]
+    found = learn([runs], shape, prior())
+    alone = [part * size for part, size in zip(shape.parts, (1, 1, 200, 0), strict=True)]
+    really_s = sum(scale * part for scale, part in zip(found.mean, alone, strict=True))
+    assert really_s / sum(alone) == pytest.approx(5, rel=0.1)
+
+
 def test_too_little_of_a_record_changes_nothing() -> None:
     before = prior()
     assert learn([hour(THOUGHT, per_s=1.0, count=4)], Shape.of(THOUGHT), before) is before
