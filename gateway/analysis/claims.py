@@ -30,11 +30,10 @@ from gateway.analysis.intervals import (
 from gateway.analysis.replay import Habits, Placed, Replayed
 from gateway.money import TOKENS_PER_RATE
 
-PROMPTS_PART: Final = 0.5
-"""Share of the variance of answers' lengths, within a tenant and task, that is their prompts'; the rest is
-chance, and is drawn again when an answer is."""
 DRAWN_TWICE: Final = 2
-"""The record is one draw of an answer's length, what is asked about is another."""
+"""The record is one draw of an answer's length, what is asked about is another. How much of the variance of
+lengths within a tenant and task is their prompts', and does not come again, a record without repetitions does
+not tell: none is taken to be."""
 _STRATUM_MIN: Final = 10
 
 
@@ -171,7 +170,7 @@ def _length_variances(requests: Sequence[RecordedRequest]) -> dict[tuple[str, st
         one[1] += answer.output_tokens
         one[2] += answer.output_tokens**2
     return {
-        key: DRAWN_TWICE * (1 - PROMPTS_PART) * max(0.0, square / count - (total / count) ** 2)
+        key: DRAWN_TWICE * max(0.0, square / count - (total / count) ** 2)
         for key, (count, total, square) in sums.items()
         if count >= _STRATUM_MIN
     }
@@ -239,7 +238,7 @@ class Estimator:
         if name == COST:
             return basis.length_deviation
         sampling = self.measured.samplings.get(group, {}).get(name, 0.0)
-        return sampling * math.sqrt(DRAWN_TWICE * (1 - PROMPTS_PART) * basis.sampled / basis.answered)
+        return sampling * math.sqrt(DRAWN_TWICE * basis.sampled / basis.answered)
 
     def obstacle(self, group: Group, name: str) -> str | None:
         """Why nothing is claimed; None: it is."""

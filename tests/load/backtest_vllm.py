@@ -18,6 +18,7 @@ import contextlib
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -157,6 +158,37 @@ def under(folder: Path, name: str, *, routes: str, planned: list[tuple[float, st
     return recorded(folder, from_ms, to_ms)
 
 
+def same_requests(before: History, after: History) -> dict[str, Any]:
+    """By task: how alike two answers to the same request are in length, and what all of them came to.
+
+    The correlation is the prompts' part of the variance; at temperature 0 it would be 1 but for rounding.
+    """
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for one, other in zip(before.requests, after.requests, strict=False):
+        first, second = one.answer, other.answer
+        is_same = one.task.type is other.task.type and one.model_alias == other.model_alias
+        if first is None or second is None or not is_same or first.input_tokens != second.input_tokens:
+            continue  # two that came together changed places
+        pairs.setdefault(one.task.type.value, []).append((first.output_tokens, second.output_tokens))
+    return {
+        task: {
+            "pairs": len(found),
+            "tokens_mean": [round(statistics.fmean(side), 2) for side in zip(*found, strict=True)],
+            "tokens_deviation": [round(statistics.pstdev(side), 2) for side in zip(*found, strict=True)],
+            "same_length": round(sum(one == other for one, other in found) / len(found), 3),
+            "correlation": _correlation(found),
+        }
+        for task, found in pairs.items()
+    }
+
+
+def _correlation(pairs: list[tuple[int, int]]) -> float | None:
+    one, other = zip(*pairs, strict=True)
+    if len(set(one)) < 2 or len(set(other)) < 2:
+        return None
+    return round(statistics.correlation(one, other), 3)
+
+
 def compared(said: Side, happened: Any) -> dict[str, Any]:
     """Each figure: what was said, what was true."""
     figures: dict[str, Any] = {}
@@ -216,6 +248,7 @@ def main() -> int:
         "decided_alike": found.decided_alike,
         "simulator": {check.pool: {**check.ratios} for check in found.checks},
         "step_scales": {check.pool: list(check.step_scales) for check in found.checks},
+        "same_requests": same_requests(before, after),
         "figures": compared(found.candidate, truth),
         "before": {
             "charge": found.recorded.charge_usd_nanos,
