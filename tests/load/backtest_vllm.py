@@ -1,9 +1,10 @@
 """Does a backtest hold on real vLLM? One policy is recorded, another backtested, then run.
 
-Starts the two bundled pools and the gateway, sends requests as they come by chance (stories and records to be
-turned into JSON; one in five names its pool) for some minutes under policy A, all to the plain pool, and asks
-what policy B, by the tasks' nature, would have done. Then the same requests are sent at the same moments
-under B, to engines that have just started as well, and what the ledger says of them is the truth.
+Starts the two bundled pools, each on cores of its own as pools have machines of their own, and the gateway,
+sends requests as they come by chance (stories and records to be turned into JSON; one in five names its pool)
+for some minutes under policy A, all to the plain pool, and asks what policy B, by the tasks' nature, would have
+done. Then the same requests are sent at the same moments under B, to engines that have just started as well,
+and what the ledger says of them is the truth.
 
     python -m tests.load.backtest_vllm [--seconds 150] [--per-s 2.0]
 
@@ -42,6 +43,7 @@ from gateway.pricing.catalog import cards_of
 from gateway.routing.policy import parse_policy
 from tests.load.backtest_truth import ALL_PLAIN, BY_NATURE, policy_text
 from tests.load.measured import ROOT, write_result
+from tests.load.task_fleet import Fleet
 from tests.support.gateway_process import PROGRAM, GatewayProcess, environment
 from tests.support.servers import die_with_parent
 
@@ -55,7 +57,7 @@ TASKS: Final[tuple[TaskName, ...]] = ("extraction", "creative")
 
 @contextlib.contextmanager
 def fleet(folder: Path, settings: dict[str, str]) -> Iterator[None]:
-    """The bundled pools, up.
+    """The bundled pools, up, each on its own half of the cores: a backtest takes pools for independent.
 
     Raises:
         RuntimeError: they do not start.
@@ -80,6 +82,7 @@ def fleet(folder: Path, settings: dict[str, str]) -> Iterator[None]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the fleet does not start:\n{log.read_text(errors='replace')[-4000:]}")
             time.sleep(0.5)
+        Fleet(load_pools(POOLS), folder / "state").keep_apart()
         yield
     finally:
         process.send_signal(signal.SIGINT)
