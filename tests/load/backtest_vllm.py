@@ -1,10 +1,10 @@
 """Does a backtest hold on real vLLM? One policy is recorded, another backtested, then run.
 
 Starts the two bundled pools, each on cores of its own as pools have machines of their own, and the gateway,
-sends requests as they come by chance (stories and records to be turned into JSON; one in five names its pool)
-for some minutes under policy A, all to the plain pool, and asks what policy B, by the tasks' nature, would have
-done. Then the same requests are sent at the same moments under B, to engines that have just started as well,
-and what the ledger says of them is the truth.
+sends requests as they come by chance (stories and records to be turned into JSON; one in five names its
+pool) for some minutes under policy A, all to the plain pool, and asks what policy B, by the tasks' nature,
+would have done. Then the same requests are sent at the same moments under B, to engines that have just
+started as well, and what the ledger says of them is the truth.
 
     python -m tests.load.backtest_vllm [--seconds 150] [--per-s 2.0]
 
