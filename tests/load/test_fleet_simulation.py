@@ -18,10 +18,12 @@ from tests.load.fleet.oracle import oracle
 from tests.load.fleet.physics import bound
 from tests.load.fleet.play import MakeRule, Played, play
 from tests.load.fleet.pools import EAGLE_H100, FLEETS, NGRAM_A100, PLAIN_A100, Fleet, acceptance, published
-from tests.load.fleet.sustain import ORACLE, TARGETS, TOLLGATE, Cell, Runs, compared, tpot_s
+from tests.load.fleet.sustain import BLIND, ORACLE, TARGETS, TOLLGATE, Cell, Runs, compared, tpot_s
 from tests.load.fleet.traffic import TRAFFICS, draw, means_of, rows_of, shares
+from tests.load.fleet_simulation import Unit
 
 SMALL = Fleet("small", ((NGRAM_A100, 2), (PLAIN_A100, 2)))
+TINY = Fleet("tiny", ((NGRAM_A100, 1), (PLAIN_A100, 1)))
 TRAFFIC = "burstgpt"
 MEANS = means_of(rows_of(TRAFFIC))
 AIMS = (1.0, 0.0125)
@@ -141,15 +143,43 @@ def test_arithmetic_says_that_routing_by_task_saves_little_where_all_tasks_gain_
     assert all(math.isfinite(one["prompts_ratio"]) for one in ngram)
 
 
-def test_the_program_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--seeds", "1", "--requests", "100", "--only", "A100: n-gram, plain; burst"]
-    assert fleet_simulation.main([*arguments, "--results", str(tmp_path)]) == 0
-    result: Any = json.loads((tmp_path / "fleet_simulation.json").read_text())
+def test_all_figures_are_written(tmp_path: Path) -> None:
+    found = fleet_simulation.study([Cell(TINY, TRAFFIC)], seeds=(1,), requests=100, jobs=1)
+    fleet_simulation.write_all("fleet", {"seeds": [1], "requests": 100, "cells": found}, folder=tmp_path)
+    result: Any = json.loads((tmp_path / "fleet.json").read_text())
     assert result["figures"]["cells"][0]["traffic"] == TRAFFIC
-    report = (tmp_path / "fleet_simulation.md").read_text()
+    report = (tmp_path / "fleet.md").read_text()
     assert "## Moderate load" in report
-    assert (tmp_path / "fleet_simulation.svg").read_text().startswith("<svg")
+    assert (tmp_path / "fleet.svg").read_text().startswith("<svg")
+
+
+def test_the_short_study_compares_with_the_best_task_blind_rule(tmp_path: Path) -> None:
+    arguments = ["--short", "--seeds", "1", "--requests", "100", "--only", "A100: EAGLE", "--jobs", "1"]
+    assert fleet_simulation.main([*arguments, "--results", str(tmp_path)]) == 0
+    (name,) = (each.name for each in tmp_path.iterdir())
+    assert name == "fleet_simulation-short.json"
+    (cell,) = json.loads((tmp_path / name).read_text())["figures"]["cells"]
+    for target in TARGETS:
+        costs = cell[target.load]["usd_per_million_tokens"]
+        assert set(costs) == {*BLIND, TOLLGATE}
+        best = min(costs[rule] for rule in BLIND)
+        assert costs[cell[target.load]["best_blind"]] == best > 0
+        assert cell[target.load]["tollgate_over_best"] == pytest.approx(costs[TOLLGATE] / best, rel=2e-3)
+
+
+def test_figures_do_not_depend_on_the_number_of_processes() -> None:
+    cell, seeds = Cell(TINY, "azure-conversation"), (1, 2)
+    apart = fleet_simulation.study([cell], seeds=seeds, requests=100, jobs=2, is_short=True)
+    found = {seed: fleet_simulation.simulated(Unit(cell, seed, 100, is_short=True)) for seed in (2, 1)}
+    assert apart == [fleet_simulation.shortly(cell, [found[1], found[2]])]
+    assert found[1].carried != found[2].carried
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--only", "no such fleet"], ["--jobs", "0"], ["--seeds", "0"], ["--requests", "99"]]
+)
+def test_a_wrong_call_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        fleet_simulation.main(["--only", "no such fleet"])
+        fleet_simulation.main(wrong)
     assert ended.value.code == 2
-    assert "no such fleet" in capsys.readouterr().err
+    assert "no such fleet, or fewer than 1 seed, 1 process or 100 requests" in capsys.readouterr().err
