@@ -150,27 +150,26 @@ def audit_log(
     if as_machine:
         print_json(entries)
         return
-    print_table(
-        ("at", "actor", "role", "source", "action", "object", "before", "after"),
-        [
-            (
-                one.at,
-                f"{one.actor['name']} ({one.actor['id']})",
-                one.actor["role"],
-                one.source,
-                one.action,
-                f"{one.object['name']} ({one.object['id']})",
-                _short(one.before),
-                _short(one.after),
-            )
-            for one in entries
-        ],
-    )
+    for one in entries:
+        out.print("\n".join(_told(one)), markup=False, highlight=False, soft_wrap=True)
+    if not entries:
+        out.print("Nothing was changed, as far as was asked.", markup=False)
 
 
-def _short(values: dict[str, object] | None) -> str:
-    return (
-        ""
-        if values is None
-        else json.dumps({name: value for name, value in values.items() if value is not None})
-    )
+def _told(one: AuditView) -> list[str]:
+    """An entry as lines of its own: what changed does not fit into a column."""
+    before, after = one.before or {}, one.after or {}
+    names = [name for name in {**before, **after} if (before.get(name), after.get(name)) != (None, None)]
+    width = max(map(len, names), default=0)
+    lines = [
+        f"{one.at:%Y-%m-%d %H:%M:%S} UTC  {one.action}  {one.object['name']} ({one.object['id']})",
+        f"  by {one.actor['name']} ({one.actor['id']}), {one.actor['role']}, {one.source}",
+    ]
+    for name in names:
+        was = f"{_value(before[name])} → " if name in before else ""
+        lines.append(f"  {name:<{width}}  {was}{_value(after[name]) if name in after else 'gone'}")
+    return [*lines, ""]
+
+
+def _value(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -74,6 +74,10 @@ def test_administrators_and_the_audit_for_people(terminal: Terminal) -> None:
     for action in ("admin_key.create", "admin_key.rotate", "admin_key.revoke"):
         assert action in audit
     assert new.split("-")[2] not in audit
+    assert "  by root (cli:root), admin, cli\n" in audit
+    assert re.search(r"\n  role +\"finance\"\n", audit)
+    assert re.search(r"\n  revoked_at +null → \"20", audit)
+    assert "Nothing was changed" in terminal.text("audit", "log", "--action", "key")
     newest = terminal.json("audit", "log", "--limit", "2")
     assert [one["action"] for one in newest] == ["admin_key.revoke", "admin_key.rotate"]
     assert terminal.json("audit", "log", "--action", "key") == []
