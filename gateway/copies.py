@@ -40,6 +40,7 @@ from gateway.ledger.records import OURS
 from gateway.pipeline import Pipeline
 from gateway.plan import Beside, Plan
 from gateway.routing.shadows import Shadow, count_skips
+from gateway.routing.split import Unit
 from gateway.settings import ShadowSettings
 from gateway.telemetry import Telemetry
 from gateway.upstream.retry_budget import RetryBudget
@@ -93,7 +94,7 @@ class RequestCopy:
     caller: Caller
     request_id: str
     """The original's."""
-    unit: int
+    unit: Unit
     beside: Beside
     shadow: Shadow
     offered_s: float = 0.0
@@ -144,7 +145,7 @@ class Copier:
         self.under_way = 0
 
     # ------------------------------------------------------------------------------------ for who serves
-    def of(self, call: Call, caller: Caller, request_id: str, *, unit: int, beside: Beside) -> RequestCopy:
+    def of(self, call: Call, caller: Caller, request_id: str, *, unit: Unit, beside: Beside) -> RequestCopy:
         """See `plan.Copies`."""
         if beside.shadow is None:
             raise RuntimeError("a copy for a candidate that is not shadowed")
@@ -308,6 +309,7 @@ class Copier:
             routing=copy.beside.routing,
             unit=copy.unit,
             payer=payer_of(copy.caller, copy.shadow.number),
+            budget_id=copy.shadow.terms.budget_id,
         )
 
     async def _sent(self, copy: RequestCopy, plan: Plan) -> Skip | None:

@@ -34,6 +34,7 @@ from gateway.routing.classify import TaskFinder
 from gateway.routing.decide import decide, match_of
 from gateway.routing.policy import Policy
 from gateway.routing.rules import NOBODY, BudgetLevel, Situation, is_measured, refuse_low
+from gateway.routing.split import Unit
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
 from gateway.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
@@ -77,7 +78,7 @@ class Pipeline:
         self._arms = (_Arm(), _Arm())
         self.watch = BudgetWatch()
         """Which rules found a budget low."""
-        self.refusals = Refusals(clock, lambda: self.routing)
+        self.refusals = Refusals(clock)
         self.copies: Copies | None = None
         """Who makes copies for a candidate that is shadowed."""
 
@@ -233,15 +234,25 @@ class Pipeline:
             return plan if copied is None else msgspec.structs.replace(plan, copy=copied)
 
     def plan_copy(
-        self, call: Call, caller: Caller, request_id: str, *, routing: Routing, unit: int, payer: Caller
+        self,
+        call: Call,
+        caller: Caller,
+        request_id: str,
+        *,
+        routing: Routing,
+        unit: Unit,
+        payer: Caller,
+        budget_id: str,
     ) -> Plan:
         """What a candidate's `routing` makes of a request, at the expense of `payer`; kept nowhere.
+
+        It is not sent without the hold of the budget `budget_id`.
 
         Raises:
             GatewayError: the candidate would refuse it.
         """
         plan = self._routed(call, caller, request_id, permit=UNLIMITED, routing=routing, unit=unit)
-        return msgspec.structs.replace(plan, caller=payer, slot=None)
+        return msgspec.structs.replace(plan, caller=payer, slot=None, held_by=budget_id)
 
     def _routed(
         self,
@@ -251,7 +262,7 @@ class Pipeline:
         *,
         permit: Permit,
         routing: Routing,
-        unit: int | None,
+        unit: Unit | None,
     ) -> Plan:
         policy, arm = routing.policy, self._arms[routing is not self.routing]
         prices = routing.prices.at(self.clock.epoch_ms())
@@ -363,6 +374,9 @@ class Pipeline:
         return self._log(plan, reservation)
 
     def _log(self, plan: Plan, reservation: Reservation) -> AttemptLog:
+        if plan.held_by is not None and not reservation.is_held_by(plan.held_by):
+            reservation.end()  # the budget was retired meanwhile: it binds nobody any more, and holds nothing
+            raise BudgetExceeded("The budget that must hold this request is not in force.")
         return AttemptLog(
             plan, reservation, settlement=self._settlement, clock=self.clock, telemetry=self._telemetry
         )
