@@ -179,7 +179,8 @@ class Economist:
         tokens = found.output_tokens
         if call.max_tokens is not None and call.max_tokens < tokens:
             tokens = float(call.max_tokens)
-        load_of, outlooks = self._registry.load_of, found.pools
+        registry, outlooks = self._registry, found.pools
+        load_of = registry.load_without_copies if registry.copies else registry.load_of
         loads = list(map(load_of, pools))
         share = sum(loads) / len(loads) + 1.0
         read = call.body_bytes // BYTES_PER_TOKEN
@@ -200,6 +201,13 @@ class Economist:
             if rule.exploration and not is_question and self._explores(rule, task, latency_class):
                 others = [index for index in range(len(pools)) if index != first]
                 first, why = others[int(self._draw() * len(others))], Why.EXPLORATION
+        if registry.copies:  # they decide nothing, but what is told and learned from is how it really is
+            loads = list(map(registry.load_of, pools))
+            share = sum(loads) / len(loads) + 1.0
+            predictions = [
+                predict(outlooks[place], load, share, input_tokens=read, output_tokens=tokens)
+                for place, load in enumerate(loads)
+            ]
         if not is_question:
             self.turned[why._value_] += 1  # a member's own hash takes longer than all of this line
         if first:

@@ -38,7 +38,6 @@ from gateway.routing.split import Unit
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
 from gateway.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
-from gateway.upstream.retry_budget import RetryBudget
 
 
 class _Arm:
@@ -69,7 +68,7 @@ class Pipeline:
         self.routing = routing
         self.cache = cache
         self.registry = dispatcher.registry
-        self._dispatcher = dispatcher
+        self.dispatcher = dispatcher
         self._budgets = budgets
         self._settlement = settlement
         self.shedder = shedder
@@ -82,11 +81,11 @@ class Pipeline:
         self.copies: Copies | None = None
         """Who makes copies for a candidate that is shadowed."""
 
-    def for_copies(self, retries: RetryBudget, *, shedder: Shedder, telemetry: Telemetry) -> Pipeline:
+    def for_copies(self, dispatcher: Dispatcher, *, shedder: Shedder, telemetry: Telemetry) -> Pipeline:
         """One for copies of requests, which writes into the same books."""
         return Pipeline(
             routing=self.routing,
-            dispatcher=self._dispatcher.for_copies(retries),
+            dispatcher=dispatcher,
             budgets=self._budgets,
             settlement=self._settlement,
             cache=self.cache,
@@ -137,7 +136,7 @@ class Pipeline:
         call, caller = plan.call, plan.caller
         log = self._reserve_now(plan) or await self.refusals.told(self._reserve(plan), plan)
         try:
-            answer = await self._dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
+            answer = await self.dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
             completion = answer.completion
             charged = log.current.end(
                 Outcome(
@@ -190,7 +189,7 @@ class Pipeline:
         call, caller = plan.call, plan.caller
         log = self._reserve_now(plan) or await self.refusals.told(self._reserve(plan), plan)
         try:
-            stream = await self._dispatcher.open_stream(
+            stream = await self.dispatcher.open_stream(
                 call, plan.decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
             )
         except asyncio.CancelledError:
@@ -365,7 +364,7 @@ class Pipeline:
             reservation = await self._budgets.reserve(account, bound)
         except BudgetExceeded:
             # Bytes bound tokens from far above: what is left may do for what the engine really reads.
-            counted = await self._dispatcher.count_input(plan.call, plan.decision)
+            counted = await self.dispatcher.count_input(plan.call, plan.decision)
             if counted is None:
                 raise
             bound = plan.course.hold(plan.call, input_tokens=counted)

@@ -121,7 +121,7 @@ class ReceiptFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     unit: str | None = None
     """What it belonged to in a canary, hexadecimal; None: no canary was about it. A copy's: in its shadow."""
     split: int | None = None
-    """The canary's number; a shadow's is below zero. None beside a unit: of a receipt older than this field."""
+    """The canary's number; a shadow's is below zero. None beside a unit: of older receipts."""
     not_copied: str | None = None
     """Why no copy of it was made, though a shadow was about it; None: for no reason of its tenant's."""
 

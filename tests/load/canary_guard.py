@@ -5,8 +5,8 @@
 The statistics by simulation (`canary_simulation.py`), a hundred runs each: a candidate of which 10 % of the
 requests fail (0.2 % of the control's), one that is twice as slow, one that is 30 % dearer, each with 5 % of
 the traffic; and a hundred that are the same as the control, watched over 2,000 units of theirs. Then one real
-run each of the first two through a gateway with mock engines, in which nothing but what is meant is wrong with
-the candidate: the time and the requests from the start of the canary to the guard's entry in the audit.
+run each of the first two through a gateway with mock engines, in which nothing else is wrong with the
+candidate: the time and the requests from the start of the canary to the guard's entry in the audit.
 
 Exit status 0: every bad one is rolled back, 95 of 100 within what is stated, the real ones for what is wrong
 with them, and at most 2 of 100 good ones are; 1: not so.
