@@ -87,11 +87,6 @@ class Refusals:
         }
         self._units.setdefault((unit.split, unit.name), row)
 
-    @property
-    def waiting_units(self) -> int:
-        """Units of canaries that wait to be written down."""
-        return len(self._units)
-
     # What the pipeline says, in its own words.
     def before(self, error: GatewayError, routing: Routing, caller: Caller, *, unit: Unit | None) -> None:
         """A request was refused when it was decided."""

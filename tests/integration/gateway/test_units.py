@@ -56,10 +56,15 @@ async def test_a_refusal_counts_for_the_canary_of_its_plan_though_another_one_ha
             assert [one.unit for one in found] == units
 
 
-async def test_a_shadows_units_are_no_canarys() -> None:
-    refusals = Refusals(MovableClock())
+async def test_a_shadows_units_are_no_canarys(sessions: SessionFactory) -> None:
+    clock = MovableClock()
+    refusals = Refusals(clock)
     refusals.saw("no_target", version="a@1", tenant_id="ten_1", unit=Unit(-1, 7))
-    assert (refusals.seen, refusals.waiting_units) == ({("a@1", "no_target"): 1}, 0)
+    await refusals.write(sessions)
+    assert refusals.seen == {("a@1", "no_target"): 1}
+    async with sessions() as session:
+        for number in (1, -1):
+            assert await refused_units(session, number, ["a@1"], written_until_ms=clock.epoch_ms()) == []
 
 
 async def test_an_attempt_counts_for_the_canary_of_its_plan(sessions: SessionFactory) -> None:
