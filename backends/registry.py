@@ -14,7 +14,7 @@ silent must not attract requests.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 from types import MappingProxyType
@@ -190,16 +190,13 @@ class ReplicaLease:
     A lease outlives its replica: what it reports after a restart falls on the old process, not on the new.
     """
 
-    __slots__ = ("_has_failed", "_is_released", "_on_release", "_replica", "pool", "replica", "url", "why")
+    __slots__ = ("_has_failed", "_is_released", "_replica", "pool", "replica", "url", "why")
 
-    def __init__(
-        self, replica: _Replica, why: Why, *, on_release: Callable[[_Replica], None] | None = None
-    ) -> None:
+    def __init__(self, replica: _Replica, why: Why) -> None:
         replica.in_flight += 1
         replica.requests += 1
         replica.picture = None
         self._replica = replica
-        self._on_release = on_release
         self._is_released = False
         self._has_failed = False
         self.pool = replica.pool.spec.name
@@ -215,8 +212,6 @@ class ReplicaLease:
             self._replica.in_flight -= 1
             self._replica.requests -= 1
             self._replica.picture = None
-            if self._on_release is not None:
-                self._on_release(self._replica)
 
     def succeeded(self) -> None:
         """The replica answered as it should; ends its row of failures unless this lease failed before."""
@@ -242,6 +237,25 @@ class ReplicaLease:
             replica.breaker.spare()
             return
         replica.take_out(detail, backs_off=not fatal)
+
+
+class _CopyLease(ReplicaLease):
+    """One of a request that nobody waits for; counted with all others, and apart."""
+
+    __slots__ = ("_registry",)
+
+    def __init__(self, replica: _Replica, why: Why, registry: PoolRegistry) -> None:
+        super().__init__(replica, why)
+        self._registry = registry
+        replica.copies += 1
+        registry.copies += 1
+
+    def release(self) -> None:
+        """See `ReplicaLease`."""
+        if not self._is_released:
+            self._replica.copies -= 1
+            self._registry.copies -= 1
+        super().release()
 
 
 def _has_room(replica: _Replica, ratio: float) -> bool:
@@ -374,13 +388,7 @@ class PoolRegistry:
         if not free:
             return None
         replica, why = entry.chooser.choose(free, key)
-        replica.copies += 1
-        self.copies += 1
-        return ReplicaLease(replica, why, on_release=self._copy_ended)
-
-    def _copy_ended(self, replica: _Replica) -> None:
-        replica.copies -= 1
-        self.copies -= 1
+        return _CopyLease(replica, why, self)
 
     def lease(
         self, pool: str, *, excluding: frozenset[str] = frozenset(), key: Key | None = None
