@@ -69,6 +69,9 @@ class Candidate(Protocol):
     """`multiplier_of` what it is known by."""
     requests: int
     """Under way there, as far as is known, ours and others'."""
+    copies: int
+    """Of these: copies, which nobody waits for. A replica with less of them is the better one of several that
+    are alike, but they are no reason to leave the prefixes that a tenant pays less for."""
 
 
 _C = TypeVar("_C", bound=Candidate)
@@ -145,7 +148,7 @@ class Chooser:
         """
         total = 1
         for each in candidates:
-            total += each.requests
+            total += each.requests - each.copies
         return max(self.at_ease, math.ceil(self.load_factor * total / len(candidates) - _ROUNDING))
 
     def _by_affinity(self, candidates: Sequence[_C], key: int) -> tuple[_C, Why]:
@@ -157,10 +160,10 @@ class Chooser:
             if rank > most:
                 first, most = each, rank
         bound = self.bound(candidates)
-        if first.requests < bound:
+        if first.requests - first.copies < bound:
             return first, Why.AFFINITY
         ranked = sorted(candidates, key=lambda each: key * each.multiplier & _MASK, reverse=True)
-        return next(each for each in ranked if each.requests < bound), Why.PASSED_ON
+        return next(each for each in ranked if each.requests - each.copies < bound), Why.PASSED_ON
 
     def _least_loaded(self, candidates: Sequence[_C]) -> _C:
         start = int(self._draw() * len(candidates))  # of several that are alike, not always the first

@@ -65,6 +65,7 @@ class _Replica:
 
     __slots__ = (
         "breaker",
+        "copies",
         "detail",
         "driver_troubles",
         "history",
@@ -93,6 +94,8 @@ class _Replica:
         self.multiplier = multiplier_of(url if pool.spec.driver == "external" else name)
         self.state = ReplicaState.STARTING
         self.in_flight = 0
+        self.copies = 0
+        """Of these: those that nobody waits for."""
         self.of_others: float | None = None
         """Requests there that are not ours; None: not known."""
         self.requests = 0
@@ -236,6 +239,31 @@ class ReplicaLease:
         replica.take_out(detail, backs_off=not fatal)
 
 
+class _CopyLease(ReplicaLease):
+    """One of a request that nobody waits for; counted with all others, and apart."""
+
+    __slots__ = ("_registry",)
+
+    def __init__(self, replica: _Replica, why: Why, registry: PoolRegistry) -> None:
+        super().__init__(replica, why)
+        self._registry = registry
+        replica.copies += 1
+        registry.copies += 1
+
+    def release(self) -> None:
+        """See `ReplicaLease`."""
+        if not self._is_released:
+            self._replica.copies -= 1
+            self._registry.copies -= 1
+        super().release()
+
+
+def _has_room(replica: _Replica, ratio: float) -> bool:
+    if replica.load is not None and replica.load.requests_waiting:
+        return False
+    return replica.requests + 1 <= ratio * replica.pool.spec.batching.max_num_seqs
+
+
 class PoolRegistry:
     """All pools and their replicas, as this process sees them.
 
@@ -254,6 +282,8 @@ class PoolRegistry:
         """Pools of which no replica is ready and one could be woken; nearly always empty."""
         self.awaited = 0
         """Requests that wait for one of these: whoever looks at replicas should hurry."""
+        self.copies = 0
+        """Under way here, of which nobody waits for the answer; nearly always none."""
         self._pools = {name: _Pool(spec, rule, self.asleep) for name, spec in specs.items()}
         self._replicas: dict[str, _Replica] = {}
         self.specs: Mapping[str, PoolSpec] = MappingProxyType(dict(specs))
@@ -305,6 +335,8 @@ class PoolRegistry:
     def load_of(self, pool: str) -> float:
         """Requests under way where the next one would go, ours and others'; 0 where no replica is ready.
 
+        Copies are among them: they take an engine's time like all others.
+
         Where the pool goes by load alone that is the least loaded replica; affinity brings it to any of them,
         and the mean is what can be expected.
         """
@@ -324,6 +356,39 @@ class PoolRegistry:
         for one in ready:
             total += one.requests
         return total / len(ready)
+
+    def load_without_copies(self, pool: str) -> float:
+        """The same, were there none of this process's copies (of others' nobody here knows)."""
+        entry = self._pools[pool]
+        loads = [one.requests - one.copies for one in entry.ready]
+        if not loads:
+            return 0.0
+        return min(loads) if entry.chooser.rule in BY_LOAD else sum(loads) / len(loads)
+
+    def has_room(self, pool: str, ratio: float) -> bool:
+        """Some ready replica has room for a copy: see `lease_for_copy`."""
+        return any(_has_room(one, ratio) for one in self._pools[pool].ready)
+
+    def lease_for_copy(
+        self, pool: str, *, room_ratio: float, excluding: frozenset[str] = frozenset(), key: Key | None = None
+    ) -> ReplicaLease | None:
+        """Claim a replica for a request that nobody waits for, if one has room to spare.
+
+        Args:
+            pool: the pool's name.
+            room_ratio: so much of what a replica generates at once may be under way there, the copy included.
+            excluding: see `lease`.
+            key: see `lease`.
+
+        Returns:
+            None if no ready replica has: requests wait there, or too many are under way.
+        """
+        entry = self._pools[pool]
+        free = [one for one in entry.ready if one.name not in excluding and _has_room(one, room_ratio)]
+        if not free:
+            return None
+        replica, why = entry.chooser.choose(free, key)
+        return _CopyLease(replica, why, self)
 
     def lease(
         self, pool: str, *, excluding: frozenset[str] = frozenset(), key: Key | None = None

@@ -5,6 +5,14 @@ candidate decide and its target answer, and throw the answer away. The copy is t
 are written down like all others, under the shadow's key, and held for by the shadow's budget. It is made only
 while there is room to spare, and what cannot be made is counted with the reason and forgotten. The text is in
 memory as long as the copy waits or runs, and nowhere else.
+
+No engine lets a copy go for a tenant's sake: vLLM (0.32, `v1/core/sched/scheduler.py`) makes what has a lower
+priority wait longer and takes its cache blocks first, but not its place in the batch, and steps take longer
+with it. So a copy only goes to a replica of which little is taken (`headroom_ratio`). What copies put on
+replicas then decides nothing for tenants that could change what they pay: neither which pool is asked
+(`Economist.order`) nor whether a replica with their prefixes is (`backends.choice`). What is told and learned
+from, forecasts and a pool's load, is how it really is. Of other gateways' copies nobody here knows: those are
+others' load. A tenant's answer may take longer beside a copy, by so much as that headroom makes of it.
 """
 
 from __future__ import annotations
@@ -40,6 +48,7 @@ from gateway.ledger.records import OURS
 from gateway.pipeline import Pipeline
 from gateway.plan import Beside, Plan
 from gateway.routing.shadows import Shadow, count_skips
+from gateway.routing.split import Unit
 from gateway.settings import ShadowSettings
 from gateway.telemetry import Telemetry
 from gateway.upstream.retry_budget import RetryBudget
@@ -93,7 +102,7 @@ class RequestCopy:
     caller: Caller
     request_id: str
     """The original's."""
-    unit: int
+    unit: Unit
     beside: Beside
     shadow: Shadow
     offered_s: float = 0.0
@@ -144,7 +153,7 @@ class Copier:
         self.under_way = 0
 
     # ------------------------------------------------------------------------------------ for who serves
-    def of(self, call: Call, caller: Caller, request_id: str, *, unit: int, beside: Beside) -> RequestCopy:
+    def of(self, call: Call, caller: Caller, request_id: str, *, unit: Unit, beside: Beside) -> RequestCopy:
         """See `plan.Copies`."""
         if beside.shadow is None:
             raise RuntimeError("a copy for a candidate that is not shadowed")
@@ -282,15 +291,13 @@ class Copier:
         )
 
     def _has_room_in(self, plan: Plan) -> bool:
-        """So do they in the pool that the candidate chose; outside is others' to say."""
-        target = plan.decision.targets[0]
-        if target.is_external:
-            return True
-        pool = self._pipeline.registry.snapshot(target.pool)
-        if any(one.load is not None and one.load.requests_waiting for one in pool.replicas):
-            return False
-        seats = pool.spec.batching.max_num_seqs * self._settings.headroom_ratio
-        return self._pipeline.registry.load_of(target.pool) <= seats
+        """So do they at some replica of the pool that the candidate chose; outside is others' to say."""
+        target, registry = plan.decision.targets[0], self._pipeline.registry
+        return (
+            target.is_external
+            or not registry.snapshot(target.pool).ready_count  # no matter of room
+            or registry.has_room(target.pool, self._settings.headroom_ratio)
+        )
 
     def _planned(self, copy: RequestCopy) -> Plan:
         """What the candidate makes of it.
@@ -308,6 +315,7 @@ class Copier:
             routing=copy.beside.routing,
             unit=copy.unit,
             payer=payer_of(copy.caller, copy.shadow.number),
+            budget_id=copy.shadow.terms.budget_id,
         )
 
     async def _sent(self, copy: RequestCopy, plan: Plan) -> Skip | None:
@@ -321,7 +329,7 @@ class Copier:
         except Overloaded:
             return Skip.NOT_RECORDED
         except NoEligibleTarget:
-            return Skip.NO_REPLICA
+            return Skip.NO_REPLICA if self._has_room_in(plan) else Skip.LOADED
         except (UpstreamError, UpstreamRejected, AllAttemptsFailed):
             pass  # the attempts' rows say it
         self.outcomes[outcome.value] += 1
@@ -410,8 +418,9 @@ def copier_of(
         sessions: where counts are kept.
         telemetry: what shows them.
     """
+    retries = RetryBudget(ratio=0.1, floor_per_s=1.0)
     pipeline = served.for_copies(
-        RetryBudget(ratio=0.1, floor_per_s=1.0),
+        served.dispatcher.for_copies(retries, room_ratio=settings.headroom_ratio),
         shedder=Shedder(lambda: _MANY, weights={}),
         telemetry=Telemetry(),  # a copy's failed attempts are nobody's alarm
     )

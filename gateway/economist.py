@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -179,14 +179,11 @@ class Economist:
         tokens = found.output_tokens
         if call.max_tokens is not None and call.max_tokens < tokens:
             tokens = float(call.max_tokens)
-        load_of, outlooks = self._registry.load_of, found.pools
-        loads = list(map(load_of, pools))
-        share = sum(loads) / len(loads) + 1.0
+        registry, outlooks = self._registry, found.pools
+        load_of = registry.load_without_copies if registry.copies else registry.load_of
         read = call.body_bytes // BYTES_PER_TOKEN
-        predictions = [
-            predict(outlooks[place], load, share, input_tokens=read, output_tokens=tokens)
-            for place, load in enumerate(loads)
-        ]
+        loads = list(map(load_of, pools))
+        predictions = _predicted(outlooks, loads, input_tokens=read, output_tokens=tokens)
         rule, first, why = policy.economics, 0, Why.POLICY
         if len(pools) > 1:
             is_urgent, is_patient = latency_class == URGENT, latency_class == PATIENT
@@ -200,6 +197,9 @@ class Economist:
             if rule.exploration and not is_question and self._explores(rule, task, latency_class):
                 others = [index for index in range(len(pools)) if index != first]
                 first, why = others[int(self._draw() * len(others))], Why.EXPLORATION
+        if registry.copies:  # they decide nothing, but what is told and learned from is how it really is
+            loads = list(map(registry.load_of, pools))
+            predictions = _predicted(outlooks, loads, input_tokens=read, output_tokens=tokens)
         if not is_question:
             self.turned[why._value_] += 1  # a member's own hash takes longer than all of this line
         if first:
@@ -356,6 +356,17 @@ class Economist:
     def rows(self) -> Mapping[LearnedKey, LearnedRow]:
         """What was learned, as of the instants at which it was folded."""
         return self._rows
+
+
+def _predicted(
+    outlooks: Sequence[Outlook], loads: Sequence[float], *, input_tokens: int, output_tokens: float
+) -> list[Prediction]:
+    """What a call would take at each pool that so much is under way at per replica."""
+    share = sum(loads) / len(loads) + 1.0
+    return [
+        predict(outlooks[place], load, share, input_tokens=input_tokens, output_tokens=output_tokens)
+        for place, load in enumerate(loads)
+    ]
 
 
 def _asked_by(terms: RouteTerms, *, is_urgent: bool, is_patient: bool) -> tuple[bool, bool]:

@@ -34,10 +34,10 @@ from gateway.routing.classify import TaskFinder
 from gateway.routing.decide import decide, match_of
 from gateway.routing.policy import Policy
 from gateway.routing.rules import NOBODY, BudgetLevel, Situation, is_measured, refuse_low
+from gateway.routing.split import Unit
 from gateway.served import ReplayedStream, Served, ServedStream, StreamedAnswer
 from gateway.telemetry import Telemetry
 from gateway.upstream.dispatch import Dispatcher
-from gateway.upstream.retry_budget import RetryBudget
 
 
 class _Arm:
@@ -68,7 +68,7 @@ class Pipeline:
         self.routing = routing
         self.cache = cache
         self.registry = dispatcher.registry
-        self._dispatcher = dispatcher
+        self.dispatcher = dispatcher
         self._budgets = budgets
         self._settlement = settlement
         self.shedder = shedder
@@ -77,15 +77,15 @@ class Pipeline:
         self._arms = (_Arm(), _Arm())
         self.watch = BudgetWatch()
         """Which rules found a budget low."""
-        self.refusals = Refusals(clock, lambda: self.routing)
+        self.refusals = Refusals(clock)
         self.copies: Copies | None = None
         """Who makes copies for a candidate that is shadowed."""
 
-    def for_copies(self, retries: RetryBudget, *, shedder: Shedder, telemetry: Telemetry) -> Pipeline:
+    def for_copies(self, dispatcher: Dispatcher, *, shedder: Shedder, telemetry: Telemetry) -> Pipeline:
         """One for copies of requests, which writes into the same books."""
         return Pipeline(
             routing=self.routing,
-            dispatcher=self._dispatcher.for_copies(retries),
+            dispatcher=dispatcher,
             budgets=self._budgets,
             settlement=self._settlement,
             cache=self.cache,
@@ -136,7 +136,7 @@ class Pipeline:
         call, caller = plan.call, plan.caller
         log = self._reserve_now(plan) or await self.refusals.told(self._reserve(plan), plan)
         try:
-            answer = await self._dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
+            answer = await self.dispatcher.send(call, plan.decision, log, cache_salt=caller.cache_salt)
             completion = answer.completion
             charged = log.current.end(
                 Outcome(
@@ -189,7 +189,7 @@ class Pipeline:
         call, caller = plan.call, plan.caller
         log = self._reserve_now(plan) or await self.refusals.told(self._reserve(plan), plan)
         try:
-            stream = await self._dispatcher.open_stream(
+            stream = await self.dispatcher.open_stream(
                 call, plan.decision, log, cache_salt=caller.cache_salt, cost_text=log.cost_text
             )
         except asyncio.CancelledError:
@@ -233,15 +233,25 @@ class Pipeline:
             return plan if copied is None else msgspec.structs.replace(plan, copy=copied)
 
     def plan_copy(
-        self, call: Call, caller: Caller, request_id: str, *, routing: Routing, unit: int, payer: Caller
+        self,
+        call: Call,
+        caller: Caller,
+        request_id: str,
+        *,
+        routing: Routing,
+        unit: Unit,
+        payer: Caller,
+        budget_id: str,
     ) -> Plan:
         """What a candidate's `routing` makes of a request, at the expense of `payer`; kept nowhere.
+
+        It is not sent without the hold of the budget `budget_id`.
 
         Raises:
             GatewayError: the candidate would refuse it.
         """
         plan = self._routed(call, caller, request_id, permit=UNLIMITED, routing=routing, unit=unit)
-        return msgspec.structs.replace(plan, caller=payer, slot=None)
+        return msgspec.structs.replace(plan, caller=payer, slot=None, held_by=budget_id)
 
     def _routed(
         self,
@@ -251,7 +261,7 @@ class Pipeline:
         *,
         permit: Permit,
         routing: Routing,
-        unit: int | None,
+        unit: Unit | None,
     ) -> Plan:
         policy, arm = routing.policy, self._arms[routing is not self.routing]
         prices = routing.prices.at(self.clock.epoch_ms())
@@ -354,7 +364,7 @@ class Pipeline:
             reservation = await self._budgets.reserve(account, bound)
         except BudgetExceeded:
             # Bytes bound tokens from far above: what is left may do for what the engine really reads.
-            counted = await self._dispatcher.count_input(plan.call, plan.decision)
+            counted = await self.dispatcher.count_input(plan.call, plan.decision)
             if counted is None:
                 raise
             bound = plan.course.hold(plan.call, input_tokens=counted)
@@ -363,6 +373,9 @@ class Pipeline:
         return self._log(plan, reservation)
 
     def _log(self, plan: Plan, reservation: Reservation) -> AttemptLog:
+        if plan.held_by is not None and not reservation.is_held_by(plan.held_by):
+            reservation.end()  # the budget was retired meanwhile: it binds nobody any more, and holds nothing
+            raise BudgetExceeded("The budget that must hold this request is not in force.")
         return AttemptLog(
             plan, reservation, settlement=self._settlement, clock=self.clock, telemetry=self._telemetry
         )

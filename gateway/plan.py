@@ -19,7 +19,7 @@ from gateway.pricing.book import PriceBook, Prices
 from gateway.routing.policy import Policy
 from gateway.routing.rules import BudgetLevel, Situation
 from gateway.routing.shadows import Shadow
-from gateway.routing.split import Split
+from gateway.routing.split import Split, Unit
 from gateway.upstream.vllm import output_bound
 
 CACHE_REPLICA = "cache"
@@ -55,7 +55,7 @@ class Beside:
     shadow: Shadow | None = None
     """It is only asked for copies; None: it answers."""
 
-    def unit_of(self, call: Call, caller: Caller, request_id: str) -> int | None:
+    def unit_of(self, call: Call, caller: Caller, request_id: str) -> Unit | None:
         """What the request belongs to; None: it is not about this request."""
         return self.split.unit_of(
             call, tenant=caller.tenant_name, key_id=_oldest_key(caller), request_id=request_id
@@ -94,7 +94,7 @@ class Copy(Protocol):
 class Copies(Protocol):
     """Whoever makes them."""
 
-    def of(self, call: Call, caller: Caller, request_id: str, *, unit: int, beside: Beside) -> Copy:
+    def of(self, call: Call, caller: Caller, request_id: str, *, unit: Unit, beside: Beside) -> Copy:
         """What could become one of this request."""
 
 
@@ -130,10 +130,13 @@ class Plan(msgspec.Struct, frozen=True):
     """Ends with the request."""
     forecasts: Forecasts | None = None
     """What was predicted of its targets; None: nothing."""
-    unit: int | None = None
-    """What it belongs to in the canary under way; None: there is none, or it is not about this request."""
+    unit: Unit | None = None
+    """What it belongs to in the canary that it was planned under; None: there was none, or it is not about
+    this request."""
     copy: Copy | None = None
     """What is offered once it is over; None: it is not copied."""
+    held_by: str | None = None
+    """The budget without whose hold it must not be sent; None: there may be none."""
     counted_input: int | None = None
     """Input tokens as an engine counts them, where only those are held for; None: nobody was asked."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,6 +23,7 @@ from gateway.errors import GatewayError
 from gateway.identity.auth import Caller
 from gateway.plan import Plan, Routing
 from gateway.routing.refusal_store import add_refusals
+from gateway.routing.split import Unit
 from gateway.telemetry import Telemetry
 
 INTERVAL_S: Final = 1.0
@@ -40,15 +41,13 @@ _log = logging.getLogger(__name__)
 class Refusals:
     """Those of one process."""
 
-    def __init__(self, clock: Clock, routing: Callable[[], Routing]) -> None:
+    def __init__(self, clock: Clock) -> None:
         """None yet.
 
         Args:
             clock: says in which hour it was.
-            routing: what requests follow now: whether there is a canary.
         """
         self._clock = clock
-        self._routing = routing
         self._hours: dict[tuple[int, str, str, str], int] = {}
         self._units: dict[tuple[int, str], dict[str, Any]] = {}
         self.seen: dict[tuple[str, ...], float] = {}
@@ -56,17 +55,15 @@ class Refusals:
         self.unwritten = 0
         """Too many to be kept until they can be written down."""
 
-    def saw(
-        self, code: str, *, version: str, tenant_id: str, canary: int | None = None, unit: int | None = None
-    ) -> None:
+    def saw(self, code: str, *, version: str, tenant_id: str, unit: Unit | None = None) -> None:
         """A request was refused.
 
         Args:
             code: of the error.
             version: of the policy that was asked.
             tenant_id: whose request it was.
-            canary: the canary under way; None: there is none.
-            unit: what the request belongs to in it; None: it is not about this request.
+            unit: what the request belongs to in the canary that it was planned under, which may be over by
+                now; None: there was none, or it is not about this request.
         """
         key = (version, code)
         self.seen[key] = self.seen.get(key, 0) + 1
@@ -76,17 +73,22 @@ class Refusals:
             self._hours[hour] = self._hours.get(hour, 0) + 1
         else:
             self.unwritten += 1
-        if unit is None or canary is None:
+        if unit is None or unit.split < 0:  # whoever makes a shadow's copies counts them
             return
         if len(self._units) >= UNITS_MAX:
             self.unwritten += 1
             return
-        name = f"{unit:016x}"
-        row = {"number": canary, "unit": name, "version": version, "code": code, "at_ms": now_ms}
-        self._units.setdefault((canary, name), row)
+        row = {
+            "number": unit.split,
+            "unit": unit.name,
+            "version": version,
+            "code": code,
+            "at_ms": now_ms,
+        }
+        self._units.setdefault((unit.split, unit.name), row)
 
     # What the pipeline says, in its own words.
-    def before(self, error: GatewayError, routing: Routing, caller: Caller, *, unit: int | None) -> None:
+    def before(self, error: GatewayError, routing: Routing, caller: Caller, *, unit: Unit | None) -> None:
         """A request was refused when it was decided."""
         self._refused(error, routing.policy.version, caller, unit=unit)
 
@@ -105,15 +107,13 @@ class Refusals:
             raise
 
     def _refused(
-        self, error: BaseException | None, version: str, caller: Caller, *, unit: int | None
+        self, error: BaseException | None, version: str, caller: Caller, *, unit: Unit | None
     ) -> None:
         if error is None or isinstance(error, asyncio.CancelledError):
             code = LEFT
         else:
             code = error.code if isinstance(error, GatewayError) else GatewayError.code
-        beside = self._routing().beside
-        canary = None if beside is None else beside.split.number
-        self.saw(code, version=version, tenant_id=caller.tenant_id, canary=canary, unit=unit)
+        self.saw(code, version=version, tenant_id=caller.tenant_id, unit=unit)
 
     async def write(self, sessions: SessionFactory) -> None:
         """Write down what came since the last time.

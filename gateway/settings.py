@@ -345,7 +345,7 @@ class ShadowSettings(BaseModel):
         default=0.5,
         gt=0,
         le=1,
-        description="no copy is made while more of what this process, or the pool, can take is under way",
+        description="no copy is made while more of what this process, or a replica, can take is under way",
     )
 
 

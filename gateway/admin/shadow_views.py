@@ -208,7 +208,8 @@ async def newest_status(session: AsyncSession, *, now_ms: int) -> ShadowStatusVi
     if shadow.end is not None and shadow.end.at_ms is not None:
         over_ms = min(over_ms, shadow.end.at_ms + LONGEST_MS)
     pairs = await pairs_of(session, shadow.number, since_ms=shadow.at_ms, until_ms=over_ms)
-    units = await units_of(session, [(one.copy.request_id, one.copy.started_at_ms) for one in pairs])
+    copies = [(one.copy.request_id, one.copy.started_at_ms) for one in pairs]
+    units = await units_of(session, copies, split=shadow.terms.split.number)
     budget = await get_budget(session, shadow.terms.budget_id)
     state = await state_of(session, budget, now_ms=now_ms)
     return ShadowStatusView(

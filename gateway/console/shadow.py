@@ -33,7 +33,8 @@ async def show_shadow(services: ServicesDep, session: SessionDep, actor: ActorDe
     if shadow.end is not None and shadow.end.at_ms is not None:
         until_ms = min(until_ms, shadow.end.at_ms + LONGEST_MS)
     pairs = await pairs_of(session, shadow.number, since_ms=shadow.at_ms, until_ms=until_ms)
-    units = await units_of(session, [(one.copy.request_id, one.copy.started_at_ms) for one in pairs])
+    copies = [(one.copy.request_id, one.copy.started_at_ms) for one in pairs]
+    units = await units_of(session, copies, split=shadow.terms.split.number)
     budget = await get_budget(session, shadow.terms.budget_id)
     return page(
         "policies_shadow.html",

@@ -159,7 +159,9 @@ class CanaryGuard:
         state.booked_until_ms, state.booked = bookings.until_ms, bookings.seen
         state.refused_until_ms = max([state.refused_until_ms, *(one.written_at_ms for one in refused)])
         state.seen_until_ms = now_ms
-        units = await units_of(session, [(one.request_id, one.started_at_ms) for one in rows])
+        units = await units_of(
+            session, [(one.request_id, one.started_at_ms) for one in rows], split=canary.number
+        )
         told = [(one.ended_at_ms, units.get(one.request_id, ""), _observation(one, canary)) for one in rows]
         told += [(one.at_ms, one.unit, _refusal(one, canary)) for one in refused]
         known = set(state.known)

@@ -171,6 +171,10 @@ class Reservation:
             for lot in lots:
                 lot.hold(bound)
 
+    def is_held_by(self, budget_id: str) -> bool:
+        """That budget has set it aside."""
+        return any(lot.bucket.budget_id == budget_id for lot in self._lots)
+
     def spend(self, amount: int) -> None:
         """Whoever it is held for pays so much more; known before the reservation ends."""
         self._spent += amount

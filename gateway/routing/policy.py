@@ -235,19 +235,24 @@ class PolicyFile(_Strict):
     @model_validator(mode="after")
     def _every_pool_has_a_place(self) -> Self:
         missing = [
-            (nature, f"model {alias!r} may use pool {pool!r}, but routes.{nature} does not list it")
+            (nature, pool, f"model {alias!r} may use pool {pool!r}, but routes.{nature} does not list it")
             for alias, entry in self.models.items()
             for pool in entry.pools
             for nature in Nature
             if pool not in getattr(self.routes, nature)
         ]
         if missing:
-            nature, what = missing[0]
+            nature, pool, what = missing[0]
+            used = {each for entry in self.models.values() for each in entry.pools}
+            meant = nearest(pool, [each for each in getattr(self.routes, nature) if each not in used])
+            todo = "add it there, last if it is only a fallback"
+            if meant is not None:
+                todo = f"is it {meant!r} there? Else {todo}"
             # With its own place: the line of the route, not the file's first.
             told = PydanticCustomError(
                 "value_error",
                 "Value error, {error}",
-                {"error": f"{what}: add it there, last if it is only a fallback"},
+                {"error": f"{what}: {todo}"},
             )
             details = InitErrorDetails(type=told, loc=("routes", nature.value), input=None)
             raise ValidationError.from_exception_data("PolicyFile", [details])

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from gateway.db import insert_ignoring_duplicates
+from gateway.routing.split import Unit
 from gateway.routing.tables import Receipt
 
 
@@ -119,6 +120,8 @@ class ReceiptFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """None: of a receipt that is older than this field."""
     unit: str | None = None
     """What it belonged to in a canary, hexadecimal; None: no canary was about it. A copy's: in its shadow."""
+    split: int | None = None
+    """The canary's number; a shadow's is below zero. None beside a unit: of older receipts."""
     not_copied: str | None = None
     """Why no copy of it was made, though a shadow was about it; None: for no reason of its tenant's."""
 
@@ -155,9 +158,9 @@ async def insert_receipts(connection: Any, rows: list[dict[str, Any]]) -> None:
     await connection.execute(_INSERT_COLUMNS, *columns)
 
 
-def with_unit(receipt: bytes, unit: int) -> bytes:
+def with_unit(receipt: bytes, unit: Unit) -> bytes:
     """An encoded receipt that says what the request belonged to in a canary."""
-    return b'%b,"unit":"%016x"}' % (receipt.removesuffix(b"}"), unit)
+    return b'%b,"unit":"%016x","split":%d}' % (receipt.removesuffix(b"}"), unit.key, unit.split)
 
 
 KEPT_INSIDE: Final = "internal_only"
@@ -170,18 +173,22 @@ def with_no_copy(receipt: bytes) -> bytes:
 
 class _Unit(msgspec.Struct, frozen=True):
     unit: str | None = None
+    split: int | None = None
 
 
 _decode_unit = msgspec.json.Decoder(_Unit).decode
 _IDS_AT_ONCE = 500
 
 
-async def units_of(session: AsyncSession, requests: Sequence[tuple[str, int]]) -> dict[str, str]:
-    """What requests belonged to in their canary; those that none was about are left out.
+async def units_of(
+    session: AsyncSession, requests: Sequence[tuple[str, int]], *, split: int
+) -> dict[str, str]:
+    """What requests belonged to in a canary; those that it was not about are left out.
 
     Args:
         session: the caller's.
         requests: id and start of the first attempt, epoch ms.
+        split: the canary's number, or a shadow's, below zero.
     """
     found: dict[str, str] = {}
     for start in range(0, len(requests), _IDS_AT_ONCE):
@@ -194,9 +201,9 @@ async def units_of(session: AsyncSession, requests: Sequence[tuple[str, int]]) -
             )
         )
         for request_id, body in rows:
-            unit = _decode_unit(body).unit
-            if unit is not None:
-                found[request_id] = unit
+            told = _decode_unit(body)
+            if told.unit is not None and told.split in {split, None}:
+                found[request_id] = told.unit
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from backends.choice import key_of
 from gateway.inference import Call
@@ -21,6 +21,20 @@ class Stickiness(StrEnum):
     REQUEST = "request"
 
 
+class Unit(NamedTuple):
+    """What requests have in common that follow one version together."""
+
+    split: int
+    """The number of the split by which it was found: to another one it says nothing."""
+    key: int
+    """64 bits."""
+
+    @property
+    def name(self) -> str:
+        """As receipts and refusals have it, hexadecimal."""
+        return f"{self.key:016x}"
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """How traffic is divided between the active version and a candidate."""
@@ -35,8 +49,8 @@ class Split:
     models: frozenset[str]
     """Aliases; none: all."""
 
-    def unit_of(self, call: Call, *, tenant: str, key_id: str, request_id: str) -> int | None:
-        """The unit that a request belongs to, 64 bits; None: the canary is not about it.
+    def unit_of(self, call: Call, *, tenant: str, key_id: str, request_id: str) -> Unit | None:
+        """The unit that a request belongs to; None: the canary is not about it.
 
         Args:
             call: the request.
@@ -55,8 +69,8 @@ class Split:
                 what = key_id.encode()
             case Stickiness.REQUEST:
                 what = request_id.encode()
-        return key_of(b"%d\0%s" % (self.number, what))
+        return Unit(self.number, key_of(b"%d\0%s" % (self.number, what)))
 
-    def is_candidates(self, unit: int) -> bool:
+    def is_candidates(self, unit: Unit) -> bool:
         """Whether the unit's requests follow the candidate."""
-        return unit % PARTS < self.share * PARTS
+        return unit.key % PARTS < self.share * PARTS

@@ -16,14 +16,14 @@ import contextlib
 import copy
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import msgspec
 
 from backends.choice import Key
-from backends.registry import PoolRegistry
+from backends.registry import PoolRegistry, ReplicaLease
 from gateway.errors import (
     AllAttemptsFailed,
     GatewayError,
@@ -193,19 +193,23 @@ class Dispatcher:
         self._origins: dict[str, Origin] = {}
         self.judges = True
         """Replicas that fail it are taken out."""
+        self._room_ratio: float | None = None
+        """How full a replica may be; None: no matter."""
 
-    def for_copies(self, retries: RetryBudget) -> Dispatcher:
+    def for_copies(self, retries: RetryBudget, *, room_ratio: float) -> Dispatcher:
         """One for requests that nobody waits for, which asks the same replicas.
 
-        It wakes none, asks for nothing twice and stands behind all others in an engine's queue. How replicas
-        answer it says nothing of them to others: what a candidate does wrong must take no replica from those
-        that are served.
+        It asks only such as have room to spare, wakes none, asks for nothing twice and stands behind all
+        others in an engine's queue. How replicas answer it says nothing of them to others: what a candidate
+        does wrong must take no replica from those that are served.
 
         Args:
             retries: its own.
+            room_ratio: so much of what a replica generates at once may be under way there.
         """
         quiet = copy.copy(self)
         quiet.retries, quiet.waker, quiet.hedging, quiet.judges = retries, None, None, False
+        quiet._room_ratio = room_ratio  # noqa: SLF001 - its own kind
         return quiet
 
     async def send(
@@ -294,7 +298,7 @@ class Dispatcher:
     async def count_input(self, call: Call, decision: RouteDecision) -> int | None:
         """The request's input tokens as an engine counts them; None if that cannot be known."""
         body = token_count.question(call, decision)
-        lease = None if body is None else self.registry.lease(decision.targets[0].pool)
+        lease = None if body is None else self._claim(decision.targets[0].pool)
         if body is None or lease is None:
             return None
         try:
@@ -336,8 +340,10 @@ class Dispatcher:
                     yield target, _OUTSIDE
                 continue
             while len(tried) + count_outside < (attempts_max if count_outside else pools_max):
-                lease = self.registry.lease(target.pool, excluding=frozenset(tried), key=key)
+                lease = self._claim(target.pool, tried, key)
                 if lease is None:
+                    if self._is_busy(target.pool):
+                        return  # no tenant would go elsewhere for that: it would be a copy of something else
                     if self.waker is not None and target.pool in self.registry.asleep:
                         self.waker.ask(target.pool)
                     break
@@ -346,6 +352,21 @@ class Dispatcher:
                     yield target, lease
                 else:
                     yield _behind_all(target), _Unjudged(lease)
+
+    def _is_busy(self, pool: str) -> bool:
+        """Its replicas have no room for a copy to spare."""
+        registry, ratio = self.registry, self._room_ratio
+        return (
+            ratio is not None
+            and bool(registry.snapshot(pool).ready_count)
+            and not registry.has_room(pool, ratio)
+        )
+
+    def _claim(self, pool: str, tried: Collection[str] = (), key: Key | None = None) -> ReplicaLease | None:
+        excluding = frozenset(tried)
+        if self._room_ratio is None:
+            return self.registry.lease(pool, excluding=excluding, key=key)
+        return self.registry.lease_for_copy(pool, room_ratio=self._room_ratio, excluding=excluding, key=key)
 
     async def _first_content(self, running: _Running) -> AnswerStream:
         """The stream once it has begun; asked for a second time where hedging allows it."""

@@ -1,7 +1,9 @@
 """How many real requests does a bad candidate get? A gateway, two mock engines, the command line.
 
 Two pools: the control sends everything to one, the candidate to the other, which answers one request in ten
-with status 500, or takes twice as long.
+with status 500, or takes twice as long. In nothing else do they differ: both have the same price (the pool
+files' own would make the candidate half as dear again, and the guard is faster to see that) and measurements
+overturn nobody's order. So only the measure that is meant can give the candidate away.
 """
 
 import itertools
@@ -18,7 +20,7 @@ import httpx
 from gateway.migrate import upgrade
 from tests.support.gateway_process import GatewayProcess, json_of
 from tests.support.mock_process import MockVllm
-from tests.support.pool_files import DEFAULT_POLICY
+from tests.support.pool_files import RATES, policy_in_order
 
 PACE: Final = {"ttft_ms": 20, "tpot_ms": 2, "answer_tokens": 16}
 SLOW: Final = {"ttft_ms": 40, "tpot_ms": 4, "answer_tokens": 16}
@@ -30,7 +32,7 @@ WARM: Final = 150
 PATIENCE_S: Final = 300.0
 CLIENTS: Final = 4
 # Without a cache: every request is answered by an engine.
-CANDIDATE: Final = DEFAULT_POLICY.read_text().replace("cache:\n", "cache:\n  enabled: false\n")
+CANDIDATE: Final = policy_in_order().replace("cache:\n", "cache:\n  enabled: false\n")
 CONTROL: Final = CANDIDATE.replace("creative: [plain, speculative]", "creative: [speculative, plain]")
 
 
@@ -49,6 +51,8 @@ class Site:
         upgrade(f"sqlite+aiosqlite:///{state / 'tollgate.db'}")
         urls = {name: [engine.url] for name, engine in self.engines.items()}
         self.gateway = GatewayProcess(folder, urls, settings={"TOLLGATE_POLICY": str(policy)})
+        same = (f"--{meter.replace('_', '-')}={usd}" for meter, usd in RATES["speculative"].items())
+        json_of(self.gateway.cli("prices", "set", "plain", *same, "--json"))
         self.sent: Counter[str] = Counter()
         """By the version that the answer named."""
         self._numbers = itertools.count()

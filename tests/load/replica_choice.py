@@ -135,6 +135,7 @@ class Seen:
     multiplier: int
     own: int = 0
     others: float | None = None
+    copies: int = 0
 
     @property
     def requests(self) -> int:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
+import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import pytest
 
+from backends import yaml_source
+from gateway.errors import ConfigurationError
+from gateway.routing.policy import parse_policy
 from tests.integration.gateway.overflow_rig import KEY
 from tests.integration.gateway.rig import Gateway, running, settings_for
 from tests.support.pool_files import DEFAULT_POLICY
 
-pytestmark = pytest.mark.parametrize("home", ["embedded"], indirect=True)
+embedded = pytest.mark.parametrize("home", ["embedded"], indirect=True)
 POLICIES = "/admin/v1/policies"
 RULE = "  - {{name: r{0}, when: {{tenant: [t{0}]}}, use: [plain]}}\n"
 OUTSIDE = """\
@@ -29,6 +37,65 @@ LEAVES = DEFAULT_POLICY.read_text().replace(
 )
 
 
+LARGE = f"{DEFAULT_POLICY.read_text()}rules:\n{''.join(RULE.format(number) for number in range(2_000))}"
+"""Takes long to read, and has too many rules."""
+MANY = 50
+"""Turns of a loop that has nothing else to do come in thousands."""
+_T = TypeVar("_T")
+
+
+class Turns:
+    """How often the loop turns while some thread reads YAML, as another thread sees it.
+
+    Turns before and after do not count: a request that waits for the database lets the loop turn a lot.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        """All."""
+        self.while_reading = 0
+        self.looks = 0
+        """At a thread that was reading."""
+        self._is_over = threading.Event()
+
+    async def of(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What the work comes to, with the loop turning beside it as often as it may."""
+        watching = threading.Thread(target=self._watch)
+        watching.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(work)
+                while not task.done():
+                    await asyncio.sleep(0)
+                    self.count += 1
+            return task.result()
+        finally:
+            self._is_over.set()
+            watching.join()
+
+    def _watch(self) -> None:
+        last: int | None = None
+        while not self._is_over.is_set():
+            before = self.count
+            is_reading = any(map(_reads, sys._current_frames().values()))
+            if not is_reading:
+                last = None
+            else:
+                self.looks += 1
+                # All between two looks at one reading, however long this thread waits for its turn.
+                self.while_reading += 0 if last is None else max(0, before - last)
+                last = self.count
+            time.sleep(0.001)
+
+
+def _reads(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == yaml_source.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def with_rate(usd: str) -> str:
     return LEAVES + OUTSIDE.replace("RATE", usd)
 
@@ -38,9 +105,9 @@ async def posted(gateway: Gateway, path: str, **body: Any) -> tuple[int, Any]:
     return answer.status_code, answer.json()
 
 
+@embedded
 async def test_the_loop_turns_while_a_policy_is_read(home: Path, urls: dict[str, list[str]]) -> None:
-    rules = "".join(RULE.format(number) for number in range(2_000))
-    text = f"{DEFAULT_POLICY.read_text()}rules:\n{rules}"
+    text = LARGE
     async with running(settings_for(home, urls)) as gateway:
         for path, body in (
             ("/explain", {"policy": text, "given": {"task": "code"}}),
@@ -48,18 +115,31 @@ async def test_the_loop_turns_while_a_policy_is_read(home: Path, urls: dict[str,
             ("/publish", {"text": text}),
             ("/canary", {"text": text, "percent": 5}),
         ):
-            turns = 0
-            async with asyncio.TaskGroup() as group:
-                asking = group.create_task(posted(gateway, path, **body))
-                while not asking.done():
-                    await asyncio.sleep(0)
-                    turns += 1
-            status, told = asking.result()
+            turns = Turns()
+            status, told = await turns.of(posted(gateway, path, **body))
             assert status == 400
             assert "at most 200 items" in told["error"]["message"]
-            assert turns > 50, f"{path}: the loop stood still"
+            assert turns.looks > 2, f"{path}: nobody saw it read"
+            assert turns.while_reading > MANY, f"{path}: the loop stood still"
 
 
+async def test_a_reader_that_blocks_the_loop_would_be_seen() -> None:
+    async def blocking() -> None:
+        for _ in range(200):
+            await asyncio.sleep(0.0001)  # as a request waits for the database
+        with pytest.raises(ConfigurationError, match="at most 200 items"):
+            parse_policy(LARGE, source="p.yaml", pools=())
+        for _ in range(200):
+            await asyncio.sleep(0.0001)
+
+    turns = Turns()
+    await turns.of(blocking())
+    assert turns.looks > 2
+    assert turns.count > MANY
+    assert turns.while_reading == 0
+
+
+@embedded
 async def test_what_is_too_large_is_refused_unread(home: Path, urls: dict[str, list[str]]) -> None:
     async with running(settings_for(home, urls)) as gateway:
         for path, field in (("/explain", "policy"), ("", "text"), ("/publish", "text")):
@@ -68,6 +148,7 @@ async def test_what_is_too_large_is_refused_unread(home: Path, urls: dict[str, l
             assert "at most 500,000 bytes, this one 500,001" in told["error"]["message"]
 
 
+@embedded
 async def test_a_drafts_own_rates_outside_are_explained(home: Path, urls: dict[str, list[str]]) -> None:
     active = home / "policy.yaml"
     active.write_text(with_rate("2.00"))

@@ -10,29 +10,25 @@ from sqlalchemy.exc import OperationalError
 
 from gateway.db import create_engine, session_factory
 from gateway.migrate import upgrade
-from gateway.plan import Routing
 from gateway.refusals import UNITS_MAX, Refusals
 from gateway.routing.refusal_store import refusals_between, refused_units
+from gateway.routing.split import Unit
 from tests.support.clock import MovableClock
 
 HOUR_MS = 3_600_000
-
-
-def nowhere() -> Routing:
-    raise AssertionError("nobody asks what is routed")
 
 
 async def test_sums_by_hour_and_units_once(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'books.db'}"
     engine = create_engine(url)
     sessions, clock = session_factory(engine), MovableClock()
-    refusals, others = (Refusals(clock, nowhere) for _ in range(2))
+    refusals, others = (Refusals(clock) for _ in range(2))
     noon_ms = clock.epoch_ms()
     refusals.saw("no_target", version="a@1", tenant_id="ten_1")
-    refusals.saw("no_target", version="b@1", tenant_id="ten_1", canary=3, unit=255)
-    refusals.saw("no_target", version="b@1", tenant_id="ten_1", canary=3, unit=255)
-    refusals.saw("budget_exceeded", version="a@1", tenant_id="ten_2", canary=3, unit=7)
-    others.saw("unpriced", version="b@1", tenant_id="ten_1", canary=3, unit=255)
+    refusals.saw("no_target", version="b@1", tenant_id="ten_1", unit=Unit(3, 255))
+    refusals.saw("no_target", version="b@1", tenant_id="ten_1", unit=Unit(3, 255))
+    refusals.saw("budget_exceeded", version="a@1", tenant_id="ten_2", unit=Unit(3, 7))
+    others.saw("unpriced", version="b@1", tenant_id="ten_1", unit=Unit(3, 255))
     with pytest.raises(OperationalError):  # there is no such table yet
         await refusals.write(sessions)
     await asyncio.to_thread(upgrade, url)
@@ -63,7 +59,7 @@ async def test_sums_by_hour_and_units_once(tmp_path: Path) -> None:
 
 
 def test_units_that_wait_are_bounded() -> None:
-    refusals = Refusals(MovableClock(), nowhere)
-    for unit in range(UNITS_MAX + 3):
-        refusals.saw("no_target", version="a@1", tenant_id="t", canary=1, unit=unit)
+    refusals = Refusals(MovableClock())
+    for key in range(UNITS_MAX + 3):
+        refusals.saw("no_target", version="a@1", tenant_id="t", unit=Unit(1, key))
     assert refusals.unwritten == 3

@@ -275,7 +275,7 @@ async def test_a_rule_turns_hedging_on(
         await eventually(lambda: registry.snapshot("plain").ready_count == 2)
         for _ in range(SAMPLES_MIN):
             assert (await ask(gateway, "chat", model="both", stream=True)).status_code == 200
-        hedging = gateway.services.pipeline._dispatcher.hedging
+        hedging = gateway.services.pipeline.dispatcher.hedging
         assert hedging is not None
         made = hedging.allowance.made
         for mock in (plain, speculative):

@@ -18,7 +18,7 @@ from gateway.ledger.records import OURS, AttemptStart
 from gateway.ledger.supply import LineKind, Price, Terms, pool_hour
 from gateway.ledger.supply_store import works_of
 from gateway.ledger.tables import Attempt
-from gateway.settings import OverloadSettings, Settings
+from gateway.settings import OverloadSettings, Settings, ShadowSettings
 from tests.integration.gateway.overflow_rig import opt_in
 from tests.integration.gateway.rig import Gateway, bearer, eventually, running, settings_for
 from tests.integration.gateway.test_policy_life import Desk
@@ -262,8 +262,18 @@ async def test_nothing_of_a_tenant_that_has_not_opted_in_is_copied(
         assert drop == {"target": "shadow", "reason": "the tenant is internal_only: no copy was made"}
 
 
-async def test_no_copy_is_made_while_tenants_need_the_room(home: Path, urls: dict[str, list[str]]) -> None:
-    async with shadowing(home, urls, overload=OverloadSettings(in_flight_max=1)) as shadows:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"overload": OverloadSettings(in_flight_max=1)}, id="process"),
+        # Of a replica's 32 seats not even one.
+        pytest.param({"shadow": ShadowSettings(headroom_ratio=0.03)}, id="pool"),
+    ],
+)
+async def test_no_copy_is_made_while_tenants_need_the_room(
+    home: Path, urls: dict[str, list[str]], settings: dict[str, Any]
+) -> None:
+    async with shadowing(home, urls, **settings) as shadows:
         await shadows.start()
         await shadows.ask_for(3)
         await shadows.offered(3)

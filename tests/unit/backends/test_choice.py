@@ -19,6 +19,7 @@ from backends.choice import LOOKED_AT_MAX, Chooser, Key, Rule, Why, key_of, mult
 class Replica:
     name: str
     requests: int = 0
+    copies: int = 0
 
     def __post_init__(self) -> None:
         self.multiplier = multiplier_of(self.name)
@@ -211,3 +212,14 @@ def test_keys_are_the_same_in_every_process() -> None:
     # Gateways agree on them, whatever version of this program they are: other values are another version.
     assert key_of(b"Tollgate") == 6471794046313390686
     assert multiplier_of("plain-0") == 7374192221014901469
+
+
+def test_copies_are_no_reason_to_leave_prefixes() -> None:
+    first, second = replicas = [Replica("one"), Replica("two")]
+    key = next(k for k in range(100) if chooser().choose(replicas, asked(k))[0] is first)
+    first.requests = 5
+    assert chooser().choose(replicas, asked(key)) == (second, Why.PASSED_ON)
+    first.copies = 5
+    assert chooser().choose(replicas, asked(key)) == (first, Why.AFFINITY)
+    by_load = chooser(Rule.LEAST_LOADED)
+    assert by_load.choose(replicas)[0] is second, "where nothing is left behind they count"

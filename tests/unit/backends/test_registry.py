@@ -350,3 +350,29 @@ class Registry(RuleBasedStateMachine):
 
 
 TestRegistryStateMachine = Registry.TestCase
+
+
+def test_a_copy_takes_the_replica_that_has_room_and_is_told_apart() -> None:
+    registry = registry_of(1, 2)
+    seats = registry.specs["plain"].batching.max_num_seqs
+    ratio = 2 / seats
+    tenants = [registry.lease("plain", excluding=frozenset({"plain-2"})) for _ in range(2)]
+    copies = [registry.lease_for_copy("plain", room_ratio=ratio) for _ in range(3)]
+    assert [None if one is None else one.replica for one in copies] == ["plain-2", "plain-2", None]
+    assert not registry.has_room("plain", ratio)
+    assert (registry.copies, registry.load_of("plain"), registry.load_without_copies("plain")) == (2, 2, 1)
+    assert [each is not None for each in tenants] == [True, True]
+    for one in copies[:2] * 2:  # twice does no harm
+        assert one is not None
+        one.release()
+    assert (registry.copies, registry.load_of("plain"), registry.load_without_copies("plain")) == (0, 1, 1)
+    assert registry.has_room("plain", ratio)
+    registry.set_load("plain-2", loaded(0, waiting=1))
+    assert not registry.has_room("plain", ratio), "requests wait there"
+
+
+def test_a_pool_of_which_nothing_is_ready_has_no_load_and_no_room() -> None:
+    registry = registry_of()
+    assert registry.load_without_copies("plain") == 0
+    assert not registry.has_room("plain", 1.0)
+    assert registry.lease_for_copy("plain", room_ratio=1.0) is None

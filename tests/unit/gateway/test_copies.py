@@ -19,7 +19,7 @@ from gateway.ledger.settlement import OpenAttempt, Outcome
 from gateway.money import UsdNanos
 from gateway.plan import Beside
 from gateway.routing.shadows import Shadow, Terms
-from gateway.routing.split import Split, Stickiness
+from gateway.routing.split import Split, Stickiness, Unit
 from gateway.settings import ShadowSettings
 from tests.support.clock import MovableClock
 from tests.support.factories import make_call, make_end, make_price, make_start
@@ -71,7 +71,7 @@ def copier_of(served: Served, **settings: Any) -> Copier:
 def offer(copier: Copier, served: Served, count: int = 1, **call: Any) -> None:
     for _ in range(count):
         at: RequestCopy = copier.of(
-            make_call(**call), caller(), "req_1", unit=1, beside=beside(1, served.clock)
+            make_call(**call), caller(), "req_1", unit=Unit(-1, 1), beside=beside(1, served.clock)
         )
         at.offer()
 
@@ -100,7 +100,7 @@ def test_nothing_waits_for_a_shadow_that_is_over(served: Served) -> None:
 def test_nothing_of_an_internal_tenant_waits(served: Served) -> None:
     copier = copier_of(served)
     own = caller(is_internal_only=True)
-    kept = copier.of(make_call(), own, "req_1", unit=1, beside=beside(1, served.clock))
+    kept = copier.of(make_call(), own, "req_1", unit=Unit(-1, 1), beside=beside(1, served.clock))
     assert kept.is_kept_inside
     kept.offer()
     assert dict(copier.skips) == {"internal_only": 1}

@@ -275,3 +275,25 @@ def test_two_policies_beside_each_other_share_what_is_worked_out() -> None:
     rig.policy = make_policy(f"{POLICY_TEXT}economics: {stricter}\n")
     rig.order()
     assert priors.asked == 2 * once, "another latency is another question"
+
+
+def test_copies_turn_no_tenants_call_but_are_told() -> None:
+    rig = Rig(batching=BatchingSpec(max_num_seqs=8, max_num_batched_tokens=1024, enable_prefix_caching=False))
+    rig.learn(*(lesson(pool, accepted=0) for pool in POOLS for _ in range(30)))
+    pools, why, idle = rig.order()
+    first = pools[0]
+    copies = [rig.registry.lease_for_copy(first, room_ratio=1.0) for _ in range(6)]
+    assert all(copies)
+    beside_copies = rig.order()
+    for copy in copies:
+        assert copy is not None
+        copy.release()
+    leases = [rig.registry.lease(first) for _ in range(6)]
+    among_tenants = rig.order()
+    assert len(leases) == 6
+    assert among_tenants[0] != pools, "so many requests of tenants turn it"
+    assert beside_copies[:2] == (pools, why)
+    # What a receipt says, and what is learned from, is how long it takes beside them.
+    for pool in pools:
+        assert beside_copies[2].of(pool) == among_tenants[2].of(pool)
+    assert beside_copies[2].of(first) != idle.of(first)

@@ -153,6 +153,14 @@ def test_a_pool_of_a_model_needs_a_place_in_every_route(nature: str) -> None:
     assert found.startswith(f"p.yaml:{line}: routes.{nature}: ")
 
 
+def test_a_pool_that_a_route_names_wrongly_is_not_told_to_be_missing_alone() -> None:
+    found = refusal(POLICY_TEXT.replace("creative: [plain, speculative]", "creative: [plain, speculativ]"))
+    assert found.endswith(
+        "routes.creative does not list it: is it 'speculativ' there? Else add it there, last if it is only a"
+        " fallback"
+    )
+
+
 def test_every_mistake_is_told_at_once() -> None:
     found = refusal(POLICY_TEXT.replace("name:", "nmae:").replace("256", "-1"))
     assert len(found.splitlines()) == 3

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from gateway.routing.split import Split, Stickiness
+from gateway.routing.split import Split, Stickiness, Unit
 from tests.support.factories import make_call
 
 EVERYBODY = Split(1, 0.2, Stickiness.REQUEST, frozenset(), frozenset())
@@ -10,7 +10,7 @@ EVERYBODY = Split(1, 0.2, Stickiness.REQUEST, frozenset(), frozenset())
 
 def unit(
     split: Split, number: int, *, tenant: str = "acme", key: str = "key_1", text: str = "Hm"
-) -> int | None:
+) -> Unit | None:
     messages = msgspec.json.encode([{"role": "user", "content": text}])
     call = make_call(fields={"messages": msgspec.Raw(messages)})
     return split.unit_of(call, tenant=tenant, key_id=key, request_id=f"req_{number}")

@@ -22,7 +22,7 @@ def test_a_replica_that_fails_a_copy_is_kept_for_tenants(asked: int | None, sent
     serving = Dispatcher(
         registry, no_client, TimeoutSettings(), attempts_max=3, retries=RetryBudget(ratio=0, floor_per_s=0)
     )
-    copying = serving.for_copies(RetryBudget(ratio=0, floor_per_s=0))
+    copying = serving.for_copies(RetryBudget(ratio=0, floor_per_s=0), room_ratio=0.5)
     decision = make_decision(targets=(make_target(pool="plain", priority=asked),))
 
     ((target, lease),) = copying._candidates(decision, set(), key=lambda: None)
@@ -40,6 +40,31 @@ def test_a_replica_that_fails_a_copy_is_kept_for_tenants(asked: int | None, sent
     assert copying.retries is not serving.retries
 
 
+@pytest.mark.parametrize(("under_way", "copies_go_to"), [(3, ["plain-0", "spare-0"]), (4, [])])
+def test_a_copy_goes_where_room_is_to_spare_or_nowhere(under_way: int, copies_go_to: list[str]) -> None:
+    registry = PoolRegistry({name: make_pool_spec(name) for name in ("plain", "spare")})  # 8 seats each
+    for name in ("plain", "spare"):
+        registry.set_replicas(name, {f"{name}-0": "http://127.0.0.1:9"})
+        registry.set_state(f"{name}-0", ReplicaState.READY)
+    no_client: Any = None
+    generous = RetryBudget(ratio=1, floor_per_s=100)
+    serving = Dispatcher(registry, no_client, TimeoutSettings(), attempts_max=3, retries=generous)
+    copying = serving.for_copies(generous, room_ratio=0.5)
+    decision = make_decision(targets=(make_target(pool="plain"), make_target(pool="spare")))
+    tenants = [registry.lease("plain") for _ in range(under_way)]
+
+    def tried(dispatcher: Dispatcher) -> list[str]:
+        found = []
+        for _, lease in dispatcher._candidates(decision, set(), key=lambda: None):
+            found.append(lease.replica)
+            lease.release()
+        return found
+
+    assert tried(copying) == copies_go_to, "a pool that is busy is not left for the next one"
+    assert tried(serving) == ["plain-0", "spare-0"]
+    assert (len(tenants), registry.copies) == (under_way, 0)
+
+
 @pytest.mark.parametrize("is_copy", [True, False])
 @pytest.mark.parametrize("was_accepted", [True, False])
 def test_a_copy_that_cost_something_is_not_tried_again(*, is_copy: bool, was_accepted: bool) -> None:
@@ -51,7 +76,7 @@ def test_a_copy_that_cost_something_is_not_tried_again(*, is_copy: bool, was_acc
     generous = RetryBudget(ratio=1, floor_per_s=100)
     dispatcher = Dispatcher(registry, no_client, TimeoutSettings(), attempts_max=3, retries=generous)
     if is_copy:
-        dispatcher = dispatcher.for_copies(generous)
+        dispatcher = dispatcher.for_copies(generous, room_ratio=0.5)
     failures: list[UpstreamError] = []
     tries = dispatcher._tries(
         make_decision(targets=(make_target(pool="plain"),)), failures, set(), key=lambda: None
