@@ -14,7 +14,9 @@ The policy's order holds unless
 
 - the speculating pool has more requests than speculation pays for (the gate), and another one's burden is
   less,
-- the latency class would be missed there, and by the margin less elsewhere,
+- the latency class would be missed there, and by the margin less elsewhere; where pools are balanced by load,
+  and the call is not of the highest class, only if that takes no more from everybody, by the margin: those
+  beside it there would be late instead,
 - the call is of the highest class and another pool is faster by the margin,
 - another pool's burden is less because it has less to do; by the margin where the first one's replicas are
   chosen for the prefixes that they have, for these would be left behind; or
@@ -315,6 +317,8 @@ def choose(
     met = [i for i in count if late[i] <= 1.0] if late else count
     if late and late[0] > 1.0:
         sooner = [i for i in met or [_soonest(late)] if late[i] < late[0] * (1 - rule.switch_margin)]
+        if not (is_urgent or outlooks[0].is_sticky):
+            sooner = _unburdening(sooner, predictions, rule)
         if sooner:
             burdens = [outlooks[i].usd_nanos_per_s * predictions[i].burden_s for i in sooner]
             return sooner[burdens.index(min(burdens))], Why.LATENCY
@@ -341,6 +345,16 @@ def choose(
 def _soonest(late: Sequence[float]) -> int:
     """Where nobody keeps the target: who is nearest to it."""
     return min(range(len(late)), key=late.__getitem__)
+
+
+def _unburdening(sooner: Sequence[int], predictions: Sequence[Prediction], rule: Rule) -> list[int]:
+    """Where a late call takes no more of everybody's time than at the first, by the margin: time, not money.
+
+    All calls that would be late follow each other to the pool that is not yet, and its own are late then. In
+    simulation (`tests/load/fleet_simulation.py`) fleets carried less for it within a target.
+    """
+    most_s = predictions[0].burden_s / (1 - rule.switch_margin)
+    return [i for i in sooner if predictions[i].burden_s <= most_s]
 
 
 def _is_slower(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], other: int) -> bool:

@@ -258,6 +258,25 @@ def test_a_target_that_both_would_miss_by_about_as_much_moves_nothing() -> None:
     assert chosen(outlook(fixed_s=0.0150), near, targets=(target, target)) == ("near", Why.LATENCY)
 
 
+def test_a_late_call_makes_no_others_late_where_pools_are_balanced() -> None:
+    target = LatencyTarget(tpot_s=0.014)
+    # On time there with up to eight, who wait while the prompt is read.
+    late, crowded = outlook(fixed_s=0.0150, is_sticky=False), outlook("near", prompt_token_s=0.001)
+    assert chosen(late, crowded, loads=(0, 2), targets=(target, target)) == ("near", Why.LATENCY)
+    assert chosen(late, crowded, loads=(0, 7), targets=(target, target)) == ("plain", Why.POLICY)
+    # The highest class goes first, and prefixes are left behind for the target alone.
+    urgent = chosen(late, crowded, loads=(0, 7), targets=(target, target), tier="priority")
+    assert urgent == ("near", Why.LATENCY)
+    sticky = outlook(fixed_s=0.0150)
+    assert chosen(sticky, crowded, loads=(0, 7), targets=(target, target)) == ("near", Why.LATENCY)
+
+
+def test_a_dear_pool_that_is_on_time_takes_a_late_call() -> None:
+    target = LatencyTarget(tpot_s=0.014)
+    late, dear = outlook(fixed_s=0.0150, is_sticky=False), outlook("dear", usd_nanos_per_s=9e9)
+    assert chosen(late, dear, loads=(2, 2), targets=(target, target)) == ("dear", Why.LATENCY)
+
+
 def test_a_pool_beyond_its_gate_takes_requests_while_the_other_has_more() -> None:
     gated = speculative(2.5, gate=6.0, is_known=False)
     plain = outlook(is_sticky=False, is_known=False)
