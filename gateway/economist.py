@@ -29,6 +29,7 @@ from gateway.routing.economics import (
     GATE_NEVER,
     KNOWN_WEIGHT_MIN,
     NO_TARGET,
+    POLICY,
     Gate,
     LatencyTarget,
     Outlook,
@@ -187,7 +188,7 @@ class Economist:
             predict(outlooks[place], load, share, input_tokens=read, output_tokens=tokens)
             for place, load in enumerate(loads)
         ]
-        rule, first, why = policy.economics, 0, Why.POLICY
+        rule, first, why = policy.economics, 0, POLICY
         if len(pools) > 1:
             is_urgent, is_patient = latency_class == URGENT, latency_class == PATIENT
             terms = course.decision.terms
