@@ -23,8 +23,10 @@ The policy's order holds unless
 - it is less by the margin by what was measured of both, and by more than chance explains; where no prefixes
   would be left behind, what is more probable is enough, from the first request on.
 
-How full a pool is, is a fact; that another one is better for a task than the policy says is a belief. Pure;
-floats, for these are predictions: no amount that is ever booked comes from here. Seconds, tokens, nano-USD.
+No load or cost moves a call from where its target is kept to where it would be missed; where both miss it,
+not to where it is missed by the margin more. How full a pool is, is a fact; that another one is better for a
+task than the policy says is a belief. Pure; floats, for these are predictions: no amount that is ever booked
+comes from here. Seconds, tokens, nano-USD.
 """
 
 from __future__ import annotations
@@ -337,7 +339,11 @@ def choose(
     for other in count[1:]:
         if is_urgent and _is_slower(outlooks, predictions, other):
             continue
-        if late and late[other] > 1.0 and late[other] * (1 - rule.switch_margin) > late[0]:
+        if (
+            late
+            and late[other] > 1.0
+            and (late[0] <= 1.0 or late[other] * (1 - rule.switch_margin) > late[0])
+        ):
             continue
         its, second = outlooks[other], predictions[other]
         lead, reason = _lead((base, first), (its, second), is_patient=is_patient, margin=margin)

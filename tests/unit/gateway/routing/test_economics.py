@@ -271,6 +271,18 @@ def test_a_late_call_makes_no_others_late_where_pools_are_balanced() -> None:
     assert chosen(sticky, crowded, loads=(0, 7), targets=(target, target)) == ("near", Why.LATENCY)
 
 
+def test_neither_load_nor_cost_leaves_a_kept_target_for_one_that_would_be_missed() -> None:
+    # Kept by the first with three requests, just missed by the other, which is empty and costs half.
+    first = outlook(is_sticky=False)
+    other = outlook("other", fixed_s=0.0110, usd_nanos_per_s=0.5e9)
+    assert chosen(first, other, loads=(3, 0)) == ("other", Why.COST)
+    kept, missed = LatencyTarget(tpot_s=0.0132), LatencyTarget(tpot_s=0.0126)
+    assert chosen(first, other, loads=(3, 0), targets=(kept, kept)) == ("plain", Why.POLICY)
+    # Where both miss it by about as much, the rest decides.
+    assert chosen(first, other, loads=(3, 0), targets=(missed, missed)) == ("other", Why.COST)
+    assert chosen(first, other, loads=(3, 0), targets=(kept, kept), tier="flex") == ("other", Why.COST)
+
+
 def test_a_dear_pool_that_is_on_time_takes_a_late_call() -> None:
     target = LatencyTarget(tpot_s=0.014)
     late, dear = outlook(fixed_s=0.0150, is_sticky=False), outlook("dear", usd_nanos_per_s=9e9)
