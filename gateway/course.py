@@ -18,7 +18,7 @@ from gateway.inference import Call, Drop, RouteDecision, Target, Task
 from gateway.money import UsdNanos
 from gateway.pricing.book import Prices
 from gateway.pricing.rates import DearestRates
-from gateway.routing.economics import REASONS, Outlook, Outlooks, Prediction, Why
+from gateway.routing.economics import POLICY, REASONS, Outlook, Outlooks, Prediction, Why
 from gateway.routing.policy import Policy
 from gateway.routing.receipts import Candidate, Dropped, Forecast, ReceiptFacts
 from gateway.routing.rules import BYTES_PER_TOKEN
@@ -51,6 +51,7 @@ class Course:
         "_as_written",
         "_candidates",
         "_foretold",
+        "_is_priced",
         "_prices",
         "_receipt",
         "_shortest",
@@ -93,7 +94,8 @@ class Course:
         self._prices = prices
         self._candidates = [_candidate(decision, target, prices) for target in decision.targets]
         self._shortest = min(candidate.context for candidate in self._candidates)
-        self._receipt = _receipt_form(decision, task, baseline, why=None)
+        self._is_priced = all(candidate.dearest is not None for candidate in self._candidates)
+        self._receipt = self._receipt_form(None)
         self._foretold: bytes | None = None
         """The receipt's form where predictions were made."""
         self._variants: dict[object, Course] = {}
@@ -151,18 +153,19 @@ class Course:
             forecasts: of each target, see `forecast_text`; None: none were made.
             asked: what a replay needs of the call (`asked.asked_text`).
         """
-        numbers = [b"null" if bound is None else b"%d" % bound for bound in bounds]
+        numbers: Sequence[object] = bounds
+        if not self._is_priced:
+            numbers = [b"null" if bound is None else b"%d" % bound for bound in bounds]
         most = call.max_tokens or self.decision.max_tokens_default
         removed = _encode(call.dropped)[1:-1] if call.dropped else b""
         if forecasts is None:
-            return msgspec.Raw(self._receipt % (*numbers, b"%d" % most, removed, asked))
-        interleaved = numbers * 2
+            return msgspec.Raw(self._receipt % (*numbers, most, removed, asked))
+        interleaved = [*numbers, *forecasts]
         interleaved[::2], interleaved[1::2] = numbers, forecasts  # as many, or Python refuses
         form = self._foretold
         if form is None:
-            why = self.why or Why.POLICY
-            form = self._foretold = _receipt_form(self.decision, self._task, self.baseline, why=why)
-        return msgspec.Raw(form % (*interleaved, b"%d" % most, removed, asked))
+            form = self._foretold = self._receipt_form(self.why or POLICY)
+        return msgspec.Raw(form % (*interleaved, most, removed, asked))
 
     def fitting(self, call: Call) -> Course:
         """The same without the targets whose context the call and its answer exceed, if any is left then.
@@ -189,7 +192,7 @@ class Course:
 
     def led_by(self, first: int, why: Why) -> Course:
         """The same with another target first, and why; the others keep their order."""
-        if not first and self._as_written is not None and why is Why.POLICY:
+        if not first and self._as_written is not None and why is POLICY:
             return self._as_written
         key = (first, why._value_)
         found = self._variants.get(key)
@@ -202,9 +205,42 @@ class Course:
             found = self._variant(order, reason=reason)
             found.why = why
             self._variants[key] = found
-        if not first and why is Why.POLICY:
+        if not first and why is POLICY:
             self._as_written = found
         return found
+
+    def _receipt_form(self, why: Why | None) -> bytes:
+        """The receipt with a place for each bound, the output's limit, what was removed, and what was asked.
+
+        Where something was predicted (`why` is not None) one more stands behind each bound, for the forecast.
+        """
+        shown = None if why is None else Forecast(_PLACE, 0, 0, 0, 0, 0, 0, 0)
+        decision = self.decision
+        terms = decision.terms
+        facts = ReceiptFacts(
+            task=self._task.type,
+            source=self._task.source,
+            confidence=self._task.confidence,
+            nature=decision.nature,
+            reason=decision.reason,
+            candidates=[
+                Candidate(target.pool, _PLACE, target.is_external, shown) for target in decision.targets
+            ],
+            drops=[Dropped(drop.pool, drop.reason) for drop in decision.drops],
+            policy=decision.policy_version,
+            baseline=self.baseline,
+            max_tokens=_PLACE,
+            rule=terms.rule,
+            branch=terms.branch or None,
+            budget_low=terms.budget_low,
+            why=why,
+            removed=[],
+        )
+        form = _encode(facts).replace(b"%", b"%%")
+        form = form.replace(b"[%d,0,0,0,0,0,0,0]" % _PLACE, b"%b")
+        number = b"%d" if self._is_priced else b"%b"  # what has no price has no bound: null
+        form = form.replace(b"%d" % _PLACE, number, len(decision.targets)).replace(b"%d" % _PLACE, b"%d")
+        return form.removesuffix(b"[]}") + b'[%b],"asked":%b}'
 
     def _variant(
         self, targets: tuple[Target, ...], *, drops: Sequence[Drop] = (), reason: str | None = None
@@ -278,34 +314,3 @@ def forecast_text(outlook: Outlook, prediction: Prediction) -> bytes:
 
 NO_FORECAST: Final = b"null"
 """Of a target outside the company."""
-
-
-def _receipt_form(
-    decision: RouteDecision, task: Task, baseline: tuple[str, str] | None, *, why: Why | None
-) -> bytes:
-    """The receipt with a `%b` for each bound, the output's limit, what was removed, and what was asked.
-
-    Where something was predicted (`why` is not None) one more stands behind each bound, for the forecast.
-    """
-    shown = None if why is None else Forecast(_PLACE, 0, 0, 0, 0, 0, 0, 0)
-    terms = decision.terms
-    facts = ReceiptFacts(
-        task=task.type,
-        source=task.source,
-        confidence=task.confidence,
-        nature=decision.nature,
-        reason=decision.reason,
-        candidates=[Candidate(target.pool, _PLACE, target.is_external, shown) for target in decision.targets],
-        drops=[Dropped(drop.pool, drop.reason) for drop in decision.drops],
-        policy=decision.policy_version,
-        baseline=baseline,
-        max_tokens=_PLACE,
-        rule=terms.rule,
-        branch=terms.branch or None,
-        budget_low=terms.budget_low,
-        why=why,
-        removed=[],
-    )
-    form = _encode(facts).replace(b"%", b"%%")
-    form = form.replace(b"[%d,0,0,0,0,0,0,0]" % _PLACE, b"%b").replace(b"%d" % _PLACE, b"%b")
-    return form.removesuffix(b"[]}") + b'[%b],"asked":%b}'

@@ -29,6 +29,7 @@ from gateway.routing.economics import (
     GATE_NEVER,
     KNOWN_WEIGHT_MIN,
     NO_TARGET,
+    POLICY,
     Gate,
     LatencyTarget,
     Outlook,
@@ -184,7 +185,7 @@ class Economist:
         read = call.body_bytes // BYTES_PER_TOKEN
         loads = list(map(load_of, pools))
         predictions = _predicted(outlooks, loads, input_tokens=read, output_tokens=tokens)
-        rule, first, why = policy.economics, 0, Why.POLICY
+        rule, first, why = policy.economics, 0, POLICY
         if len(pools) > 1:
             is_urgent, is_patient = latency_class == URGENT, latency_class == PATIENT
             terms = course.decision.terms

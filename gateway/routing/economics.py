@@ -14,15 +14,19 @@ The policy's order holds unless
 
 - the speculating pool has more requests than speculation pays for (the gate), and another one's burden is
   less,
-- the latency class would be missed there, and by the margin less elsewhere,
+- the latency class would be missed there, and by the margin less elsewhere; where pools are balanced by load,
+  and the call is not of the highest class, only if that takes no more from everybody, by the margin: those
+  beside it there would be late instead,
 - the call is of the highest class and another pool is faster by the margin,
 - another pool's burden is less because it has less to do; by the margin where the first one's replicas are
   chosen for the prefixes that they have, for these would be left behind; or
 - it is less by the margin by what was measured of both, and by more than chance explains; where no prefixes
   would be left behind, what is more probable is enough, from the first request on.
 
-How full a pool is, is a fact; that another one is better for a task than the policy says is a belief. Pure;
-floats, for these are predictions: no amount that is ever booked comes from here. Seconds, tokens, nano-USD.
+No load or cost moves a call from where its target is kept to where it would be missed; where both miss it,
+not to where it is missed by the margin more. How full a pool is, is a fact; that another one is better for a
+task than the policy says is a belief. Pure; floats, for these are predictions: no amount that is ever booked
+comes from here. Seconds, tokens, nano-USD.
 """
 
 from __future__ import annotations
@@ -72,6 +76,10 @@ class Why(StrEnum):
     EXPECTED = "expected"
     EXPLORATION = "exploration"
 
+
+# CPython 3.11 takes a tenth of a microsecond to find an enum's member by name, a decision several of them.
+POLICY: Final = Why.POLICY
+_COST, _LOAD, _EXPECTED = Why.COST, Why.LOAD, Why.EXPECTED
 
 REASONS: Final = {
     Why.GATE: "has more requests than speculation pays for by measurement",
@@ -315,6 +323,8 @@ def choose(
     met = [i for i in count if late[i] <= 1.0] if late else count
     if late and late[0] > 1.0:
         sooner = [i for i in met or [_soonest(late)] if late[i] < late[0] * (1 - rule.switch_margin)]
+        if not (is_urgent or outlooks[0].is_sticky):
+            sooner = _unburdening(sooner, predictions, rule)
         if sooner:
             burdens = [outlooks[i].usd_nanos_per_s * predictions[i].burden_s for i in sooner]
             return sooner[burdens.index(min(burdens))], Why.LATENCY
@@ -325,11 +335,15 @@ def choose(
     base, first = outlooks[0], predictions[0]
     is_beyond, margin = first.share > base.gate, 1 / (1 - rule.switch_margin)
     stays = is_patient or base.is_sticky
-    best, most, why = 0, margin if stays and not is_beyond else ROUNDED, Why.POLICY
+    best, most, why = 0, margin if stays and not is_beyond else ROUNDED, POLICY
     for other in count[1:]:
         if is_urgent and _is_slower(outlooks, predictions, other):
             continue
-        if late and late[other] > 1.0 and late[other] * (1 - rule.switch_margin) > late[0]:
+        if (
+            late
+            and late[other] > 1.0
+            and (late[0] <= 1.0 or late[other] * (1 - rule.switch_margin) > late[0])
+        ):
             continue
         its, second = outlooks[other], predictions[other]
         lead, reason = _lead((base, first), (its, second), is_patient=is_patient, margin=margin)
@@ -341,6 +355,16 @@ def choose(
 def _soonest(late: Sequence[float]) -> int:
     """Where nobody keeps the target: who is nearest to it."""
     return min(range(len(late)), key=late.__getitem__)
+
+
+def _unburdening(sooner: Sequence[int], predictions: Sequence[Prediction], rule: Rule) -> list[int]:
+    """Where a late call takes no more of everybody's time than at the first, by the margin: time, not money.
+
+    All calls that would be late follow each other to the pool that is not yet, and its own are late then. In
+    simulation (`tests/load/fleet_simulation.py`) fleets carried less for it within a target.
+    """
+    most_s = predictions[0].burden_s / (1 - rule.switch_margin)
+    return [i for i in sooner if predictions[i].burden_s <= most_s]
 
 
 def _is_slower(outlooks: Sequence[Outlook], predictions: Sequence[Prediction], other: int) -> bool:
@@ -366,13 +390,13 @@ def _lead(
     if is_shown and stays:
         is_shown = math.log(even) > CONFIDENCE_Z * math.hypot(base.deviation, its.deviation)
     if is_patient:
-        return (even if is_shown else 1.0), Why.COST
+        return (even if is_shown else 1.0), _COST
     lead = prices * ours.burden_s / theirs.burden_s
     if is_shown:
-        return lead, Why.COST
+        return lead, _COST
     if even > 1 and stays:
-        return lead / even, Why.LOAD
-    return lead, Why.LOAD if even <= 1 or lead > even else Why.EXPECTED
+        return lead / even, _LOAD
+    return lead, _LOAD if even <= 1 or lead > even else _EXPECTED
 
 
 def _lateness(outlook: Outlook, prediction: Prediction, target: LatencyTarget) -> float:

@@ -122,6 +122,7 @@ def _figures_of(played: Played) -> dict[str, Any]:
         "under_way": played.running,
         "to_pool": played.to_pool,
         "to_first_by_task": played.to_first_by_task,
+        "prompt_tokens_by_pool": played.prompt_tokens_by_pool,
     }
 
 

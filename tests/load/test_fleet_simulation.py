@@ -150,6 +150,10 @@ def test_all_figures_are_written(tmp_path: Path) -> None:
     assert result["figures"]["cells"][0]["traffic"] == TRAFFIC
     report = (tmp_path / "fleet.md").read_text()
     assert "## Moderate load" in report
+    assert "### Where engines are nearly full" in report
+    by_pool = result["figures"]["cells"][0]["at_loads"]["high"][TOLLGATE]["prompt_tokens_by_pool"]
+    assert min(by_pool.values()) > 0
+    assert set(by_pool) == {NGRAM_A100.name, PLAIN_A100.name}
     assert (tmp_path / "fleet.svg").read_text().startswith("<svg")
 
 

@@ -115,6 +115,8 @@ class Played:
     """Share of the output by pool."""
     to_first_by_task: dict[str, float]
     """Share of each task's output that the fleet's first pool gave."""
+    prompt_tokens_by_pool: dict[str, float]
+    """Of a request that came to the pool, on average."""
 
     @property
     def tokens_per_hour(self) -> float:
@@ -190,11 +192,13 @@ def _sum_up(
     tpots = [found for one in sequences if (found := one.tpot_s) is not None]
     tokens = sum(one.request.output_tokens for one in sequences)
     by_pool: dict[str, int] = {}
+    prompts: dict[str, list[int]] = {}
     by_task: dict[str, list[int]] = {}
     first_pool = site.pools[0].name
     for number, one in zip(numbers, sequences, strict=True):
         pool, count = site.pools[number].name, one.request.output_tokens
         by_pool[pool] = by_pool.get(pool, 0) + count
+        prompts.setdefault(pool, []).append(one.request.input_tokens)
         sums = by_task.setdefault(one.request.task, [0, 0])
         sums[0] += count if pool == first_pool else 0
         sums[1] += count
@@ -211,4 +215,5 @@ def _sum_up(
         sum(one.end_s - one.sent_s for one in sequences) / (duration_s * len(busy_s)),
         {pool: count / tokens for pool, count in sorted(by_pool.items())},
         {task: sums[0] / sums[1] for task, sums in sorted(by_task.items())},
+        {pool: sum(tokens) / len(tokens) for pool, tokens in sorted(prompts.items())},
     )

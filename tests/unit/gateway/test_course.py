@@ -131,6 +131,18 @@ def test_a_receipt_holds_the_decision_and_the_calls_own_numbers() -> None:
         )
 
 
+def test_where_every_target_has_a_price_its_receipt_is_the_same() -> None:
+    prices = Prices({name: Price(f"{name}@3", Rates(0, 0, 0, 10**6, 0)) for name in ("plain", "50%")})
+    decision = make_decision(targets=(make_target(), make_target(pool="50%")))
+    course, call = Course(decision, prices, task=make_task(), baseline=None), make_call(max_tokens=7)
+    bounds = course.bounds(call)
+    facts = msgspec.json.decode(course.receipt(call, bounds), type=ReceiptFacts)
+    assert facts.candidates == [Candidate("plain", bounds[0], False), Candidate("50%", bounds[1], False)]
+    assert (facts.max_tokens, facts.removed) == (7, [])
+    with pytest.raises(TypeError, match="a real number is required"):
+        course.receipt(call, bounds[:1])
+
+
 def test_a_course_is_made_once_for_a_policy_and_its_prices() -> None:
     courses, made = Courses(), []
     policy, prices = make_policy(), Prices({"plain": Price("plain@0", Rates(0, 0, 0, 1, 0))})

@@ -258,6 +258,37 @@ def test_a_target_that_both_would_miss_by_about_as_much_moves_nothing() -> None:
     assert chosen(outlook(fixed_s=0.0150), near, targets=(target, target)) == ("near", Why.LATENCY)
 
 
+def test_a_late_call_makes_no_others_late_where_pools_are_balanced() -> None:
+    target = LatencyTarget(tpot_s=0.014)
+    # On time there with up to eight, who wait while the prompt is read.
+    late, crowded = outlook(fixed_s=0.0150, is_sticky=False), outlook("near", prompt_token_s=0.001)
+    assert chosen(late, crowded, loads=(0, 2), targets=(target, target)) == ("near", Why.LATENCY)
+    assert chosen(late, crowded, loads=(0, 7), targets=(target, target)) == ("plain", Why.POLICY)
+    # The highest class goes first, and prefixes are left behind for the target alone.
+    urgent = chosen(late, crowded, loads=(0, 7), targets=(target, target), tier="priority")
+    assert urgent == ("near", Why.LATENCY)
+    sticky = outlook(fixed_s=0.0150)
+    assert chosen(sticky, crowded, loads=(0, 7), targets=(target, target)) == ("near", Why.LATENCY)
+
+
+def test_neither_load_nor_cost_leaves_a_kept_target_for_one_that_would_be_missed() -> None:
+    # Kept by the first with three requests, just missed by the other, which is empty and costs half.
+    first = outlook(is_sticky=False)
+    other = outlook("other", fixed_s=0.0110, usd_nanos_per_s=0.5e9)
+    assert chosen(first, other, loads=(3, 0)) == ("other", Why.COST)
+    kept, missed = LatencyTarget(tpot_s=0.0132), LatencyTarget(tpot_s=0.0126)
+    assert chosen(first, other, loads=(3, 0), targets=(kept, kept)) == ("plain", Why.POLICY)
+    # Where both miss it by about as much, the rest decides.
+    assert chosen(first, other, loads=(3, 0), targets=(missed, missed)) == ("other", Why.COST)
+    assert chosen(first, other, loads=(3, 0), targets=(kept, kept), tier="flex") == ("other", Why.COST)
+
+
+def test_a_dear_pool_that_is_on_time_takes_a_late_call() -> None:
+    target = LatencyTarget(tpot_s=0.014)
+    late, dear = outlook(fixed_s=0.0150, is_sticky=False), outlook("dear", usd_nanos_per_s=9e9)
+    assert chosen(late, dear, loads=(2, 2), targets=(target, target)) == ("dear", Why.LATENCY)
+
+
 def test_a_pool_beyond_its_gate_takes_requests_while_the_other_has_more() -> None:
     gated = speculative(2.5, gate=6.0, is_known=False)
     plain = outlook(is_sticky=False, is_known=False)
