@@ -46,6 +46,7 @@ from gateway.freshness import ChangeWatcher, Reload
 from gateway.identity.admin_store import list_admin_keys
 from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.auth import KeyRing
+from gateway.identity.guesses import Guesses
 from gateway.identity.key_store import list_keys
 from gateway.identity.limit_sharing import LimitSharing
 from gateway.identity.limit_store import list_limits
@@ -362,6 +363,7 @@ class _Parts:
             keys=self._keys,
             admins=self._admins,
             logins=Logins(self._root_key, self._admins, clock),
+            guesses=Guesses(clock),
             registry=self._registry,
             pipeline=pipeline,
             policies=self._policies,

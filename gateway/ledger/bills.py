@@ -6,8 +6,8 @@ Two forms are read: a plain CSV (`day,pool,quantity,amount` and, if need be, `cu
 in another currency are in USD by the line's own rate; what our rate makes less of them is of class currency.
 Nothing is guessed: what cannot be read is told with its line and column, and what to write instead.
 
-A file is the same file however it came: what a system writes at the ends of lines, or before the first one, is
-no part of it (`plain_text`), and the hash by which a bill is known again is of the rest.
+A file is the same file however it came: what a system writes at the ends of lines, or before the first one,
+is no part of it (`plain_text`), and the hash by which a bill is known again is of the rest.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ _MARK: Final = "\ufeff"
 
 
 def plain_text(content: str) -> str:
-    """A file's text with `\\n` at every line's end and without a byte order mark."""
+    """A file's text with a line feed at every line's end and without a byte order mark."""
     return content.removeprefix(_MARK).replace("\r\n", "\n").replace("\r", "\n")
 
 

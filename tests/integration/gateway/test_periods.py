@@ -96,7 +96,7 @@ def test_a_bill_is_compared_and_its_proposer_may_not_approve(terminal: Terminal,
     assert (again["id"], again["is_new"], len(again["proposals"])) == (made["id"], False, 2)
     assert "compared with" in terminal.text("reconcile", str(bill), "--period", MONTH, "--map", "gpt=plain")
     bill.write_bytes(b"\xef\xbb\xbf" + bill.read_bytes().replace(b"\n", b"\r\n"))
-    sent = bill.read_bytes().decode("utf-8-sig")  # as a browser sends it: the mark is gone, the ends are there
+    sent = bill.read_bytes().decode("utf-8-sig")  # as browsers do: the mark is gone, the ends are there
     asked = ReconcileRequest(file_name="bill.csv", file=sent, pools={"gpt": "plain"})
     assert bill_of(asked).sha256 == made["file_sha256"]
     again = terminal.json("reconcile", str(bill), "--period", MONTH, "--map", "gpt=plain")

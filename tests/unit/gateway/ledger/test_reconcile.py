@@ -185,7 +185,7 @@ def test_a_file_is_the_same_file_whatever_its_lines_end_with(lines: list[str], e
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
 def test_a_bill_is_read_whatever_its_lines_end_with(ends: str) -> None:
     text = ends.join(("day,pool,quantity,amount", "2026-10-05,plain,1,2", "2026-10-06,plain,x,2", ""))
-    with pytest.raises(InvalidRequest, match="bill.csv, line 3, column quantity"):
+    with pytest.raises(InvalidRequest, match=r"bill\.csv, line 3, column quantity"):
         read_bill(text, Reading(PROVIDER, "bill.csv"))
     (line,) = read_bill(text.replace("2026-10-06,plain,x,2" + ends, ""), Reading(PROVIDER, "bill.csv"))
     assert (line.quantity, line.usd_nanos) == (1, 2_000_000_000)
