@@ -317,6 +317,10 @@ class _Parts:
             clock=self._clock,
         )
 
+    def _parse_limits(self) -> ParseLimits:
+        limits = self._settings.limits
+        return ParseLimits(messages_max=limits.messages_max, choices_max=limits.choices_max)
+
     async def _build(
         self,
         engine: AsyncEngine,
@@ -371,9 +375,7 @@ class _Parts:
             spool=spool,
             telemetry=self._telemetry,
             waker=waker,
-            parse_limits=ParseLimits(
-                messages_max=settings.limits.messages_max, choices_max=settings.limits.choices_max
-            ),
+            parse_limits=self._parse_limits(),
             admin_key=self._admin_key,
             root_key=self._root_key,
         )

@@ -107,7 +107,7 @@ async def rebuild_day(session: AsyncSession, day: int, tenant_id: str) -> Made:
         return Made.RIGHT
     if await _of_hours(session, day, tenant_id) != really:
         return Made.HOURS_WRONG
-    if not await _is_as_sealed(session, day, tenant_id, really_cut):
+    if not await _is_as_sealed(session, day, tenant_id, cut=really_cut):
         return Made.SEALED
     at, tenant = col(SpendDay.day_start_ms), col(SpendDay.tenant_id)
     await session.execute(delete(SpendDay).where(at == day * MS_PER_DAY, tenant == tenant_id))
@@ -165,7 +165,7 @@ class _Ledger(msgspec.Struct, frozen=True):
     usage: _Usage
 
 
-async def _is_as_sealed(session: AsyncSession, day: int, tenant_id: str, cut: Cut) -> bool:
+async def _is_as_sealed(session: AsyncSession, day: int, tenant_id: str, *, cut: Cut) -> bool:
     """Whether the day's attempts come to what the closed month's report says; true in an open month."""
     period = await closed_around(session, (day + 1) * MS_PER_DAY)
     if period is None:

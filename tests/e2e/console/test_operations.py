@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 
 from tests.support.browser import Window, needs_browser
 from tests.support.console_site import ADMIN_KEY, serving
@@ -269,6 +269,57 @@ def test_the_editor_completes_by_the_schema_and_by_what_there_is(window: Window)
     assert set(words(rule + "hedging: ")) == {"true", "false"}
     assert set(words(rule + "use:\n      - ")) == {"plain", "speculative", "mini"}
     assert {"cheaper", "refuse", "alert"} == set(words(rule + "budget_low: {then: "))
+
+
+def test_whoever_leaves_the_editor_is_asked_while_something_is_not_saved(window: Window) -> None:
+    page, asked = window.page, list[str]()
+
+    def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    menu = page.get_by_role("navigation", name="Pages")
+
+    def edited(line: str) -> None:
+        window.open("/console/policies/edit")
+        expect(page.locator("#verdict")).to_contain_text("Valid")
+        expect(page.locator("#unsaved")).to_be_hidden()
+        page.locator("#editor .ace_content").click()
+        page.keyboard.press("Control+Home")
+        page.keyboard.insert_text(f"{line}\n")
+        expect(page.locator("#unsaved")).to_be_visible()
+
+    window.open("/console/policies/edit")
+    page.locator("#editor .ace_content").click()
+    menu.get_by_role("link", name="Traffic").click()
+    expect(page).to_have_url(re.compile("/console/traffic$"))
+    assert asked == [], "nothing was written"
+    edited("# a line that is nowhere else")
+    menu.get_by_role("link", name="Pools").click()
+    expect(page).to_have_url(re.compile("/console/policies/edit$"))
+    page.keyboard.press("Escape")
+    page.locator("#main").focus()
+    page.keyboard.type("gt")
+    expect(page).to_have_url(re.compile("/console/policies/edit$"))
+    assert asked == ["beforeunload"] * 2, "by the menu and by the keys"
+    assert "nowhere else" in page.evaluate("tollgate.editor.getValue()")
+    page.get_by_role("button", name="Save as draft", exact=True).first.click()
+    page.locator("#draft-form button").click()
+    expect(page.locator("#notice")).to_contain_text("Stored as")
+    edited("# another")
+    page.evaluate("tollgate.editor.undo()")
+    expect(page.locator("#unsaved")).to_be_hidden()
+    menu.get_by_role("link", name="Traffic").click()
+    expect(page).to_have_url(re.compile("/console/traffic$"))
+    edited("# in force soon")
+    page.get_by_role("button", name="Publish", exact=True).click()
+    page.fill("#publish-why", "a comment")
+    page.locator("#publish-form button").first.click()
+    confirmed(page)
+    expect(page.locator("#notice")).to_contain_text("in force")  # already: a comment changes no policy
+    assert asked == ["beforeunload"] * 2, "what is saved, in force or taken back is not asked about"
+    assert window.complaints == []
 
 
 @pytest.mark.parametrize(("width", "is_dark"), [(1280, False), (390, True)], ids=["light", "phone"])
