@@ -9,6 +9,7 @@
   const API = "/admin/v1/policies";
   const byId = (id) => document.getElementById(id);
   const CHECK_AFTER_MS = 400;
+  const AGAIN_AFTER_MS = 2000;
   const data = JSON.parse(byId("editor-data").textContent);
   const source = byId("draft");
   let expected = data.expected;
@@ -85,6 +86,7 @@
   // ---- findings at their lines --------------------------------------------------------------------------------
   const KINDS = { error: "error", warning: "warning", overlap: "info" };
   let lastCheck = 0;
+  let timer = 0;
 
   function show(found) {
     editor.session.setAnnotations(
@@ -120,11 +122,11 @@
       if (number === lastCheck) {
         byId("verdict").className = "bad";
         byId("verdict").textContent = `It could not be checked: ${error.message}`;
+        if (error.answer?.error?.code === "overloaded") timer = setTimeout(check, AGAIN_AFTER_MS);
       }
       return null;
     }
   }
-  let timer = 0;
   editor.session.on("change", () => {
     clearTimeout(timer);
     timer = setTimeout(check, CHECK_AFTER_MS);
