@@ -20,12 +20,10 @@ from gateway.ledger.invariants import take_snapshot
 
 EXAMPLE = "Example: `tollgate audit days --from 2026-11-01`, then `tollgate audit days --rebuild`"
 _APART = "apart"
-_MEANING = {
-    _APART: "not the sum of its attempts",
-    Made.REBUILT: "made again from its attempts",
-    Made.RIGHT: "right meanwhile",
-    Made.HOURS_WRONG: "left alone: its hours are not the sums of its attempts either (see `tollgate audit`)",
-    Made.SEALED: "left alone: its month is closed with other figures (see `tollgate period verify`)",
+_LEFT_ALONE = {
+    Made.HOURS_WRONG: "hours wrong: left alone, its hours are not the sums of its attempts either; see"
+    " `tollgate audit`.",
+    Made.SEALED: "sealed: left alone, its month is closed with other figures; see `tollgate period verify`.",
 }
 
 
@@ -127,15 +125,17 @@ def _print(view: DaysView, *, is_rebuilding: bool) -> None:
     out.print(f"Days {extent}, {view.days} in all", highlight=False)
     if view.apart:
         print_table(
-            ("day", "tenant", "attempts kept", "attempts", "USD kept", "USD", ""),
+            ("day", "tenant", "attempts kept", "attempts", "USD kept", "USD", "now"),
             [
                 (
                     *(one.day, one.tenant_id, f"{one.attempts_kept:,}", f"{one.attempts:,}"),
-                    *(one.charge_kept_usd, one.charge_usd, _MEANING[one.outcome]),
+                    *(one.charge_kept_usd, one.charge_usd, one.outcome.replace("_", " ")),
                 )
                 for one in view.apart
             ],
         )
+    for outcome in sorted({one.outcome for one in view.apart} & set(_LEFT_ALONE)):
+        out.print(_LEFT_ALONE[Made(outcome)], markup=False)
     if view.is_right:
         out.print("Every day is the sum of its attempts.")
     elif not is_rebuilding:
