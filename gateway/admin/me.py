@@ -112,7 +112,8 @@ async def _is_known(services: Services, changed: PersonRecord) -> bool:
     try:
         async with asyncio.timeout(KNOWN_WITHIN_S):
             while True:
-                if services.admins.person_with_id(changed.id) == changed:
+                found = services.admins.person_with_id(changed.id)
+                if found is not None and found.password_hash == changed.password_hash:
                     return True
                 await asyncio.sleep(_LOOK_S)
     except TimeoutError:
