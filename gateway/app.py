@@ -46,6 +46,7 @@ from gateway.freshness import ChangeWatcher, Reload
 from gateway.identity.admin_store import list_admin_keys
 from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.auth import KeyRing
+from gateway.identity.guesses import Guesses
 from gateway.identity.key_store import list_keys
 from gateway.identity.limit_sharing import LimitSharing
 from gateway.identity.limit_store import list_limits
@@ -316,6 +317,10 @@ class _Parts:
             clock=self._clock,
         )
 
+    def _parse_limits(self) -> ParseLimits:
+        limits = self._settings.limits
+        return ParseLimits(messages_max=limits.messages_max, choices_max=limits.choices_max)
+
     async def _build(
         self,
         engine: AsyncEngine,
@@ -362,6 +367,7 @@ class _Parts:
             keys=self._keys,
             admins=self._admins,
             logins=Logins(self._root_key, self._admins, clock),
+            guesses=Guesses(clock),
             registry=self._registry,
             pipeline=pipeline,
             policies=self._policies,
@@ -369,9 +375,7 @@ class _Parts:
             spool=spool,
             telemetry=self._telemetry,
             waker=waker,
-            parse_limits=ParseLimits(
-                messages_max=settings.limits.messages_max, choices_max=settings.limits.choices_max
-            ),
+            parse_limits=self._parse_limits(),
             admin_key=self._admin_key,
             root_key=self._root_key,
         )

@@ -23,8 +23,9 @@ from gateway.audit import Act, Actor, Source
 from gateway.clock import Clock
 from gateway.db import SessionFactory
 from gateway.errors import AuthenticationFailed, Overloaded, PermissionDenied
-from gateway.identity.admins import AdminRing, Logins
+from gateway.identity.admins import LOGIN_S, AdminRing, Logins
 from gateway.identity.auth import KeyRing
+from gateway.identity.guesses import Guesses
 from gateway.identity.roles import RULES, Credential, Rule
 from gateway.inference import new_id
 from gateway.jobs.backtests import Backtests
@@ -48,6 +49,7 @@ class Services:
     keys: KeyRing
     admins: AdminRing
     logins: Logins
+    guesses: Guesses
     registry: PoolRegistry
     pipeline: Pipeline
     policies: PolicyInForce
@@ -99,6 +101,8 @@ SessionDep = Annotated[AsyncSession, Depends(_session)]
 # ------------------------------------------------------------------------------------------ who may come in
 COOKIE = "tollgate_session"
 """Holds a login to the console."""
+COOKIE_PATH = "/"
+"""The pages call the admin API with it."""
 REQUEST_ID = "x-request-id"
 CONSOLE_HEADER = "x-tollgate-console"
 """On changes with a login: a page of another site cannot send it without being asked about it first."""
@@ -207,6 +211,19 @@ def require_same_origin(request: Request) -> None:
         raise PermissionDenied(
             "This form was not sent from the console itself. Open the console and try again."
         )
+
+
+def keep_login(answer: Response, request: Request, login: str) -> None:
+    """Let the browser keep a login."""
+    answer.set_cookie(
+        COOKIE,
+        login,
+        max_age=LOGIN_S,
+        path=COOKIE_PATH,
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
 
 
 def _is_loopback(request: Request) -> bool:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.admin.views import moment
 from gateway.clock import instant_text
+from gateway.ledger.cuts import period_text
+from gateway.ledger.day_sums import Apart
 from gateway.ledger.findings import Example, Finding
 from gateway.ledger.invariants import Report
 from gateway.money import usd_text
@@ -61,6 +63,44 @@ class AuditRunsView(BaseModel):
 
     recent: AuditRunView | None = Field(description="of the last hours; null: none yet")
     whole: AuditRunView | None = Field(description="of everything; null: none yet")
+
+
+class DayApartView(BaseModel):
+    """A tenant's day that is not the sum of its attempts."""
+
+    day: str
+    tenant_id: str
+    attempts_kept: int = Field(description="what the daily sums say")
+    attempts: int = Field(description="what there are")
+    charge_kept_usd: str
+    charge_usd: str
+    outcome: str = Field(
+        description="apart: nobody asked for more; rebuilt; right: it is meanwhile; hours_wrong: its hours"
+        " are not the sums of its attempts either; sealed: its month is closed with other figures"
+    )
+
+
+class DaysView(BaseModel):
+    """What a look at the daily sums found."""
+
+    first_day: str | None = Field(description="null: there is no usage")
+    last_day: str | None
+    days: int = Field(description="that were looked at")
+    is_right: bool = Field(description="every day is the sum of its attempts now")
+    apart: list[DayApartView]
+
+
+def day_apart_view(apart: Apart, outcome: str) -> DayApartView:
+    """One of them, and what became of it."""
+    return DayApartView(
+        day=period_text("day", apart.day),
+        tenant_id=apart.tenant_id,
+        attempts_kept=apart.kept.attempts,
+        attempts=apart.really.attempts,
+        charge_kept_usd=usd_text(apart.kept.charge_usd_nanos),
+        charge_usd=usd_text(apart.really.charge_usd_nanos),
+        outcome=outcome,
+    )
 
 
 def audit_run_view(report: Report) -> AuditRunView:

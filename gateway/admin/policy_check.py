@@ -18,7 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from backends.yaml_source import YamlSourceError, load_yaml_with_lines
 from gateway.admin.policy_views import PolicyDiffView, diff_view
 from gateway.dependencies import ServicesDep, SessionDep
-from gateway.errors import ConfigurationError, InvalidRequest, NotFound, PayloadTooLarge
+from gateway.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+)
 from gateway.policy_life import Supply
 from gateway.pricing.catalog import cards_of
 from gateway.routing.policy_check import Finding, Severity, check_policy
@@ -31,9 +37,40 @@ SOURCE = "policy"
 LOOKED_AT_BYTES_MAX = 100_000
 """A policy of two hundred rules has a third of that."""
 FINDINGS_MAX = 100
+WAITING_MAX = 8
+"""Texts that wait while one is read; of a person who types there is one."""
+RETRY_AFTER_S = 2
 T = TypeVar("T")
 
-_READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy-check")
+
+class Reader:
+    """Reads texts in a thread, one after the other: requests do not wait while somebody's YAML is read."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy-check")
+        self._asked = 0
+
+    async def read(self, work: Callable[..., T], *words: Any, **named: Any) -> T:
+        """What the work comes to, in its turn.
+
+        Raises:
+            Overloaded: too many wait.
+        """
+        if self._asked > WAITING_MAX:
+            raise Overloaded(
+                f"Policies are read one at a time here, and {self._asked} texts are asked about already: try"
+                f" again in {RETRY_AFTER_S} s. `tollgate policy check FILE` waits for nobody.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._asked += 1
+        try:
+            asked = functools.partial(work, *words, **named)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, asked)
+        finally:
+            self._asked -= 1
+
+
+READER = Reader()
 
 
 class CheckRequest(BaseModel):
@@ -88,9 +125,10 @@ async def check_text(services: ServicesDep, asked: CheckRequest) -> CheckView:
 
     Raises:
         PayloadTooLarge: no policy is that long.
+        Overloaded: too many texts wait to be read.
     """
     _refuse_long(asked.text)
-    version, found = await _in_turn(findings_of, asked.text, services.policies.supply)
+    version, found = await READER.read(findings_of, asked.text, services.policies.supply)
     return CheckView(
         version=version,
         is_valid=not any(each.severity is Severity.ERROR for each in found),
@@ -118,12 +156,6 @@ def _refuse_long(text: str) -> None:
             f"Texts of at most {LOOKED_AT_BYTES_MAX:,} bytes are checked here."
             " `tollgate policy check FILE` reads longer ones."
         )
-
-
-async def _in_turn(work: Callable[..., T], *words: Any, **named: Any) -> T:
-    """In a thread, one after the other: requests must not stand still while somebody's YAML is read."""
-    asked = functools.partial(work, *words, **named)
-    return await asyncio.get_running_loop().run_in_executor(_READER, asked)
 
 
 def findings_of(text: str, supply: Supply) -> tuple[str | None, list[Finding]]:
@@ -171,6 +203,7 @@ async def compare_text(session: SessionDep, asked: DiffRequest) -> PolicyDiffVie
         NotFound: no policy was ever active, or there is no such version.
         InvalidRequest: the text is not YAML.
         PayloadTooLarge: no policy is that long.
+        Overloaded: too many texts wait to be read.
     """
     _refuse_long(asked.text)
     wanted = asked.before
@@ -182,7 +215,7 @@ async def compare_text(session: SessionDep, asked: DiffRequest) -> PolicyDiffVie
     stored = await show_version(session, await find_version(session, wanted))
     names = (stored.version, "draft")
     try:
-        diff = await _in_turn(diff_policies, stored.text, asked.text, names=names)
+        diff = await READER.read(diff_policies, stored.text, asked.text, names=names)
     except ConfigurationError as error:
         raise InvalidRequest(str(error), param="text") from None
     return diff_view(diff, names)

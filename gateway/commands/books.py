@@ -1,4 +1,4 @@
-"""`tollgate audit`: is every number right?"""
+"""`tollgate audit` and `tollgate audit days`: is every number right, and what if a day is not?"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gateway.admin.audit_views import AuditRunView, InvariantView, audit_run_vie
 from gateway.admin.views import epoch_ms_of, instant
 from gateway.audit_chain import BEGINNING, Head
 from gateway.clock import Clock
+from gateway.commands import day_sums
 from gateway.commands.admins import audit
 from gateway.commands.terminal import Json, in_session, out, print_json, print_table
 from gateway.db import database_ms
@@ -24,6 +25,8 @@ from gateway.ledger.invariants import INVARIANTS, Report, examine, take_snapshot
 from gateway.settings import Settings, load_settings
 
 __all__ = ["audit"]
+
+audit.command("days", epilog=day_sums.EXAMPLE)(day_sums.audit_days)
 
 
 @audit.callback(
@@ -118,6 +121,8 @@ def _print_audit(view: AuditRunView) -> None:
             out.print(f"{one.id}: {one.note}", markup=False, highlight=False)
         if one.breaches:
             _print_examples(one)
+        if any("day_start" in example for example in one.examples):
+            out.print("`tollgate audit days` shows every such day and makes them again.", markup=False)
     if not view.breaches:
         out.print("Every number is right.")
 

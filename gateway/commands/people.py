@@ -73,10 +73,10 @@ def people_list(*, as_machine: Json = False) -> None:
 def people_password(name: Name, *, from_input: FromInput = False, as_machine: Json = False) -> None:
     """Give a person another password; it ends the logins made with the old one."""
     act = act_of_the_user()
-    password_hash = hash_password(_password(from_input=from_input), name=name)
+    password = _password(from_input=from_input)
 
     async def work(session: AsyncSession) -> PersonView:
-        return person_view(await people_store.set_password(session, name, password_hash, act=act))
+        return person_view(await people_store.set_password(session, name, password, act=act))
 
     _tell(in_session(work), "has another password", as_machine=as_machine)
 

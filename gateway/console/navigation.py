@@ -35,6 +35,7 @@ SECTIONS = (
     Section("policies", "Policies", "y"),
     Section("pools", "Pools", "f"),
     Section("audit", "Audit", "a"),
+    Section("me", "Your login", "m"),
 )
 """Those that exist: a page enters with its part."""
 

@@ -27,7 +27,7 @@ from gateway.policy_shadow import HOURS_DEFAULT as SHADOW_HOURS_DEFAULT
 from gateway.policy_words import PolicyWords, told
 from gateway.routing.canaries import Canary, page_canaries
 from gateway.routing.canary_state import JOB, State, state_of
-from gateway.routing.harm import MEASURES
+from gateway.routing.harm import COST, FAILURES, MEASURES
 from gateway.routing.policy_diff import Difference, PolicyDiff, diff_policies, shown
 from gateway.routing.policy_schema import schema_text
 from gateway.routing.versions import (
@@ -56,6 +56,12 @@ class CanaryLine:
     control_units: int
     log_e: float
     """What speaks against the candidate; at `limit` it is taken back."""
+    is_share: bool
+    """Else it is a multiple of the control's mean."""
+
+    def written(self, value: float) -> str:
+        """A figure of it, for people."""
+        return f"{value * 100:.1f} %" if self.is_share else f"{value:.3f} times"
 
 
 async def show_policies(
@@ -213,13 +219,19 @@ def canary_lines(state: State) -> list[CanaryLine]:
             one.units,
             one.control_units,
             one.log_e,
+            is_share=name != COST,
         )
         for name in MEASURES
         if (one := evidence.get(name)) is not None
     ]
 
 
+_NAMED = {FAILURES: "requests without an answer", COST: "charge, against the control's mean"}
+
+
 def _measure(name: str) -> str:
+    if name in _NAMED:
+        return _NAMED[name]
     kind, _, tier = name.partition("_")
     if kind == "ttft":
         return f"first token above the control's P95, {tier}"

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import APIRouter
 from fastapi.responses import RedirectResponse, Response
 
-from gateway.console import budgets, corrections, keys, outlook
+from gateway.console import budgets, corrections, keys, me, outlook
 from gateway.console.aside import Aside
 from gateway.console.assets import static_file
 from gateway.console.navigation import HOME
@@ -65,6 +65,7 @@ def _add_finance(router: APIRouter, aside: Aside) -> None:
         "/keys/tenants": keys.show_tenants,
         "/keys/tenants/{tenant}": keys.show_tenant,
         "/keys/{key}": keys.show_key,
+        "/me": me.show_login,
     }
     for ending, handler in handlers.items():
         router.add_api_route(HOME + ending, handler, methods=["GET"])

@@ -13,8 +13,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from gateway.audit import Act, Actor, ActorKind, Source
 from gateway.console.pages import LOGIN, PageRoute, page
-from gateway.console.session import keep_login
-from gateway.dependencies import CLIENT_CHARS, Services, ServicesDep
+from gateway.dependencies import CLIENT_CHARS, Services, ServicesDep, keep_login
 from gateway.errors import AuthenticationFailed, Conflict, NotFound, Overloaded
 from gateway.identity import people_store
 from gateway.identity.admins import actor_of_person

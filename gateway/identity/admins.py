@@ -131,6 +131,10 @@ class AdminRing:
         self._require_fresh()
         return next((person for person in self._people.values() if person.name == name), None)
 
+    def person_with_id(self, person_id: str) -> PersonRecord | None:
+        """Whoever has that id, while not retired."""
+        return self._people.get(person_id)
+
     def person_with_subject(self, subject: str) -> PersonRecord | None:
         """Whoever the company's own login knows by that subject."""
         return next((person for person in self._people.values() if person.subject == subject), None)

@@ -6,6 +6,7 @@ subject. Programs use administrators' keys instead.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,6 +16,7 @@ from gateway import audit
 from gateway.audit import Act
 from gateway.errors import Conflict, NotFound
 from gateway.identity.credentials import check_name
+from gateway.identity.passwords import hash_password
 from gateway.identity.roles import Role
 from gateway.identity.tables import Person
 from gateway.inference import new_id
@@ -73,20 +75,47 @@ async def create_person(
     return _record(person)
 
 
-async def set_password(
-    session: AsyncSession, name_or_id: str, password_hash: str, *, act: Act
-) -> PersonRecord:
+async def set_password(session: AsyncSession, name_or_id: str, password: str, *, act: Act) -> PersonRecord:
     """Give a person another password; it ends the logins made with the old one.
 
     Raises:
         NotFound: nobody has that name or id.
         Conflict: the person is retired, or logs in elsewhere.
+        InvalidRequest: it is no password for that person, however they were named.
     """
     person = await _for_change(session, name_or_id)
+    _require_password(person)
+    # Checked against the name that the row says: whoever asks may have given the id.
+    password_hash = await asyncio.to_thread(hash_password, password, name=person.name)
+    return await _take_over(session, person, password_hash, act=act)
+
+
+async def change_own_password(
+    session: AsyncSession, known: PersonRecord, password_hash: str, *, act: Act
+) -> PersonRecord:
+    """The same by the person, who has just given the password of `known`.
+
+    The caller begins by `begin_writing` and commits.
+
+    Raises:
+        NotFound: there is no such person.
+        Conflict: the person is retired, logs in elsewhere, or has another password meanwhile.
+    """
+    person = await _for_change(session, known.id)
+    _require_password(person)
+    if person.password_hash != known.password_hash:
+        raise Conflict("Your password was changed at the same moment. Log in again.")
+    return await _take_over(session, person, password_hash, act=act)
+
+
+def _require_password(person: Person) -> None:
     if person.retired_at_ms is not None:
         raise Conflict(f"{person.name!r} is retired and cannot log in; create another person.")
     if person.subject is not None:
         raise Conflict(f"{person.name!r} logs in with the company's own login and has no password here.")
+
+
+async def _take_over(session: AsyncSession, person: Person, password_hash: str, *, act: Act) -> PersonRecord:
     # Later than the one before, whatever the clock says: that is how the audit sees that it is another one.
     set_at_ms = max(act.at_ms, (person.password_set_at_ms or 0) + 1)
     changes = {"password_hash": password_hash, "password_set_at_ms": set_at_ms}
@@ -117,6 +146,19 @@ async def retire_person(session: AsyncSession, name_or_id: str, *, act: Act) -> 
     person = await _for_change(session, name_or_id)
     if person.retired_at_ms is None:
         await audit.write(session, act, "person.retire", row=person, changes={"retired_at_ms": act.at_ms})
+    return _record(person)
+
+
+async def get_person(session: AsyncSession, person_id: str) -> PersonRecord:
+    """One of them, retired or not.
+
+    Raises:
+        NotFound: nobody has that id.
+    """
+    found = await session.execute(select(Person).where(col(Person.id) == person_id))
+    person = found.scalar_one_or_none()
+    if person is None:
+        raise NotFound(f"There is no person {person_id[:64]!r}.")
     return _record(person)
 
 

@@ -55,6 +55,8 @@ _READ = Rule(Credential.ADMIN_KEY, frozenset(Role))
 _ADMIN = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN}))
 _MONEY = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN, Role.FINANCE}))
 _ROUTING = Rule(Credential.ADMIN_KEY, frozenset({Role.ADMIN, Role.OPERATOR}))
+_OWN = Rule(Credential.ADMIN_KEY, frozenset(Role))
+"""Changes nothing but what belongs to whoever asks."""
 _PAGE = Rule(Credential.LOGIN, frozenset(Role))
 
 RULES: Mapping[tuple[str, str], Rule] = {
@@ -109,6 +111,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("PATCH", "/admin/v1/people/{person}"): _ADMIN,
     ("POST", "/admin/v1/people/{person}/password"): _ADMIN,
     ("POST", "/admin/v1/people/{person}/retire"): _ADMIN,
+    ("POST", "/admin/v1/me/password"): _OWN,
     ("GET", "/admin/v1/audit"): _READ,
     ("GET", "/admin/v1/audit/invariants"): _READ,
     # Supply.
@@ -178,6 +181,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/console/logout"): _OPEN,
     ("GET", "/console/static/{name}"): _OPEN,
     ("GET", "/console"): _PAGE,
+    ("GET", "/console/me"): _PAGE,
     ("GET", "/console/traffic"): _PAGE,
     ("GET", "/console/traffic/pulse"): _PAGE,
     ("GET", "/console/traffic/{request_id}"): _PAGE,

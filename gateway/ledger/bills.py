@@ -5,11 +5,15 @@ Two forms are read: a plain CSV (`day,pool,quantity,amount` and, if need be, `cu
 `ResourceId`, `SkuId`, `ServiceName` for what it is about). Names of theirs become pools by a mapping. Amounts
 in another currency are in USD by the line's own rate; what our rate makes less of them is of class currency.
 Nothing is guessed: what cannot be read is told with its line and column, and what to write instead.
+
+A file is the same file however it came: what a system writes at the ends of lines, or before the first one,
+is no part of it (`plain_text`), and the hash by which a bill is known again is of the rest.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -100,6 +104,28 @@ class _Cell:
 
 
 _Parse = Callable[[dict[str, str], Reading, int], BillLine]
+_MARK: Final = "\ufeff"
+
+
+def plain_text(content: str) -> str:
+    """A file's text with a line feed at every line's end and without a byte order mark."""
+    return content.removeprefix(_MARK).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def bill_hash(content: str) -> str:
+    """SHA-256, hex, by which a bill is known again, whoever sent it and however its lines end."""
+    return _hash_of(plain_text(content))
+
+
+def hashes_before(content: str) -> frozenset[str]:
+    """Hashes that the same file may have been written down with before line ends were made alike."""
+    plain = plain_text(content)
+    ended = plain.replace("\n", "\r\n")
+    return frozenset(map(_hash_of, (content, plain, ended, _MARK + plain, _MARK + ended)))
+
+
+def _hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_bill(text: str, reading: Reading) -> list[BillLine]:
@@ -110,7 +136,7 @@ def read_bill(text: str, reading: Reading) -> list[BillLine]:
     """
     if reading.kind not in KINDS:
         raise InvalidRequest(f"`kind` is one of {', '.join(KINDS)}, not {reading.kind[:40]!r}.", param="kind")
-    rows = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")))
+    rows = csv.DictReader(io.StringIO(plain_text(text)))
     columns = tuple(rows.fieldnames or ())
     if set(_FOCUS) <= set(columns):
         parse = _focus_line

@@ -46,21 +46,22 @@ async def ledger_section(
         by_attempts: from attempts, not from hourly sums.
     """
     cut = Cut((), (), start_ms, end_ms, wants_attempts=by_attempts)
-    used = await _sums(session, cut)
-    _take_away(used, await _sums(session, cut.moved(Late.AWAY)))
-    late = await _sums(session, cut.moved(Late.IN))
+    used = await sums_of(session, cut)
+    take_away(used, await sums_of(session, cut.moved(Late.AWAY)))
+    late = await sums_of(session, cut.moved(Late.IN))
     adjustments = await _adjustments(session, start_ms, end_ms)
     supply = await _supply(session, start_ms, end_ms)
     return {
-        "usage": {"columns": ["day", *KEYS, *COUNTS, "charge_usd"], "rows": _rows(used)},
-        "corrections": {"columns": ["used_on", *KEYS, *COUNTS, "charge_usd"], "rows": _rows(late)},
+        "usage": {"columns": ["day", *KEYS, *COUNTS, "charge_usd"], "rows": usage_rows(used)},
+        "corrections": {"columns": ["used_on", *KEYS, *COUNTS, "charge_usd"], "rows": usage_rows(late)},
         "adjustments": adjustments,
         "supply": supply,
         "totals": _totals(used, late, adjustments=adjustments, supply=supply),
     }
 
 
-async def _sums(session: AsyncSession, cut: Cut) -> Sums:
+async def sums_of(session: AsyncSession, cut: Cut) -> Sums:
+    """Every sum by day and keys, of the table that the cut is read from."""
     table = cut.table
     day = (cut.used_at // MS_PER_DAY).label("day")
     keys = [getattr(table, name) for name in KEYS]
@@ -91,7 +92,8 @@ def _of_attempts() -> dict[str, Any]:
     return {name: special.get(name, getattr(Attempt, name, None)) for name in HOUR_SUMS}
 
 
-def _take_away(sums: Sums, late: Sums) -> None:
+def take_away(sums: Sums, late: Sums) -> None:
+    """Leave what did not come late; in place."""
     for key, values in late.items():
         left = [was - gone for was, gone in zip(sums[key], values, strict=True)]
         if any(left):
@@ -104,7 +106,8 @@ def _day(number: int) -> str:
     return (date(1970, 1, 1) + timedelta(days=int(number))).isoformat()
 
 
-def _rows(sums: Sums) -> list[list[Any]]:
+def usage_rows(sums: Sums) -> list[list[Any]]:
+    """As a report has them: day, keys, counts, charge."""
     return [
         [
             _day(key[0]),

@@ -37,7 +37,7 @@ class Extent:
         return {
             "since_ms": self.since_ms,
             "hour_ms": self.since_ms - self.since_ms % 3_600_000,
-            "day_ms": -(-self.since_ms // 86_400_000) * 86_400_000,
+            "day_ms": self.since_ms - self.since_ms % 86_400_000,
             "over_ms": self.now_ms - self.grace_ms - SWEEP_MS,
         }
 

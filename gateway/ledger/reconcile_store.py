@@ -7,7 +7,6 @@ platform's account included, by when they were used; a GPU bill with replica tim
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from gateway.audit import Act, write
 from gateway.errors import InvalidRequest, NotFound
 from gateway.inference import new_id
 from gateway.ledger.adjustments import NewAdjustment, propose, standing_proposals, withdraw
-from gateway.ledger.bills import GPU, BillLine, Reading, read_bill
+from gateway.ledger.bills import GPU, BillLine, Reading, bill_hash, hashes_before, read_bill
 from gateway.ledger.cuts import MS_PER_DAY, MS_PER_HOUR, period_text
 from gateway.ledger.period_tables import Proposal, Reconciliation
 from gateway.ledger.periods import Month, month_named
@@ -44,6 +43,7 @@ class Bill:
     """A file that somebody sent, read."""
 
     sha256: str
+    """See `bill_hash`."""
     reading: Reading
     months: Mapping[Month, Sequence[BillLine]]
     """Its lines by the UTC month of their day, the first month first; those that are to be compared."""
@@ -52,6 +52,8 @@ class Bill:
     tolerance_usd_nanos: int = TOLERANCE_USD_NANOS
     pools: frozenset[str] = frozenset()
     """Pools that it should have lines of, beside those that it names."""
+    known_as: frozenset[str] = frozenset()
+    """Every hash by which an earlier comparison of it may be known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,15 @@ def read_file(
             )
         left_out = {each.id: len(lines) for each, lines in months.items() if each != month}
         months = {month: months[month]}
-    sha256 = hashlib.sha256(content.encode()).hexdigest()
-    return Bill(sha256, reading, months, left_out, tolerance_usd_nanos, pools)
+    return Bill(
+        sha256=bill_hash(content),
+        reading=reading,
+        months=months,
+        left_out=left_out,
+        tolerance_usd_nanos=tolerance_usd_nanos,
+        pools=pools,
+        known_as=hashes_before(content),
+    )
 
 
 async def reconcile(session: AsyncSession, bill: Bill, *, act: Act) -> list[Reconciled]:
@@ -224,7 +233,7 @@ async def _made_before(session: AsyncSession, bill: Bill, month: Month) -> Recon
     found = await session.execute(
         select(Reconciliation)
         .where(
-            col(Reconciliation.file_sha256) == bill.sha256,
+            col(Reconciliation.file_sha256).in_(sorted({bill.sha256, *bill.known_as})),
             col(Reconciliation.period) == month.id,
             col(Reconciliation.kind) == bill.reading.kind,
         )

@@ -57,10 +57,11 @@ class Window:
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
-    def log_in(self, key: str) -> None:
-        """Through the form, ending at the overview."""
+    def log_in(self, key: str, *, name: str = "") -> None:
+        """Through the form, with a key or a name's password, ending at the overview."""
         for _ in range(20):  # a key that was issued just now is known within two seconds
             self.page.goto(f"{self.url}/console/login")
+            self.page.fill("#name", name)
             self.page.fill("#key", key)
             self.page.click("button.primary")
             self.page.wait_for_load_state()

@@ -18,7 +18,7 @@ from gateway.commands.terminal import out
 
 
 def run_here(
-    environment: Mapping[str, str], folder: Path, *arguments: str
+    environment: Mapping[str, str], folder: Path, *arguments: str, given: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """One command, to its end; what `run_cli` returns. One at a time: a process has one environment.
 
@@ -26,10 +26,11 @@ def run_here(
         environment: all of it, as `gateway_process.environment` makes it.
         folder: where it runs.
         arguments: what follows `tollgate`.
+        given: what stands on the standard input.
     """
     printed, told = io.StringIO(), io.StringIO()
     with (
-        _as_if_started(environment, folder, ["tollgate", *arguments]),
+        _as_if_started(environment, folder, ["tollgate", *arguments], given=given),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(told),
     ):
@@ -49,18 +50,22 @@ def _status_of_main() -> int:
 
 
 @contextlib.contextmanager
-def _as_if_started(environment: Mapping[str, str], folder: Path, command: list[str]) -> Iterator[None]:
-    own, width, called = dict(os.environ), out.width, sys.argv  # noqa: TID251 - it is put back
+def _as_if_started(
+    environment: Mapping[str, str], folder: Path, command: list[str], *, given: str
+) -> Iterator[None]:
+    own, width = dict(os.environ), out.width  # noqa: TID251 - it is put back
+    called, read = sys.argv, sys.stdin
     try:
         _set_environment(environment)
         # What rich reads once, when it is imported.
         out.width = int(environment["COLUMNS"])
-        sys.argv = command
+        sys.argv, sys.stdin = command, io.StringIO(given)
         with contextlib.chdir(folder):
             yield
     finally:
         _set_environment(own)
-        out.width, sys.argv = width, called
+        out.width = width
+        sys.argv, sys.stdin = called, read
 
 
 def _set_environment(values: Mapping[str, str]) -> None:

@@ -3,8 +3,8 @@
 "use strict";
 
 document.addEventListener("policy-editor-ready", () => {
-  const { call, tell, drawAll, policy } = window.tollgate;
-  const { make, table, onSubmit } = policy;
+  const { tell, drawAll, policy } = window.tollgate;
+  const { make, table, onSubmit, call } = policy;
   const API = "/admin/v1/policies/backtest";
   const byId = (id) => document.getElementById(id);
   const LOOK_AGAIN_MS = 1000;

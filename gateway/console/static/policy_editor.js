@@ -3,10 +3,13 @@
 "use strict";
 
 (() => {
-  const { call, ask, notice, tell } = window.tollgate;
+  const { ask, notice, tell } = window.tollgate;
+  // An ended login is told here and leads nowhere: what somebody writes stays.
+  const call = (method, path, body) => window.tollgate.call(method, path, body, {}, { stays: true });
   const API = "/admin/v1/policies";
   const byId = (id) => document.getElementById(id);
   const CHECK_AFTER_MS = 400;
+  const AGAIN_AFTER_MS = 2000;
   const data = JSON.parse(byId("editor-data").textContent);
   const source = byId("draft");
   let expected = data.expected;
@@ -59,6 +62,15 @@
   window.tollgate.editor = editor;
   const text = () => editor.getValue();
 
+  // ---- what is written here and nowhere else ------------------------------------------------------------------
+  let kept = text();
+  const isUnsaved = () => text() !== kept;
+  const saved = (written) => { kept = written; };
+  window.addEventListener("beforeunload", (event) => {
+    if (isUnsaved()) event.preventDefault(); // the browser asks whether to leave
+  });
+  editor.session.on("change", () => { byId("unsaved").hidden = !isUnsaved(); });
+
   let schema = null;
   fetch("/console/policies/schema").then((answer) => (answer.ok ? answer.json() : null)).then((found) => { schema = found; });
   editor.completers = [
@@ -74,6 +86,7 @@
   // ---- findings at their lines --------------------------------------------------------------------------------
   const KINDS = { error: "error", warning: "warning", overlap: "info" };
   let lastCheck = 0;
+  let timer = 0;
 
   function show(found) {
     editor.session.setAnnotations(
@@ -102,18 +115,18 @@
   async function check() {
     const number = ++lastCheck;
     try {
-      const found = await call("POST", `${API}/check`, { text: text() }, {}, { stays: true });
+      const found = await call("POST", `${API}/check`, { text: text() });
       if (number === lastCheck) show(found);
       return found;
     } catch (error) {
       if (number === lastCheck) {
         byId("verdict").className = "bad";
         byId("verdict").textContent = `It could not be checked: ${error.message}`;
+        if (error.answer?.error?.code === "overloaded") timer = setTimeout(check, AGAIN_AFTER_MS);
       }
       return null;
     }
   }
-  let timer = 0;
   editor.session.on("change", () => {
     clearTimeout(timer);
     timer = setTimeout(check, CHECK_AFTER_MS);
@@ -234,7 +247,9 @@
 
   // ---- draft, publish -----------------------------------------------------------------------------------------
   onSubmit("draft-form", async (form) => {
-    const stored = await call("POST", API, { text: text(), message: new FormData(form).get("message").trim() || null });
+    const written = text();
+    const stored = await call("POST", API, { text: written, message: new FormData(form).get("message").trim() || null });
+    saved(written);
     notice(stored.complaint ? `Stored as ${stored.version}; it does not fit yet: ${stored.complaint}` : `Stored as ${stored.version}.`);
     location.assign(`/console/policies/version/${encodeURIComponent(stored.version)}`);
   });
@@ -245,7 +260,9 @@
     if (!(await ask(`Let all requests follow ${found?.version ?? "this policy"}?`))) return;
     const message = new FormData(form).get("message").trim() || null;
     try {
-      const outcome = await call("POST", `${API}/publish`, { text: text(), message, expected });
+      const written = text();
+      const outcome = await call("POST", `${API}/publish`, { text: written, message, expected });
+      saved(written);
       notice(outcome.is_changed ? `${outcome.active.version} is in force.` : `${outcome.active.version} was in force already.`);
       location.assign("/console/policies");
     } catch (error) {
@@ -270,6 +287,6 @@
     form.append(again);
   }
 
-  window.tollgate.policy = { text, make, table, onSubmit };
+  window.tollgate.policy = { text, make, table, onSubmit, call };
   document.dispatchEvent(new CustomEvent("policy-editor-ready"));
 })();

@@ -1,12 +1,14 @@
 """Can an operator change the routing, and an on-call find why a pool is slow, with nothing but a browser?"""
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 
 from tests.support.browser import Window, needs_browser
 from tests.support.console_site import ADMIN_KEY, serving
@@ -16,6 +18,8 @@ pytestmark = needs_browser
 PATIENCE_MS = 60_000
 BACKTESTED = 55
 """Requests; a backtest wants fifty."""
+SEEN = 24
+"""Requests, for a canary and for a shadow."""
 PAGES = (
     "/console/traffic",
     "/console/pools",
@@ -24,6 +28,7 @@ PAGES = (
     "/console/policies/edit",
     "/console/audit",
 )
+Answer = dict[str, Any]
 Engines = tuple[MockVllm, MockVllm, MockVllm]
 
 
@@ -269,6 +274,108 @@ def test_the_editor_completes_by_the_schema_and_by_what_there_is(window: Window)
     assert set(words(rule + "hedging: ")) == {"true", "false"}
     assert set(words(rule + "use:\n      - ")) == {"plain", "speculative", "mini"}
     assert {"cheaper", "refuse", "alert"} == set(words(rule + "budget_low: {then: "))
+
+
+def test_whoever_leaves_the_editor_is_asked_while_something_is_not_saved(window: Window) -> None:
+    page, asked = window.page, list[str]()
+
+    def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    menu = page.get_by_role("navigation", name="Pages")
+
+    def edited(line: str) -> None:
+        window.open("/console/policies/edit")
+        expect(page.locator("#verdict")).to_contain_text("Valid")
+        expect(page.locator("#unsaved")).to_be_hidden()
+        page.locator("#editor .ace_content").click()
+        page.keyboard.press("Control+Home")
+        page.keyboard.insert_text(f"{line}\n")
+        expect(page.locator("#unsaved")).to_be_visible()
+
+    window.open("/console/policies/edit")
+    page.locator("#editor .ace_content").click()
+    menu.get_by_role("link", name="Traffic").click()
+    expect(page).to_have_url(re.compile("/console/traffic$"))
+    assert asked == [], "nothing was written"
+    edited("# a line that is nowhere else")
+    menu.get_by_role("link", name="Pools").click()
+    expect(page).to_have_url(re.compile("/console/policies/edit$"))
+    page.keyboard.press("Escape")
+    page.locator("#main").focus()
+    page.keyboard.type("gt")
+    expect(page).to_have_url(re.compile("/console/policies/edit$"))
+    assert asked == ["beforeunload"] * 2, "by the menu and by the keys"
+    assert "nowhere else" in page.evaluate("tollgate.editor.getValue()")
+    page.get_by_role("button", name="Save as draft", exact=True).first.click()
+    page.locator("#draft-form button").click()
+    expect(page.locator("#notice")).to_contain_text("Stored as")
+    edited("# another")
+    page.evaluate("tollgate.editor.undo()")
+    expect(page.locator("#unsaved")).to_be_hidden()
+    menu.get_by_role("link", name="Traffic").click()
+    expect(page).to_have_url(re.compile("/console/traffic$"))
+    edited("# in force soon")
+    page.get_by_role("button", name="Publish", exact=True).click()
+    page.fill("#publish-why", "a comment")
+    page.locator("#publish-form button").first.click()
+    confirmed(page)
+    expect(page.locator("#notice")).to_contain_text("in force")  # already: a comment changes no policy
+    assert asked == ["beforeunload"] * 2, "what is saved, in force or taken back is not asked about"
+    assert window.complaints == []
+
+
+def change(site: str, method: str, path: str, **body: object) -> Answer:
+    """A call of the admin API; what it answers."""
+    headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+    answer = httpx.request(method, f"{site}/admin/v1{path}", json=body, headers=headers, timeout=60)
+    assert answer.is_success, answer.text
+    found: Answer = answer.json()
+    return found
+
+
+def looked_at(browser: Browser, site: str, path: Path, until: str) -> str:
+    """The policies' page once it says so, wide and light, narrow and dark; its text."""
+    text = ""
+    for width, is_dark in ((390, True), (1280, False)):
+        window = Window(browser, site, width=width, is_dark=is_dark)
+        window.log_in(ADMIN_KEY)
+        window.open("/console/policies")
+        expect(window.page.locator("main")).to_contain_text(re.compile(until))
+        assert (width, window.too_wide(), window.accessibility_errors()) == (width, [], [])
+        window.screenshot(path.with_name(f"{path.name}-{width}.png"))
+        assert window.complaints == []
+        text = window.text()
+        window.close()
+    return text
+
+
+def test_a_canary_with_evidence_and_a_shadow_with_pairs_are_there_to_read(
+    browser: Browser, site: str, home: Path, tmp_path: Path
+) -> None:
+    active = change(site, "GET", "/policies/active")
+    text = change(site, "GET", f"/policies/{active['version']}")["text"]
+    turned = "[speculative, plain]" if "creative: [plain" in text else "[plain, speculative]"
+    other = re.sub(r"creative: \[.*\]", f"creative: {turned}", text)
+    begun = {"text": other, "expected": active["version"], "message": "poems elsewhere"}
+    change(site, "POST", "/policies/canary", **begun, percent=50, stickiness="request", units=500)
+    time.sleep(3)  # gateways follow within two seconds
+    for number in range(SEEN):
+        ask(site, home, f"Write a poem about the moon and the number {number}.")
+    told = looked_at(browser, site, tmp_path / "canary", r"[1-9]\d* of 500 units of the candidate")
+    assert "EVIDENCE OF HARM" in told.upper()
+    change(site, "POST", "/policies/canary/stop", message="seen enough")
+
+    change(site, "PATCH", "/tenants/demo", is_internal_only=False)  # else nothing of it is copied
+    change(site, "POST", "/policies/shadow", **begun, percent=100, budget_usd="5")
+    time.sleep(3)
+    for number in range(SEEN):
+        ask(site, home, f"Write a poem about the sun and the number {number}.")
+    told = looked_at(browser, site, tmp_path / "shadow", r"[1-9]\d* requests and their copies")
+    assert "paid by the platform" in told
+    change(site, "POST", "/policies/shadow/stop", message="seen enough")
 
 
 @pytest.mark.parametrize(("width", "is_dark"), [(1280, False), (390, True)], ids=["light", "phone"])

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
 from gateway.clock import Clock
-from tests.support.browser import Window, needs_browser
+from tests.support.browser import LOADED_MS, Window, needs_browser
 from tests.support.console_site import ADMIN_KEY, EVIL
 
 pytestmark = needs_browser
@@ -30,6 +31,40 @@ def test_a_person_logs_in_looks_and_logs_out(browser: Browser, site: str) -> Non
     assert page.url == f"{site}/console/login"
     # A style, a script or a form that our own policy blocks would be named here.
     assert [text for text in window.complaints if "401" not in text] == []
+    window.close()
+
+
+def test_a_person_changes_the_own_password_and_stays_logged_in(
+    browser: Browser, site: str, tmp_path: Path
+) -> None:
+    name, old, new = "ada@acme.example", "four words in a row", "four other words in a row"
+    made = httpx.post(
+        f"{site}/admin/v1/people",
+        json={"name": name, "role": "viewer", "password": old},
+        headers={"authorization": f"Bearer {ADMIN_KEY}"},
+        timeout=60,
+    )
+    assert made.status_code == 201, made.text
+    window = Window(browser, site, width=390, is_dark=True)
+    page = window.page
+    window.log_in(old, name=name)
+    page.get_by_role("link", name=f"{name} · viewer").click()
+    expect(page.get_by_role("heading", name="Your password")).to_be_visible()
+    assert (window.too_wide(), window.accessibility_errors()) == ([], [])
+    page.fill("#old", "no, other words")
+    page.fill("#new", new)
+    page.fill("#again", new)
+    page.get_by_role("button", name="Change it").click()
+    expect(page.get_by_role("alert")).to_contain_text("The old password is wrong")
+    window.screenshot(tmp_path / "login-wrong.png")
+    page.fill("#old", old)
+    page.get_by_role("button", name="Change it").click()
+    expect(page.locator("#notice")).to_contain_text("Your password is changed", timeout=LOADED_MS)
+    expect(page.get_by_role("link", name=f"{name} · viewer")).to_be_visible()
+    window.screenshot(tmp_path / "login.png")
+    assert [text for text in window.complaints if "400" not in text] == []
+    page.click("header form button")
+    window.log_in(new, name=name)
     window.close()
 
 

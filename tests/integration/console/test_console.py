@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from backends.pool import ReplicaLoad, ReplicaState
 from gateway.app import create_app
 from gateway.clock import Clock
-from gateway.console import session
 from gateway.dependencies import COOKIE, Services
+from gateway.identity import guesses
 from gateway.identity.admin_store import create_admin_key, revoke_admin_key
 from gateway.identity.admins import AdminRing, Logins
 from gateway.identity.key_store import create_key, revoke_key
@@ -194,7 +194,7 @@ async def test_over_https_the_cookie_stays_on_https(console: Console) -> None:
 async def test_a_wrong_key_is_refused_after_a_while(console: Console) -> None:
     started_s = asyncio.get_running_loop().time()
     answer = await console.log_in("not the key, \u00e4\u00f6\u00fc")
-    assert asyncio.get_running_loop().time() - started_s >= session.FAILURE_DELAY_S
+    assert asyncio.get_running_loop().time() - started_s >= guesses.FAILURE_DELAY_S
     assert answer.status_code == 401
     assert "set-cookie" not in answer.headers
     assert "That is not an administrator key." in answer.text
@@ -206,30 +206,30 @@ async def test_an_address_that_fails_often_must_wait(console: Console) -> None:
     assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 3
     locked = await console.log_in()
     assert locked.status_code == 429
-    assert 0 < int(locked.headers["retry-after"]) <= session.FAILURES_WINDOW_S
+    assert 0 < int(locked.headers["retry-after"]) <= guesses.FAILURES_WINDOW_S
     assert "Try again in 5 min" in locked.text
     async with console.new_browser(HTTP, address="192.0.2.2") as elsewhere:
         assert (await console.log_in(browser=elsewhere)).status_code == 303
-    console.clock.moved = timedelta(seconds=session.FAILURES_WINDOW_S)
+    console.clock.moved = timedelta(seconds=guesses.FAILURES_WINDOW_S)
     assert (await console.log_in()).status_code == 303
 
 
 def test_one_subscribers_addresses_count_as_one() -> None:
-    assert session.network_of("2001:db8::1") == session.network_of("2001:db8::ffff:1") == "2001:db8::/64"
-    assert session.network_of("2001:db8:0:1::1") != session.network_of("2001:db8::1")
-    assert session.network_of("::ffff:192.0.2.1") == session.network_of("192.0.2.1") == "192.0.2.1"
-    assert session.network_of("testclient") == "testclient"
+    assert guesses.network_of("2001:db8::1") == guesses.network_of("2001:db8::ffff:1") == "2001:db8::/64"
+    assert guesses.network_of("2001:db8:0:1::1") != guesses.network_of("2001:db8::1")
+    assert guesses.network_of("::ffff:192.0.2.1") == guesses.network_of("192.0.2.1") == "192.0.2.1"
+    assert guesses.network_of("testclient") == "testclient"
 
 
 def test_failures_are_remembered_within_bounds() -> None:
-    failed = session.FailedLogins()
-    for number in range(session.REMEMBERED_MAX + 50):
+    failed = guesses.FailedLogins()
+    for number in range(guesses.REMEMBERED_MAX + 50):
         failed.note(str(number), 0.0)
-    assert len(failed._failures) == session.REMEMBERED_MAX
-    for _ in range(session.FAILURES_MAX - 1):
+    assert len(failed._failures) == guesses.REMEMBERED_MAX
+    for _ in range(guesses.FAILURES_MAX - 1):
         failed.note("a", 0.0)
-    failed.note("a", session.FAILURES_WINDOW_S)  # a new window, a new count
-    failed.check("a", session.FAILURES_WINDOW_S)
+    failed.note("a", guesses.FAILURES_WINDOW_S)  # a new window, a new count
+    failed.check("a", guesses.FAILURES_WINDOW_S)
 
 
 # ----------------------------------------------------------------------------------------------- sessions

@@ -1,6 +1,7 @@
 """Do the operators' pages show what is, and offer nobody what his role refuses?"""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from backends.pool import ReplicaLoad, ReplicaState
+from gateway.admin.policy_check import READER, RETRY_AFTER_S, WAITING_MAX
 from gateway.app import create_app
 from gateway.dependencies import Services
 from gateway.identity.admin_store import create_admin_key
@@ -203,6 +205,25 @@ async def test_policies_are_told_compared_and_checked(site: Site) -> None:
         ("max_tokens_default", 256, 128)
     ]
     assert (await site.call("/admin/v1/policies/diff", {"text": "a: ["})).status_code == 400
+
+
+async def test_a_text_too_many_is_told_when_to_come_again(site: Site) -> None:
+    await site.log_in()
+    text = await asyncio.to_thread(Path(DEFAULT_POLICY).read_text)
+    is_read = threading.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(1 + WAITING_MAX):
+            tasks.create_task(READER.read(is_read.wait, 60))
+        await asyncio.sleep(0)
+        for path in ("check", "diff"):
+            refused = await site.call(f"/admin/v1/policies/{path}", {"text": text})
+            assert refused.status_code == 503, refused.text
+            assert refused.headers["retry-after"] == str(RETRY_AFTER_S)
+            error = refused.json()["error"]
+            assert error["code"] == "overloaded"
+            assert f"{1 + WAITING_MAX} texts are asked about already: try again in 2 s" in error["message"]
+        is_read.set()
+    assert (await site.call("/admin/v1/policies/check", {"text": text})).status_code == 200
 
 
 async def test_the_audit_reads_as_what_changed(site: Site) -> None:

@@ -1,8 +1,8 @@
 """Do people get in with their password or the company's login, and nobody else?"""
 
 import asyncio
+import json
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -19,7 +19,9 @@ from gateway.identity.passwords import PasswordCheck, hash_password
 from gateway.identity.roles import RULES, Credential
 from gateway.migrate import upgrade
 from gateway.settings import OidcSettings, Settings
+from tests.support.gateway_process import environment
 from tests.support.oidc_provider import OidcProvider, running_provider
+from tests.support.own_process import run_here
 from tests.support.pool_files import DEFAULT_POLICY, write_pools
 
 ADMIN_KEY = "tga-a-key-for-the-people-test-only-0123456789"
@@ -232,12 +234,8 @@ async def test_passwords_are_argon2id_and_nobodys_never_matches() -> None:
 
 
 def test_the_command_line_makes_people_too(tmp_path: Path) -> None:
-    tollgate = [Path(sys.executable).parent / "tollgate"]
-
     def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*tollgate, *arguments], cwd=tmp_path, input=given, capture_output=True, text=True, check=False
-        )
+        return run_here(environment(tmp_path), tmp_path, *arguments, given=given)
 
     assert run("migrate").returncode == 0
     made = run(
@@ -248,8 +246,121 @@ def test_the_command_line_makes_people_too(tmp_path: Path) -> None:
     again = run("people", "password", "ada", "--password-stdin", given="another long sentence\n")
     assert "has another password" in again.stdout
     assert "--password-stdin" in run("people", "password", "ada").stderr
+    (person,) = json.loads(run("people", "list", "--json").stdout)
+    named = run("people", "password", person["id"], "--password-stdin", given="this is ada, who else\n")
+    assert (named.returncode, "contains the person's name" in named.stderr) == (2, True), named
     assert "may not log in any more" in run("people", "retire", "ada").stdout
     assert '"logs_in_by": "password"' in run("people", "list", "--json").stdout
+
+
+# --------------------------------------------------------------------------------------- the own password
+NEW = "quite another sentence"
+
+
+async def change(house: House, old: str, new: str, **more: str) -> httpx.Response:
+    body = {"old_password": old, "password": new, **more}
+    return await house.browser.post("/admin/v1/me/password", json=body, headers=CHANGING)
+
+
+async def test_a_person_changes_the_own_password_and_every_other_login_ends(house: House) -> None:
+    person = await house.create(role="viewer")
+    await house.log_in("ada@acme.example", PASSWORD)
+    elsewhere = dict(house.browser.cookies)
+    house.browser.cookies.clear()
+    await house.log_in("ada@acme.example", PASSWORD)
+    page = (await house.browser.get("/console/me")).text
+    assert "name and password" in page
+    assert 'data-api="POST /admin/v1/me/password"' in page
+    assert "Your login</a>" in (await house.browser.get("/console")).text, "the menu leads there"
+
+    changed = await change(house, PASSWORD, NEW, password_again=NEW)
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["id"] == person
+    assert "SameSite=strict" in changed.headers["set-cookie"]
+    assert "HttpOnly" in changed.headers["set-cookie"]
+    assert "ada@acme.example · viewer" in (await house.browser.get("/console")).text, "this login goes on"
+    here = dict(house.browser.cookies)
+    house.browser.cookies.clear()
+    house.browser.cookies.update(elsewhere)
+    assert (await house.browser.get("/console")).status_code == 303, "the other one has ended"
+    house.browser.cookies.clear()
+    assert (await house.log_in("ada@acme.example", PASSWORD)).status_code == 401
+    assert (await house.log_in("ada@acme.example", NEW)).status_code == 303
+    house.browser.cookies.update(here)
+    (entry, *_) = (await house.browser.get("/admin/v1/audit?action=person", headers=BEARER)).json()["data"]
+    assert (entry["action"], entry["object"]["id"]) == ("person.set_password", person)
+    assert (entry["actor"]["id"], entry["source"]) == (person, "console")
+    assert NEW not in str(entry)
+    assert "argon2" not in str(entry)
+
+
+async def test_what_is_no_new_password_changes_nothing(house: House) -> None:
+    await house.create()
+    await house.log_in("ada@acme.example", PASSWORD)
+    for old, new, again, param, says in (
+        ("four words in a raw", NEW, NEW, "old_password", "old password is wrong"),
+        (PASSWORD, PASSWORD, PASSWORD, "password", "is the old one"),
+        (PASSWORD, "short", "short", "password", "12 to 256 characters"),
+        (PASSWORD, "I am ada@acme.example", "I am ada@acme.example", "password", "the person's name"),
+        (PASSWORD, NEW, f"{NEW}.", "password_again", "write the same twice"),
+    ):
+        answer = await change(house, old, new, password_again=again)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"] == param
+        assert says in answer.json()["error"]["message"]
+        assert "set-cookie" not in answer.headers
+    body = {"old_password": PASSWORD, "password": NEW}
+    for headers in ({}, {"origin": HTTP}, CHANGING | {"origin": "http://evil.test"}):
+        answer = await house.browser.post("/admin/v1/me/password", json=body, headers=headers)
+        assert answer.status_code == 403, "another site's page changes nothing"
+    assert (await house.log_in("ada@acme.example", PASSWORD)).status_code == 303
+
+
+async def test_whoever_finds_a_login_guesses_no_password(house: House) -> None:
+    await house.create()
+    await house.log_in("ada@acme.example", PASSWORD)
+    guesses = (change(house, f"a guess, number {number}", NEW) for number in range(12))
+    answers = await asyncio.gather(*guesses)
+    assert sorted(answer.status_code for answer in answers) == [400] * 10 + [429] * 2
+    refused = await change(house, PASSWORD, NEW)
+    assert refused.status_code == 429, "now the right one must wait, too"
+    assert 0 < int(refused.headers["retry-after"]) <= 300
+    assert "Try again in 5 min" in refused.json()["error"]["message"]
+    house.browser.cookies.clear()
+    assert (await house.log_in("ada@acme.example", PASSWORD)).status_code == 429, "one count for both"
+
+
+async def test_keys_and_the_companys_login_have_no_password_here(
+    house: House, provider: OidcProvider
+) -> None:
+    body = {"old_password": PASSWORD, "password": NEW}
+    by_key = await house.browser.post("/admin/v1/me/password", json=body, headers=BEARER)
+    assert by_key.status_code == 409
+    assert "administrator key 'bootstrap', which has no password" in by_key.json()["error"]["message"]
+    await house.log_in("", ADMIN_KEY)
+    page = (await house.browser.get("/console/me")).text
+    assert "the setting <code>TOLLGATE_ADMIN_KEY</code>" in page
+    assert "data-api" not in page
+    house.browser.cookies.clear()
+    assert (await journey(house, provider)).status_code == 200
+    page = (await house.browser.get("/console/me")).text
+    assert "you log in with the company's login" in page.replace("&#39;", "'")
+    assert "data-api" not in page
+    by_login = await change(house, PASSWORD, NEW)
+    assert by_login.status_code == 409
+    assert "company's login, which keeps your password" in by_login.json()["error"]["message"]
+
+
+async def test_an_administrator_who_names_a_person_by_id_gives_no_password_with_the_name(
+    house: House,
+) -> None:
+    person = await house.create()
+    for named in (person, "ada@acme.example"):
+        answer = await house.browser.post(
+            f"/admin/v1/people/{named}/password", json={"password": "ada@acme.example 1"}, headers=BEARER
+        )
+        assert answer.status_code == 400, named
+        assert "the person's name" in answer.json()["error"]["message"]
 
 
 # ------------------------------------------------------------------------------------- the company's login

@@ -121,6 +121,8 @@ NOT_BY_ITSELF = {
     # The same for shadows: see test_shadow.py.
     ("POST", "/policies/shadow"),
     ("POST", "/policies/shadow/stop"),
+    # By a person's login alone: see test_people.py of the console.
+    ("POST", "/me/password"),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.admin.reconciliation_views import ReconcileRequest, bill_of
 from gateway.admin.reconciliations import BODY_BYTES_MAX
 from gateway.cli import app as program
 from gateway.clock import Clock
@@ -94,6 +95,12 @@ def test_a_bill_is_compared_and_its_proposer_may_not_approve(terminal: Terminal,
     again = terminal.json("reconcile", str(bill), "--period", MONTH, "--map", "gpt=plain")
     assert (again["id"], again["is_new"], len(again["proposals"])) == (made["id"], False, 2)
     assert "compared with" in terminal.text("reconcile", str(bill), "--period", MONTH, "--map", "gpt=plain")
+    bill.write_bytes(b"\xef\xbb\xbf" + bill.read_bytes().replace(b"\n", b"\r\n"))
+    sent = bill.read_bytes().decode("utf-8-sig")  # as browsers do: the mark is gone, the ends are there
+    asked = ReconcileRequest(file_name="bill.csv", file=sent, pools={"gpt": "plain"})
+    assert bill_of(asked).sha256 == made["file_sha256"]
+    again = terminal.json("reconcile", str(bill), "--period", MONTH, "--map", "gpt=plain")
+    assert (again["id"], again["is_new"]) == (made["id"], False)
     assert terminal.json("reconcile", "reject", proposal)["state"] == "rejected"
     assert proposal in terminal.text("period", "adjustments")
     for arguments, said in (

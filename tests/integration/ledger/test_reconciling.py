@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import pytest
 from sqlalchemy import text
@@ -22,8 +23,13 @@ READING = Reading(PROVIDER, "bill.csv")
 DOLLAR = 1_000_000_000
 
 
-async def compared(site: Site, *lines: str, month: str | None = None) -> list[Reconciled]:
-    bill = read_file(HEAD + "\n".join(lines), READING, None if month is None else month_named(month))
+async def compared(
+    site: Site, *lines: str, month: str | None = None, ends: str = "\n", hashed: str = ""
+) -> list[Reconciled]:
+    text = (HEAD + "\n".join(lines)).replace("\n", ends)
+    bill = read_file(text, READING, None if month is None else month_named(month))
+    if hashed:
+        bill = dataclasses.replace(bill, sha256=hashed)
     async with site.sessions() as session:
         await begin_writing(session)
         made = await reconcile(session, bill, act=make_act())
@@ -77,3 +83,24 @@ async def test_a_bill_that_follows_another_proposes_what_is_missing(site: Site) 
             text("SELECT pool, amount_usd_nanos FROM adjustment_proposals WHERE state = 'proposed'")
         )
         assert [tuple(row) for row in open_now] == [("other", 6 * DOLLAR)]
+
+
+async def test_a_bill_that_came_with_other_line_ends_is_the_same_bill(site: Site) -> None:
+    lines = ("2026-01-30,plain,1,2", "2026-01-31,other,1,7")
+    (first,) = await compared(site, *lines, ends="\r\n")
+    assert len(first.proposals) == 2
+    for ends in ("\n", "\r\n", "\r"):
+        (again,) = await compared(site, *lines, ends=ends)
+        assert (again.is_new, again.row.id, list(again.proposals)) == (False, first.row.id, [])
+
+
+async def test_a_bill_that_was_hashed_as_it_came_is_known_again(site: Site) -> None:
+    lines = ("2026-01-30,plain,1,2", "2026-01-31,other,1,7")
+    before = "\ufeff" + (HEAD + "\n".join(lines)).replace("\n", "\r\n")
+    hashed = hashlib.sha256(before.encode()).hexdigest()
+    (first,) = await compared(site, *lines, hashed=hashed)  # as an earlier version wrote it down
+    assert first.row.file_sha256 == hashed
+    (again,) = await compared(site, *lines)
+    assert (again.is_new, again.row.id, list(again.proposals)) == (False, first.row.id, [])
+    (another,) = await compared(site, lines[0], "2026-01-31,other,1,7.5")
+    assert another.is_new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from decimal import Decimal
 
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequest
-from gateway.ledger.bills import GPU, PROVIDER, BillLine, Reading, read_bill
+from gateway.ledger.bills import (
+    GPU,
+    PROVIDER,
+    BillLine,
+    Reading,
+    bill_hash,
+    hashes_before,
+    plain_text,
+    read_bill,
+)
 from gateway.ledger.reconcile import Amount, Comparison, Gap, compare
 
 DAYS = range(20_000, 20_010)
@@ -152,3 +162,30 @@ def test_an_unknown_kind_or_unit_says_which_there_are() -> None:
     text = "day,pool,quantity,amount,unit\n2026-10-05,gpt,1,1,sheep\n"
     with pytest.raises(InvalidRequest, match=r"column unit: 'sheep'.*tokens"):
         read_bill(text, reading())
+
+
+@given(
+    lines=st.lists(st.text(st.characters(exclude_characters="\r\n\ufeff", codec="utf-8")), min_size=1),
+    ends=st.sampled_from(["\r\n", "\r"]),
+    mark=st.sampled_from(["", "\ufeff"]),
+)
+def test_a_file_is_the_same_file_whatever_its_lines_end_with(lines: list[str], ends: str, mark: str) -> None:
+    plain = "\n".join(lines)
+    sent = mark + ends.join(lines)
+    assert plain_text(sent) == plain_text(plain) == plain
+    kept = hashlib.sha256(plain.encode()).hexdigest()
+    assert bill_hash(sent) == bill_hash(plain) == kept, "what was kept of files with plain line ends holds"
+    as_it_came = hashlib.sha256(sent.encode()).hexdigest()
+    assert {kept, as_it_came} <= hashes_before(sent)
+    if ends == "\r\n":
+        assert as_it_came in hashes_before(plain), "of a file that a browser once sent as it was"
+    assert bill_hash(plain + "x") not in hashes_before(sent)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_a_bill_is_read_whatever_its_lines_end_with(ends: str) -> None:
+    text = ends.join(("day,pool,quantity,amount", "2026-10-05,plain,1,2", "2026-10-06,plain,x,2", ""))
+    with pytest.raises(InvalidRequest, match=r"bill\.csv, line 3, column quantity"):
+        read_bill(text, Reading(PROVIDER, "bill.csv"))
+    (line,) = read_bill(text.replace("2026-10-06,plain,x,2" + ends, ""), Reading(PROVIDER, "bill.csv"))
+    assert (line.quantity, line.usd_nanos) == (1, 2_000_000_000)
