@@ -23,7 +23,9 @@ help: ## this list
 run: gateway engine ## install what is missing, then start the bundled fleet and the gateway on 127.0.0.1:8080
 	@exec .venv/bin/tollgate up
 
-test: system-packages gateway-dev engine ## install what is missing, lint, type-check, run every test
+# The two environments at once: a download leaves a core idle, and unpacking one takes one core.
+test: system-packages ## install what is missing, lint, type-check, run every test
+	@$(MAKE) --no-print-directory -j2 gateway-dev engine
 	@exec .venv/bin/python scripts/run_tests.py --workers $(WORKERS) --total $(COVERAGE_TOTAL)
 
 checks: gateway-dev ## linters, types and import contracts only

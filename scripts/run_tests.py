@@ -1,10 +1,16 @@
 """What `make test` runs once everything is installed: linters, types, contracts, every test, coverage floors.
 
-A failing check does not keep the tests from running: one run tells all that is wrong. Tests that only need
-processors run three at a time. Those of faults and loads mostly wait, and want the machine at once when they
-do not: they run one after another, and what loads vLLM's code without its servers runs beside them at a lower
-priority, two at a time. The bundled fleet has the machine for itself. The last lines are pytest's own closing
-lines and their sum.
+A failing check does not keep the tests from running: one run tells all that is wrong. Four turns:
+
+1. Tests that only need processors run three at a time, those that mostly wait first.
+2. So do those that repeat what others ran, on PostgreSQL and Redis instead of SQLite (`second_store`). They
+   are not measured: a tracer takes as long as the tests, and adds nothing here that the floors ask for.
+3. Those of faults and loads mostly wait, and want the machine at once when they do not: they run one after
+   another. What is not in a hurry runs beside them at a lower priority, one command after another: the
+   checks, what loads vLLM's code without its servers, the gateway's unit tests.
+4. The bundled fleet has the machine for itself.
+
+The last lines are pytest's own closing lines and their sum.
 
 A second chance: when at most SECOND_TRIES_MAX tests of a group fail, exactly those run once more, alone and
 with nothing beside them. If all pass, the group has passed, and the closing lines name them aloud, with what
@@ -25,8 +31,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,16 +46,55 @@ CHECKS = {
     "types": ["mypy"],
     "import contracts": ["lint-imports"],
 }
+MEASURED = ("python", "-m", "coverage", "run")
+MEASURED_WITHOUT_GREENLETS = (*MEASURED, "--concurrency=thread")
+"""For what never asks a database: to look up the greenlet at every call takes a third of the time."""
+UNMEASURED = ("python",)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tests that run together."""
+
+    name: str
+    paths: tuple[str, ...]
+    """Folders, files and pytest's --ignore."""
+    options: tuple[str, ...] = ()
+    measured: tuple[str, ...] = MEASURED
+    """The program before `-m pytest`."""
+
+
 TOP_LEVEL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py"))
 FAULTS = "tests/e2e/faults"
 """Its tests share one PostgreSQL, Redis and fleet, and what they break heals against the clock."""
-PARALLEL = ["tests/e2e", "tests/integration", "tests/unit", f"--ignore={FAULTS}", *TOP_LEVEL]
-"""Those that mostly wait come first, so that they wait beside others and not at the end."""
-WAITING = [FAULTS, "tests/load"]
-ENGINE = ["tests/vllm"]
-ENGINE_OPTIONS = ("-m", "not fleet", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider")
-FLEET = ["tests/gpu", "tests/vllm"]
-FLEET_OPTIONS = ("-m", "fleet or gpu")
+UPSTREAM = "tests/unit/gateway/upstream"
+"""The unit tests in which seconds pass."""
+OTHER_UNITS = sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "tests/unit").iterdir() if path.name != "gateway"
+)
+STORES = ("tests/integration/gateway", "tests/integration/ledger")
+PARALLEL = Group(
+    "parallel",
+    # Those that mostly wait come first, so that they wait beside others and not at the end.
+    ("tests/e2e", "tests/integration", *OTHER_UNITS, UPSTREAM, f"--ignore={FAULTS}", *TOP_LEVEL),
+    ("-m", "not second_store", "--dist", "worksteal"),
+)
+SECOND_STORE = Group(
+    "second store", STORES, ("-m", "second_store", "--dist", "worksteal"), measured=UNMEASURED
+)
+WAITING = Group("waiting", (FAULTS, "tests/load"))
+ENGINE = Group(
+    "engine",
+    ("tests/vllm",),
+    ("-m", "not fleet", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"),
+)
+UNIT = Group(
+    "unit",
+    ("tests/unit/gateway", f"--ignore={UPSTREAM}"),
+    ("-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"),
+    measured=MEASURED_WITHOUT_GREENLETS,
+)
+FLEET = Group("fleet", ("tests/gpu", "tests/vllm"), ("-m", "fleet or gpu"))
 BESIDE_NICENESS = "19"
 """Of what runs beside others: it has what they leave."""
 CLOSING = re.compile(r"^=+ (?P<counts>.*?) in [\d.]+s(?: \([\d:]+\))? =+$")
@@ -75,7 +122,7 @@ class Failed:
 class Doubt:
     """A group whose failures may be accidents."""
 
-    group: str
+    group: Group
     closing: str
     failure: str
     """What to say if they are not."""
@@ -116,17 +163,57 @@ def tee(command: list[str]) -> tuple[int, str]:
     return process.returncode, seen.decode(errors="replace")
 
 
-def beside(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a program of the environment that leaves the machine to others, its output kept for later."""
-    log.parent.mkdir(exist_ok=True)
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            ["nice", "-n", BESIDE_NICENESS, BIN / command[0], *command[1:]],  # noqa: S607 - of every system
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+class Beside:
+    """Commands that run one after another, leave the machine to others and say later what they said."""
+
+    def __init__(self, commands: Mapping[str, list[str]]) -> None:
+        """Start the first; a command's log is `.tollgate/tests-NAME.log`."""
+        self._commands = commands
+        self._is_stopped = False
+        self._running: subprocess.Popen[bytes] | None = None
+        self._turn = threading.Lock()
+        self._statuses: dict[str, int] = {}
+        self._thread = threading.Thread(target=self._run, name="beside")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the one that runs and start none any more."""
+        with self._turn:
+            self._is_stopped = True
+            if self._running is not None:
+                self._running.terminate()
+
+    def ended(self) -> dict[str, tuple[int, str]]:
+        """Wait for all; exit status and output of each that was started."""
+        self._thread.join()
+        return {
+            name: (status, self._log(name).read_text(errors="replace"))
+            for name, status in self._statuses.items()
+        }
+
+    def _run(self) -> None:
+        for name, command in self._commands.items():
+            with self._turn:
+                if self._is_stopped:
+                    return
+                self._running = self._start(name, command)
+            self._statuses[name] = self._running.wait()
+
+    def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        log = self._log(name)
+        log.parent.mkdir(exist_ok=True)
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                ["nice", "-n", BESIDE_NICENESS, BIN / command[0], *command[1:]],  # noqa: S607 - of every system
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    @staticmethod
+    def _log(name: str) -> Path:
+        return ROOT / ".tollgate" / f"tests-{name.replace(' ', '-')}.log"
 
 
 def closing_line(output: str) -> str:
@@ -157,7 +244,7 @@ def combined(closings: list[str], seconds: float, corrections: Counter[str] | No
     return f" {text} in {seconds:.2f}s ".center(100, "=")
 
 
-def existing(paths: list[str]) -> list[str]:
+def existing(paths: Sequence[str]) -> list[str]:
     """The paths that have tests: pytest treats a missing one as a wrong call."""
     return [
         path
@@ -171,49 +258,56 @@ def failures_file(group: str) -> Path:
     return ROOT / ".tollgate" / f"tests-failed-{group.replace(' ', '-')}.json"
 
 
-def pytest_on(group: str, tests: list[str], options: tuple[str, ...]) -> list[str]:
-    """The command that runs a group of tests under coverage; what failed before is forgotten."""
-    failures = failures_file(group)
+def pytest_on(group: Group, *, tests: Sequence[str] = (), again: bool = False) -> list[str]:
+    """The command that runs a group of tests, or these of it once more; what failed before is forgotten."""
+    failures = failures_file(f"{group.name} again" if again else group.name)
     failures.parent.mkdir(exist_ok=True)
     failures.unlink(missing_ok=True)
     recorded = ("-p", "tests.support.failed_tests", "--failures", str(failures.relative_to(ROOT)))
-    return ["python", "-m", "coverage", "run", "-m", "pytest", *recorded, *options, *tests]
+    chosen = tests if again else (*group.options, *existing(group.paths))
+    return [*group.measured, "-m", "pytest", *recorded, *chosen]
 
 
-def phase(outcome: Outcome, name: str, paths: list[str], *, options: tuple[str, ...] = ()) -> None:
+def phase(outcome: Outcome, group: Group, *options: str) -> None:
     """Run one group of tests."""
-    take(outcome, name, tee(pytest_on(name, existing(paths), options)), failed=failures_file(name))
+    take(outcome, group, tee([*pytest_on(group), *options]), failed=failures_file(group.name))
 
 
-def waiting_and_engine(outcome: Outcome) -> None:
-    """What mostly waits, and beside it what loads vLLM; their outputs one after the other."""
-    log = ROOT / ".tollgate" / "tests-engine.log"
-    command = pytest_on("engine", existing(ENGINE), ENGINE_OPTIONS)
-    engine = beside(command, log)
+def waiting_and_beside(outcome: Outcome, *, checks: Mapping[str, list[str]]) -> None:
+    """What mostly waits, and beside it what is in no hurry; their outputs one after the other."""
+    groups = {group.name: group for group in (ENGINE, UNIT)}
+    commands = {**checks, **{name: pytest_on(group) for name, group in groups.items()}}
+    lane = Beside(commands)
     try:
-        phase(outcome, "waiting", WAITING)
+        phase(outcome, WAITING)
     except BaseException:
-        engine.terminate()
+        lane.stop()
         raise
     finally:
-        status = engine.wait()
-        output = log.read_text(errors="replace")
-        print(f"\n$ {' '.join(command)}\n{output}", flush=True)
-    take(outcome, "engine", (status, output), failed=failures_file("engine"))
+        ended = lane.ended()
+        for name, (_, output) in ended.items():
+            print(f"\n$ {' '.join(commands[name])}\n{output}", flush=True)
+    for name in commands:
+        if name not in ended:
+            outcome.failures.append(f"{name}: could not be started")
+        elif name in groups:
+            take(outcome, groups[name], ended[name], failed=failures_file(name))
+        elif ended[name][0] != 0:
+            outcome.failures.append(name)
 
 
-def take(outcome: Outcome, name: str, ended: tuple[int, str], *, failed: Path) -> None:
+def take(outcome: Outcome, group: Group, ended: tuple[int, str], *, failed: Path) -> None:
     """Remember how a group of tests ended: pytest's exit status and output, and where its failures are."""
     status, output = ended
     closing = closing_line(output)
-    outcome.closings.append((name, closing))
+    outcome.closings.append((group.name, closing))
     if status == 0:
         return
     reason = "found no tests" if status == NO_TESTS else f"ended with status {status}"
-    failure = f"{name} tests: pytest {reason}"
+    failure = f"{group.name} tests: pytest {reason}"
     tests = accidents(status, failed)
     if tests:
-        outcome.doubts.append(Doubt(name, closing, failure, tests))
+        outcome.doubts.append(Doubt(group, closing, failure, tests))
     else:
         outcome.failures.append(failure)
 
@@ -231,16 +325,16 @@ def second_tries(outcome: Outcome) -> None:
     """Run what failed once more; nothing else runs now."""
     doubts, outcome.doubts = outcome.doubts, []
     for doubt in doubts:
-        name = f"{doubt.group} again"
-        print(f"\nsecond try of {len(doubt.tests)} of the {doubt.group} tests", flush=True)
-        settle(outcome, doubt, tee(pytest_on(name, [each.test for each in doubt.tests], ())))
+        print(f"\nsecond try of {len(doubt.tests)} of the {doubt.group.name} tests", flush=True)
+        command = pytest_on(doubt.group, tests=[each.test for each in doubt.tests], again=True)
+        settle(outcome, doubt, tee(command))
 
 
 def settle(outcome: Outcome, doubt: Doubt, ended: tuple[int, str]) -> None:
     """Remember how a second try ended."""
     status, output = ended
     closing = closing_line(output)
-    outcome.closings.append((f"{doubt.group} again", closing))
+    outcome.closings.append((f"{doubt.group.name} again", closing))
     if status != 0 or counts_of(closing)["passed"] != len(doubt.tests):
         outcome.failures.append(f"{doubt.failure}, and not all passed at the second try")
         return
@@ -292,18 +386,19 @@ def main() -> int:
     options = parser.parse_args()
     outcome = Outcome()
     began = time.monotonic()
-    if options.only in {None, "checks"}:
+    if options.only == "checks":
         outcome.failures += [name for name, command in CHECKS.items() if run(command) != 0]
-    if options.only != "checks":
+    else:
         run(["python", "-m", "coverage", "erase"])
     tests_began = time.monotonic()
     if options.only in {None, "parallel"}:
-        phase(outcome, "parallel", PARALLEL, options=("-n", options.workers, "--dist", "worksteal"))
-        second_tries(outcome)
+        for group in (PARALLEL, SECOND_STORE):
+            phase(outcome, group, "-n", options.workers)
+            second_tries(outcome)
     if options.only in {None, "serial"}:
-        waiting_and_engine(outcome)
+        waiting_and_beside(outcome, checks=CHECKS if options.only is None else {})
         second_tries(outcome)
-        phase(outcome, "fleet", FLEET, options=FLEET_OPTIONS)
+        phase(outcome, FLEET)
         second_tries(outcome)
     outcome.tests_s = time.monotonic() - tests_began
     if options.only is None:

@@ -22,7 +22,7 @@ def databases(postgres: str) -> Iterator[EmptyDatabases]:
         made.close()
 
 
-@pytest.fixture(params=["embedded", "shared"])
+@pytest.fixture(params=["embedded", pytest.param("shared", marks=pytest.mark.second_store)])
 def home(home: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A folder for `settings_for`: embedded SQLite and no Redis, or PostgreSQL and Redis."""
     if request.param == "embedded":

@@ -20,7 +20,7 @@ def template(postgres: str) -> Iterator[str]:
         yield url.rpartition("/")[2]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.second_store)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty, migrated database."""
     if request.param == "sqlite":

@@ -1,19 +1,29 @@
 """The closing lines of several pytest runs become one, and what failed by accident is tried once more."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from scripts.run_tests import (
+    ENGINE,
+    FLEET,
+    PARALLEL,
     ROOT,
+    SECOND_STORE,
+    UNIT,
+    UNMEASURED,
+    WAITING,
+    Beside,
     Doubt,
     Failed,
+    Group,
     Outcome,
     accidents,
-    beside,
     closing_line,
     combined,
     last_lines,
@@ -22,40 +32,90 @@ from scripts.run_tests import (
     take,
 )
 
-PARALLEL = "======= 812 passed, 3 skipped, 1 warning in 210.50s (0:03:30) ======="
+FIRST = "======= 812 passed, 3 skipped, 1 warning in 210.50s (0:03:30) ======="
 SERIAL = "====== 1 failed, 40 passed, 266 deselected in 300.00s (0:05:00) ======"
 SLOW = Failed("tests/test_a.py::test_slow[a - b]", "call", "assert 0 == 1 (test_a.py:9)")
 LEFT = Failed("tests/test_a.py::test_left", "teardown", "OSError: busy (test_a.py:3)")
 
 
 def test_the_closing_line_is_the_last_that_pytest_wrote() -> None:
-    assert closing_line(f"tests/unit ....\n{PARALLEL}\n") == PARALLEL
+    assert closing_line(f"tests/unit ....\n{FIRST}\n") == FIRST
     assert "cut short" in closing_line("tests/unit ....\nKilled\n")
 
 
 def test_counts_add_up_and_each_test_counts_where_it_ran() -> None:
-    told = combined([PARALLEL, SERIAL], 410.5)
+    told = combined([FIRST, SERIAL], 410.5)
     assert told.strip("= ") == "852 passed, 3 skipped, 1 warnings, 1 failed in 410.50s"
 
 
 def test_a_run_without_a_closing_line_is_an_error() -> None:
-    assert "1 errors" in combined([PARALLEL, "no closing line: pytest was cut short"], 1.0)
+    assert "1 errors" in combined([FIRST, "no closing line: pytest was cut short"], 1.0)
 
 
-def test_what_runs_beside_others_leaves_its_status_and_its_output(tmp_path: Path) -> None:
-    log = tmp_path / "logs" / "engine.log"
+@pytest.fixture
+def logs() -> Iterator[str]:
+    """What the names of the logs of this test begin with."""
+    name = f"of-a-test-{os.getpid()}"
+    yield name
+    for path in (ROOT / ".tollgate").glob(f"tests-{name}*"):
+        path.unlink()
+
+
+def test_what_runs_beside_others_takes_turns_and_leaves_its_status_and_its_output(logs: str) -> None:
     say = f"import os, sys; print({SERIAL!r}, os.nice(0)); sys.exit(3)"
-    process = beside(["python", "-c", say], log)
-    assert process.wait() == 3
-    assert log.read_text() == f"{SERIAL} 19\n"
+    first = "import time; time.sleep(0.3)"
+    one, two = f"{logs} one", f"{logs} two"
+    ended = Beside({one: ["python", "-c", first], two: ["python", "-c", say]}).ended()
+    assert list(ended) == [one, two]
+    assert ended[one][0] == 0
+    assert ended[two] == (3, f"{SERIAL} 19\n")
+
+
+def test_what_runs_beside_others_ends_with_them_and_what_waits_is_not_started(logs: str) -> None:
+    one, two = f"{logs} one", f"{logs} two"
+    lane = Beside({one: ["python", "-c", "import time; time.sleep(600)"], two: ["python", "-c", "print(1)"]})
+    lane.stop()
+    ended = lane.ended()
+    assert two not in ended
+    assert ended.get(one, (-15, ""))[0] == -15
+
+
+def _takes(group: Group, path: Path) -> bool:
+    """Whether a group's paths lead to this file."""
+    ignored = [ROOT / each.removeprefix("--ignore=") for each in group.paths if each.startswith("--ignore=")]
+    chosen = [ROOT / each for each in group.paths if not each.startswith("-")]
+    return any(path.is_relative_to(each) for each in chosen) and not any(
+        path.is_relative_to(each) for each in ignored
+    )
+
+
+def test_every_file_of_tests_is_in_one_turn() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        taken = [group.name for group in (PARALLEL, WAITING, UNIT, ENGINE, FLEET) if _takes(group, path)]
+        wanted = [["engine", "fleet"]] if "vllm" in path.relative_to(ROOT).parts else [["parallel"]]
+        assert taken in [*wanted, ["waiting"], ["unit"], ["fleet"]], path
+        if _takes(SECOND_STORE, path):
+            assert taken == ["parallel"], path
+
+
+def test_what_is_marked_runs_in_one_of_two_turns() -> None:
+    """The marks by which a file's tests are shared out leave none out and take none twice."""
+    assert (PARALLEL.options[1], SECOND_STORE.options[1]) == ("not second_store", "second_store")
+    assert (ENGINE.options[1], FLEET.options[1]) == ("not fleet", "fleet or gpu")
+    marked = {
+        str(path.relative_to(ROOT).parent)
+        for path in (ROOT / "tests").rglob("*.py")
+        if "mark.second_store" in path.read_text() and path != Path(__file__)
+    }
+    assert marked == set(SECOND_STORE.paths)
 
 
 def test_a_group_that_failed_is_a_failure_with_its_closing_line(tmp_path: Path) -> None:
     outcome = Outcome()
-    take(outcome, "parallel", (0, PARALLEL), failed=tmp_path / "none")
-    take(outcome, "fleet", (1, SERIAL), failed=tmp_path / "none")
+    take(outcome, PARALLEL, (0, FIRST), failed=tmp_path / "none")
+    take(outcome, FLEET, (1, SERIAL), failed=tmp_path / "none")
     assert outcome.failures == ["fleet tests: pytest ended with status 1"]
-    assert outcome.closings == [("parallel", PARALLEL), ("fleet", SERIAL)]
+    assert outcome.closings == [("parallel", FIRST), ("fleet", SERIAL)]
 
 
 def _written(path: Path, *tests: Failed, uncollected: list[str] | None = None) -> Path:
@@ -75,7 +135,7 @@ def test_few_failures_deserve_a_second_try_and_many_or_other_ends_do_not(tmp_pat
 
 def _doubtful(folder: Path, *tests: Failed, closing: str) -> tuple[Outcome, Doubt]:
     outcome = Outcome()
-    take(outcome, "parallel", (1, closing), failed=_written(folder / "failed", *tests))
+    take(outcome, PARALLEL, (1, closing), failed=_written(folder / "failed", *tests))
     assert outcome.failures == []
     return outcome, outcome.doubts.pop()
 
@@ -156,6 +216,10 @@ def test_the_command_of_a_group_forgets_what_failed_before() -> None:
     failed = ROOT / ".tollgate" / "tests-failed-a-test-again.json"
     failed.parent.mkdir(exist_ok=True)
     failed.write_text("{}")
-    command = pytest_on("a test again", [SLOW.test], ("-n", "2"))
+    made = Group("a test", ("tests/unit/scripts",), ("-n", "2"), measured=UNMEASURED)
+    command = pytest_on(made, tests=[SLOW.test], again=True)
     assert not failed.exists()
-    assert command[-3:] == ["-n", "2", SLOW.test]
+    assert command[:3] == ["python", "-m", "pytest"]
+    assert command[-1] == SLOW.test
+    assert "-n" not in command, "alone"
+    assert pytest_on(made)[-3:] == ["-n", "2", "tests/unit/scripts"]
