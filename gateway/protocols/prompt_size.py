@@ -18,12 +18,12 @@ COUNTED_BYTES: Final = 131_072
 """So far messages are counted; behind that their braces no longer matter."""
 
 _DIGITS: Final = b"0123456789"
-_FIELDS: Final = ("messages", "prompt", "input")
 
 
 def tokens_at_least(call: Call) -> int:
     """Tokens of the prompts of a call, estimated from below; at least one for each prompt."""
-    raw = next((call.fields[name] for name in _FIELDS if name in call.fields), None)
+    fields = call.fields
+    raw = fields.get("messages") or fields.get("prompt") or fields.get("input")
     if raw is None or call.facts.has_media:
         return call.prompts
     view = memoryview(raw)
