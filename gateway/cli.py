@@ -14,8 +14,8 @@ from gateway.errors import GatewayError
 from gateway.heap import share_one_heap
 
 COLLECT_AFTER: Final = 50_000
-"""New objects between two collections, instead of 700: a start spends a tenth of its time on a look for rubbish
-that is not there."""
+"""New objects between two collections, instead of 700: a start spends a tenth of its time on looking for
+rubbish that is not there."""
 
 app = lazy_group(
     {
