@@ -355,7 +355,7 @@ class Dispatcher:
                     yield _behind_all(target), _Unjudged(lease)
 
     def _is_busy(self, pool: str, tried: Collection[str]) -> bool:
-        """Nothing there was claimed for a copy, though a tenant's request would be sent to another replica."""
+        """Nothing there was claimed for a copy, though a tenant's request would go to another replica."""
         return self._room_ratio is not None and any(
             one.state is ReplicaState.READY and one.replica not in tried
             for one in self.registry.snapshot(pool).replicas
