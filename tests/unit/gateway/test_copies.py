@@ -9,6 +9,7 @@ import pytest
 from backends.pool import ReplicaState
 from backends.registry import PoolRegistry
 from gateway.copies import Copier, RequestCopy, payer_of
+from gateway.errors import NoEligibleTarget
 from gateway.identity.auth import Caller
 from gateway.identity.shedding import Shedder
 from gateway.inference import AttemptState, Payer
@@ -53,6 +54,9 @@ class Served:
 
     def plan_copy(self, *_: Any, **__: Any) -> Any:
         raise LookupError("a bug")
+
+    async def answer(self, *_: Any) -> Any:
+        raise NoEligibleTarget("all are taken", removed_by_rules=False)
 
 
 def beside(number: int, clock: MovableClock) -> Beside:
@@ -134,6 +138,21 @@ async def test_a_copy_is_made_in_time_and_with_room_and_survives_bugs(
     assert (dict(copier.skips), copier.under_way) == ({why: 1}, 0)
     copier.stop()
     await running
+
+
+@pytest.mark.parametrize(("under_way", "why"), [(3, "no_replica"), (4, "loaded")])
+async def test_a_copy_that_finds_no_replica_is_counted_by_what_tenants_have_there(
+    served: Served, *, under_way: int, why: str
+) -> None:
+    copier = copier_of(served)
+    served.registry = PoolRegistry({"plain": make_pool_spec("plain")})  # 8 seats
+    served.registry.set_replicas("plain", {"plain-0": "http://127.0.0.1:9"})
+    served.registry.set_state("plain-0", ReplicaState.READY)
+    tenants = [served.registry.lease("plain") for _ in range(under_way)]
+    copy = copier.of(make_call(), caller(), "req_1", unit=Unit(-1, 1), beside=beside(1, served.clock))
+    decision = make_decision(targets=(make_target(pool="plain"),))
+    plan: Any = SimpleNamespace(call=copy.call, decision=decision)
+    assert (await copier._sent(copy, plan), len(tenants)) == (why, under_way)
 
 
 @pytest.mark.parametrize(("under_way", "has_room"), [(3, True), (4, False)])
