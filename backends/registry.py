@@ -20,7 +20,7 @@ from time import monotonic
 from types import MappingProxyType
 
 from backends.breaker import Breaker, BreakerRule
-from backends.choice import BY_LOAD, Chooser, Key, Why, multiplier_of, others_now
+from backends.choice import BY_LOAD, Chooser, Key, Rule, Why, multiplier_of, others_now
 from backends.pool import (
     ASLEEP,
     WAKEABLE,
@@ -387,6 +387,8 @@ class PoolRegistry:
         free = [one for one in entry.ready if one.name not in excluding and _has_room(one, room_ratio)]
         if not free:
             return None
+        if entry.chooser.rule is Rule.ROUND_ROBIN:  # the turns are tenants'
+            return _CopyLease(min(free, key=lambda one: one.requests), Why.LEAST_LOADED, self)
         replica, why = entry.chooser.choose(free, key)
         return _CopyLease(replica, why, self)
 

@@ -291,13 +291,14 @@ class Copier:
         )
 
     def _has_room_in(self, plan: Plan) -> bool:
-        """So do they at some replica of the pool that the candidate chose; outside is others' to say."""
-        target, registry = plan.decision.targets[0], self._pipeline.registry
-        return (
-            target.is_external
-            or not registry.snapshot(target.pool).ready_count  # no matter of room
-            or registry.has_room(target.pool, self._settings.headroom_ratio)
-        )
+        """So do they at some replica of the pool that would be asked; outside is others' to say."""
+        registry = self._pipeline.registry
+        for target in plan.decision.targets:
+            if target.is_external:
+                return True
+            if registry.snapshot(target.pool).ready_count:  # one that sleeps is passed by
+                return registry.has_room(target.pool, self._settings.headroom_ratio)
+        return True  # no matter of room
 
     def _planned(self, copy: RequestCopy) -> Plan:
         """What the candidate makes of it.

@@ -33,7 +33,7 @@ from gateway.settings import Settings, load_settings
 T = TypeVar("T")
 Row = TypeVar("Row")
 
-out = Console()
+out = Console(emoji=False)  # what people write (`:key:`) is shown as it is
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
 
 

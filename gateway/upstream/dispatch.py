@@ -23,6 +23,7 @@ from typing import Protocol, Self
 import msgspec
 
 from backends.choice import Key
+from backends.pool import ReplicaState
 from backends.registry import PoolRegistry, ReplicaLease
 from gateway.errors import (
     AllAttemptsFailed,
@@ -342,7 +343,7 @@ class Dispatcher:
             while len(tried) + count_outside < (attempts_max if count_outside else pools_max):
                 lease = self._claim(target.pool, tried, key)
                 if lease is None:
-                    if self._is_busy(target.pool):
+                    if self._is_busy(target.pool, tried):
                         return  # no tenant would go elsewhere for that: it would be a copy of something else
                     if self.waker is not None and target.pool in self.registry.asleep:
                         self.waker.ask(target.pool)
@@ -353,13 +354,11 @@ class Dispatcher:
                 else:
                     yield _behind_all(target), _Unjudged(lease)
 
-    def _is_busy(self, pool: str) -> bool:
-        """Its replicas have no room for a copy to spare."""
-        registry, ratio = self.registry, self._room_ratio
-        return (
-            ratio is not None
-            and bool(registry.snapshot(pool).ready_count)
-            and not registry.has_room(pool, ratio)
+    def _is_busy(self, pool: str, tried: Collection[str]) -> bool:
+        """Nothing there was claimed for a copy, though a tenant's request would go to another replica."""
+        return self._room_ratio is not None and any(
+            one.state is ReplicaState.READY and one.replica not in tried
+            for one in self.registry.snapshot(pool).replicas
         )
 
     def _claim(self, pool: str, tried: Collection[str] = (), key: Key | None = None) -> ReplicaLease | None:

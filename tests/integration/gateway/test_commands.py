@@ -78,7 +78,9 @@ def test_administrators_and_the_audit_for_people(terminal: Terminal) -> None:
     assert re.search(r"\n  role +\"finance\"\n", audit)
     assert re.search(r"\n  revoked_at +null → \"20", audit)
     assert "Nothing was changed" in terminal.text("audit", "log", "--action", "key")
-    newest = terminal.json("audit", "log", "--limit", "2")
+    terminal.text("admins", "create", "on:key:call [b]", "--role", "viewer")
+    assert "admin_key.create  on:key:call [b] (" in terminal.text("audit", "log", "--limit", "1")
+    newest = terminal.json("audit", "log", "--object", key_id, "--limit", "2")
     assert [one["action"] for one in newest] == ["admin_key.revoke", "admin_key.rotate"]
     assert terminal.json("audit", "log", "--action", "key") == []
 

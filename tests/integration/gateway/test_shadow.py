@@ -164,7 +164,8 @@ async def test_tenants_pay_the_same_and_the_platform_for_the_copies(shadows: Sha
     differences = {one["measure"]: one for one in status["differences"]}
     mean = differences["charge_usd"]["mean"]
     assert abs(int(mean.replace(".", "")) - (cost - before) / 6) <= 1
-    assert (differences["errors"]["mean"], differences["errors"]["low"]) == (0, None)  # three conversations
+    errors = differences["errors"]
+    assert (errors["mean"], errors["low"], errors["units"]) == (0, None, 3), "three conversations"
     assert {one["original"]["request_id"] for one in status["pairs"]} == set(asked)
 
     # Operators may look at a copy, its original's tenant may not.

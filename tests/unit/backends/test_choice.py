@@ -223,3 +223,13 @@ def test_copies_are_no_reason_to_leave_prefixes() -> None:
     assert chooser().choose(replicas, asked(key)) == (first, Why.AFFINITY)
     by_load = chooser(Rule.LEAST_LOADED)
     assert by_load.choose(replicas)[0] is second, "where nothing is left behind they count"
+
+
+def test_copies_are_no_reason_to_stay_or_to_pass_a_replica_by() -> None:
+    first, second = replicas = [Replica("one", 2), Replica("two")]
+    key = next(k for k in range(100) if chooser().choose([Replica("one"), second], asked(k))[0] is not second)
+    second.requests = second.copies = 10
+    assert chooser().bound(replicas) == 2, "of the mean of tenants' requests, this one counted"
+    assert chooser().choose(replicas, asked(key)) == (second, Why.PASSED_ON)
+    first.requests = 1
+    assert chooser().choose(replicas, asked(key)) == (first, Why.AFFINITY)

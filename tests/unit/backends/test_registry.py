@@ -376,3 +376,19 @@ def test_a_pool_of_which_nothing_is_ready_has_no_load_and_no_room() -> None:
     assert registry.load_without_copies("plain") == 0
     assert not registry.has_room("plain", 1.0)
     assert registry.lease_for_copy("plain", room_ratio=1.0) is None
+
+
+def test_a_copy_takes_nobodys_turn() -> None:
+    spec = POOL.model_copy(update={"replica_choice": ReplicaChoiceSpec(rule=Rule.ROUND_ROBIN)})
+    registry = PoolRegistry({"plain": spec})
+    registry.set_replicas("plain", {f"plain-{port}": f"http://10.0.0.1:{port}" for port in (1, 2)})
+    for port in (1, 2):
+        registry.set_state(f"plain-{port}", ReplicaState.READY)
+    taken = []
+    for _ in range(4):
+        lease, copy = lease_of(registry), registry.lease_for_copy("plain", room_ratio=0.5)
+        assert copy is not None
+        taken.append((lease.replica == copy.replica, lease.replica))
+        lease.release()
+        copy.release()
+    assert taken == [(False, "plain-2"), (False, "plain-1")] * 2

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from backends.pool import ReplicaState
+from backends.registry import PoolRegistry
 from gateway.copies import Copier, RequestCopy, payer_of
+from gateway.errors import NoEligibleTarget
 from gateway.identity.auth import Caller
 from gateway.identity.shedding import Shedder
 from gateway.inference import AttemptState, Payer
@@ -22,7 +25,15 @@ from gateway.routing.shadows import Shadow, Terms
 from gateway.routing.split import Split, Stickiness, Unit
 from gateway.settings import ShadowSettings
 from tests.support.clock import MovableClock
-from tests.support.factories import make_call, make_end, make_price, make_start
+from tests.support.factories import (
+    make_call,
+    make_decision,
+    make_end,
+    make_pool_spec,
+    make_price,
+    make_start,
+    make_target,
+)
 
 SPLIT = Split(-1, 1.0, Stickiness.CONVERSATION, frozenset(), frozenset())
 
@@ -33,6 +44,7 @@ class Served:
     def __init__(self, *, in_flight_max: int = 100) -> None:
         self.clock = MovableClock()
         self.is_stopping = False
+        self.registry: PoolRegistry | None = None
         self.shedder = Shedder(lambda: in_flight_max, weights={})
         self.shedder.admit("default", "acme").leave()
         self.shadow(1)
@@ -42,6 +54,9 @@ class Served:
 
     def plan_copy(self, *_: Any, **__: Any) -> Any:
         raise LookupError("a bug")
+
+    async def answer(self, *_: Any) -> Any:
+        raise NoEligibleTarget("all are taken", removed_by_rules=False)
 
 
 def beside(number: int, clock: MovableClock) -> Beside:
@@ -123,6 +138,37 @@ async def test_a_copy_is_made_in_time_and_with_room_and_survives_bugs(
     assert (dict(copier.skips), copier.under_way) == ({why: 1}, 0)
     copier.stop()
     await running
+
+
+@pytest.mark.parametrize(("under_way", "why"), [(3, "no_replica"), (4, "loaded")])
+async def test_a_copy_that_finds_no_replica_is_counted_by_what_tenants_have_there(
+    served: Served, *, under_way: int, why: str
+) -> None:
+    copier = copier_of(served)
+    served.registry = PoolRegistry({"plain": make_pool_spec("plain")})  # 8 seats
+    served.registry.set_replicas("plain", {"plain-0": "http://127.0.0.1:9"})
+    served.registry.set_state("plain-0", ReplicaState.READY)
+    tenants = [served.registry.lease("plain") for _ in range(under_way)]
+    copy = copier.of(make_call(), caller(), "req_1", unit=Unit(-1, 1), beside=beside(1, served.clock))
+    decision = make_decision(targets=(make_target(pool="plain"),))
+    plan: Any = SimpleNamespace(call=copy.call, decision=decision)
+    assert (await copier._sent(copy, plan), len(tenants)) == (why, under_way)
+
+
+@pytest.mark.parametrize(("under_way", "has_room"), [(3, True), (4, False)])
+def test_room_is_looked_for_in_the_pool_that_would_be_asked(
+    served: Served, *, under_way: int, has_room: bool
+) -> None:
+    copier = copier_of(served)
+    registry = PoolRegistry({name: make_pool_spec(name) for name in ("asleep", "plain", "idle")})  # 8 seats
+    for name in ("plain", "idle"):
+        registry.set_replicas(name, {f"{name}-0": "http://127.0.0.1:9"})
+        registry.set_state(f"{name}-0", ReplicaState.READY)
+    tenants = [registry.lease("plain") for _ in range(under_way)]
+    served.registry = registry
+    targets = tuple(make_target(pool=name) for name in ("asleep", "plain", "idle"))
+    plan: Any = SimpleNamespace(decision=make_decision(targets=targets))
+    assert (copier._has_room_in(plan), len(tenants)) == (has_room, under_way)
 
 
 def test_copies_are_the_platforms_and_apart_in_the_engines_cache() -> None:

@@ -13,6 +13,7 @@ from gateway.analysis.fleet import SimulatedFleet, Work, luck_of
 from gateway.analysis.speed import (
     Ran,
     Shape,
+    _times_as_slow,
     accepted,
     cholesky,
     guessing_of,
@@ -61,6 +62,23 @@ def test_a_profile_of_another_machine_gives_way_to_the_record(times: float) -> N
     really_s = sum(scale * part for scale, part in zip(found.mean, usual, strict=True))
     assert really_s / thought_s == pytest.approx(times, rel=0.03)
     assert found.deviation(usual) < 0.2 * times * thought_s
+    # As sure of it, in proportion, as where the profile is right.
+    right = learn([hour(THOUGHT, per_s=0.5)], shape, prior())
+    assert found.deviation(usual) == pytest.approx(times * right.deviation(usual), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("sums", "times"),
+    [
+        pytest.param([0.2] * 10, 5.0, id="beyond belief"),
+        pytest.param([3.0] * 10, 1 / 3, id="the other way"),
+        pytest.param([0.8] * 10, 1.0, id="within what was believed"),
+        pytest.param([0.1, 0.6] * 3, 1.0, id="within what chance makes of it"),
+    ],
+)
+def test_a_profile_is_given_up_only_where_it_is_beyond_belief(sums: list[float], times: float) -> None:
+    rows = [[each / 4] * 4 for each in sums]
+    assert _times_as_slow(rows, prior()) == pytest.approx(times)
 
 
 def test_noise_is_what_remains_of_a_machine_that_is_slow_by_fits_and_starts() -> None:

@@ -263,6 +263,9 @@ def test_a_late_call_makes_no_others_late_where_pools_are_balanced() -> None:
     # On time there with up to eight, who wait while the prompt is read.
     late, crowded = outlook(fixed_s=0.0150, is_sticky=False), outlook("near", prompt_token_s=0.001)
     assert chosen(late, crowded, loads=(0, 2), targets=(target, target)) == ("near", Why.LATENCY)
+    # It takes 15 % more from everybody there with five, 24 % with six: the margin lies between.
+    assert chosen(late, crowded, loads=(0, 5), targets=(target, target)) == ("near", Why.LATENCY)
+    assert chosen(late, crowded, loads=(0, 6), targets=(target, target)) == ("plain", Why.POLICY)
     assert chosen(late, crowded, loads=(0, 7), targets=(target, target)) == ("plain", Why.POLICY)
     # The highest class goes first, and prefixes are left behind for the target alone.
     urgent = chosen(late, crowded, loads=(0, 7), targets=(target, target), tier="priority")

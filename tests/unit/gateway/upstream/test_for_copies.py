@@ -65,6 +65,32 @@ def test_a_copy_goes_where_room_is_to_spare_or_nowhere(under_way: int, copies_go
     assert (len(tenants), registry.copies) == (under_way, 0)
 
 
+@pytest.mark.parametrize(("is_other_ready", "copies_go_to"), [(True, []), (False, ["spare-0"])])
+def test_a_copy_that_is_refused_at_the_door_waits_for_no_room_elsewhere(
+    *, is_other_ready: bool, copies_go_to: list[str]
+) -> None:
+    registry = PoolRegistry({name: make_pool_spec(name) for name in ("plain", "spare")})
+    registry.set_replicas("plain", {f"plain-{number}": f"http://127.0.0.{number}:9" for number in range(2)})
+    registry.set_replicas("spare", {"spare-0": "http://127.0.0.1:8"})
+    for name in ("plain-0", "plain-1", "spare-0"):
+        registry.set_state(name, ReplicaState.READY)
+    tenants = [registry.lease("plain", excluding=frozenset({"plain-0"})) for _ in range(4)]
+    no_client: Any = None
+    generous = RetryBudget(ratio=1, floor_per_s=100)
+    serving = Dispatcher(registry, no_client, TimeoutSettings(), attempts_max=4, retries=generous)
+    copying = serving.for_copies(generous, room_ratio=0.5)
+    decision = make_decision(targets=(make_target(pool="plain"), make_target(pool="spare")))
+
+    tries = copying._candidates(decision, set(), key=lambda: None)
+    _, lease = next(tries)
+    lease.release()
+    assert (lease.replica, len(tenants)) == ("plain-0", 4), "the only one with room"
+    if not is_other_ready:
+        registry.set_state("plain-1", ReplicaState.UNHEALTHY)
+    found = [one.replica for _, one in tries]
+    assert found == copies_go_to, "a tenant's request would be sent to plain-1, if that can take one"
+
+
 @pytest.mark.parametrize("is_copy", [True, False])
 @pytest.mark.parametrize("was_accepted", [True, False])
 def test_a_copy_that_cost_something_is_not_tried_again(*, is_copy: bool, was_accepted: bool) -> None:
