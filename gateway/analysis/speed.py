@@ -30,6 +30,8 @@ FOREIGN_DEVIATION: Final = 1.5
 """The same of a profile that was measured on other hardware (`routing.priors.STEP_OTHERS`)."""
 OWN_DEVIATION: Final = 0.15
 """How far one part may be off beside that."""
+OWN_DEVIATION_BEYOND: Final = 0.6
+"""The same of a profile that the record has just contradicted."""
 SPAN_ANSWERS: Final = 24
 """Answers of a span, on average."""
 SPANS_MAX: Final = 240
@@ -121,6 +123,19 @@ class Posterior:
             mean + sum(self.root[row][column] * z[column] for column in range(row + 1))
             for row, mean in enumerate(self.mean)
         )
+
+    def doubted(self, deviation: float) -> Posterior:
+        """The same with each part off by so much more, apart from the others."""
+        size = len(self.mean)
+        covariance = [
+            [
+                sum(self.root[row][k] * self.root[column][k] for k in range(size))
+                + (deviation * deviation if row == column else 0.0)
+                for column in range(size)
+            ]
+            for row in range(size)
+        ]
+        return replace(self, root=cholesky(covariance))
 
     def times(self, factor: float) -> Posterior:
         """The same of steps that take so many times as long."""
@@ -228,7 +243,8 @@ def learn(replicas: Iterable[Sequence[Ran]], shape: Shape, before: Posterior) ->
         if len(rows) < SPANS_MIN:
             return before
         times = _times_as_slow(rows, before)
-        found = _fitted([[part * times for part in row] for row in rows], before).times(times)
+        known = before if times == 1.0 else before.doubted(OWN_DEVIATION_BEYOND)
+        found = _fitted([[part * times for part in row] for row in rows], known).times(times)
     return found
 
 
@@ -236,7 +252,7 @@ def _times_as_slow(rows: Sequence[Sequence[float]], before: Posterior) -> float:
     """How many times as long as the profile says all steps take, where that is beyond belief; else 1.
 
     A prior that a record contradicts must not hold against it: a profile that is off by so much is of another
-    machine, or of another day of this one. What it says of the parts' proportions may still be right.
+    machine, or of another day of this one. What it says of the parts' proportions may still be right, and may not.
     """
     sums = [sum(row) for row in rows]
     times = sum(sums) / sum(each * each for each in sums)

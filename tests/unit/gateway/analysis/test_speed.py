@@ -93,6 +93,16 @@ def test_noise_is_what_remains_of_a_machine_that_is_slow_by_fits_and_starts() ->
     assert really_s / sum(alone) == pytest.approx(5, rel=0.1)
 
 
+def test_a_profile_that_was_contradicted_is_less_sure_of_its_proportions_too() -> None:
+    shape, scales = Shape.of(THOUGHT), (4.0, 1.0, 1.0, 1.0)
+    real = shape.scaled(scales).put_into(THOUGHT, request_s=0.0)
+    found = learn([hour(real, per_s=0.5, count=120)], shape, prior())
+    many = [part * size for part, size in zip(shape.parts, (1, 20, 5000, 0), strict=True)]
+    said_s = sum(scale * part for scale, part in zip(found.mean, many, strict=True))
+    truth_s = sum(scale * part for scale, part in zip(scales, many, strict=True))
+    assert abs(said_s - truth_s) < 1.96 * found.deviation(many)
+
+
 def test_too_little_of_a_record_changes_nothing() -> None:
     before = prior()
     assert learn([hour(THOUGHT, per_s=1.0, count=4)], Shape.of(THOUGHT), before) is before
