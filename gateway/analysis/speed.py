@@ -252,7 +252,7 @@ def _times_as_slow(rows: Sequence[Sequence[float]], before: Posterior) -> float:
     """How many times as long as the profile says all steps take, where that is beyond belief; else 1.
 
     A prior that a record contradicts must not hold against it: a profile that is off by so much is of another
-    machine, or of another day of this one. What it says of the parts' proportions may still be right, and may not.
+    machine, or of another day of this one. What it says of the parts' proportions is then less sure as well.
     """
     sums = [sum(row) for row in rows]
     times = sum(sums) / sum(each * each for each in sums)

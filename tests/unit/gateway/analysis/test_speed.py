@@ -62,9 +62,9 @@ def test_a_profile_of_another_machine_gives_way_to_the_record(times: float) -> N
     really_s = sum(scale * part for scale, part in zip(found.mean, usual, strict=True))
     assert really_s / thought_s == pytest.approx(times, rel=0.03)
     assert found.deviation(usual) < 0.2 * times * thought_s
-    # As sure of it, in proportion, as where the profile is right.
+    # In proportion less sure of it than where the profile is right, but of the same order.
     right = learn([hour(THOUGHT, per_s=0.5)], shape, prior())
-    assert found.deviation(usual) == pytest.approx(times * right.deviation(usual), rel=0.2)
+    assert 1 < found.deviation(usual) / (times * right.deviation(usual)) < 2
 
 
 @pytest.mark.parametrize(
