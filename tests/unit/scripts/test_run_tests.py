@@ -11,13 +11,14 @@ import pytest
 
 from scripts.run_tests import (
     ENGINE,
+    FAULTS,
     FLEET,
+    LOAD,
     PARALLEL,
     ROOT,
     SECOND_STORE,
     UNIT,
     UNMEASURED,
-    WAITING,
     Beside,
     Doubt,
     Failed,
@@ -91,9 +92,9 @@ def _takes(group: Group, path: Path) -> bool:
 
 def test_every_file_of_tests_is_in_one_turn() -> None:
     for path in (ROOT / "tests").rglob("test_*.py"):
-        taken = [group.name for group in (PARALLEL, WAITING, UNIT, ENGINE, FLEET) if _takes(group, path)]
+        taken = [group.name for group in (PARALLEL, FAULTS, LOAD, UNIT, ENGINE, FLEET) if _takes(group, path)]
         wanted = [["engine", "fleet"]] if "vllm" in path.relative_to(ROOT).parts else [["parallel"]]
-        assert taken in [*wanted, ["waiting"], ["unit"], ["fleet"]], path
+        assert taken in [*wanted, ["faults"], ["load"], ["unit"], ["fleet"]], path
         if _takes(SECOND_STORE, path):
             assert taken == ["parallel"], path
 
