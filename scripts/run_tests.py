@@ -3,11 +3,11 @@
 A failing check does not keep the tests from running: one run tells all that is wrong. Three turns:
 
 1. Tests that only need processors run three at a time, those that mostly wait first.
-2. Those of faults mostly wait, and want the machine at once when they do not: they run one after another, and
-   so do those of loads beside them. What is in no hurry has what they leave, one command after another at a
-   lower priority: the checks, what loads vLLM's code without its servers, the gateway's unit tests, and what
-   repeats on PostgreSQL and Redis that which ran on SQLite (`second_store`). The repetitions are not
-   measured: a tracer takes as long as the tests themselves, and the floors are kept without them.
+2. Those of faults and loads mostly wait, and want the machine at once when they do not: they run one after
+   another. What is in no hurry has what they leave, one command after another at a lower priority: checks,
+   what loads vLLM's code without its servers, the gateway's unit tests, the ledger's, and what repeats on
+   PostgreSQL and Redis that which ran on SQLite (`second_store`). The repetitions are not measured: a tracer
+   takes as long as the tests themselves, and the floors are kept without them.
 3. The bundled fleet has the machine for itself.
 
 The last lines are pytest's own closing lines and their sum.
@@ -65,7 +65,7 @@ class Group:
 
 
 TOP_LEVEL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py"))
-FAULTS_FOLDER = "tests/e2e/faults"
+FAULTS = "tests/e2e/faults"
 """Its tests share one PostgreSQL, Redis and fleet, and what they break heals against the clock."""
 UPSTREAM = "tests/unit/gateway/upstream"
 """The unit tests in which seconds pass."""
@@ -74,15 +74,23 @@ OTHER_UNITS = sorted(
     for path in (ROOT / "tests/unit").iterdir()
     if path.is_dir() and path.name not in {"gateway", "__pycache__"}
 )
-STORES = ("tests/integration/gateway", "tests/integration/ledger")
+LEDGERS = "tests/integration/ledger"
+TWO_AT_A_TIME = ("-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider")
 PARALLEL = Group(
     "parallel",
     # Those that mostly wait come first, so that they wait beside others and not at the end.
-    ("tests/e2e", "tests/integration", *OTHER_UNITS, UPSTREAM, f"--ignore={FAULTS_FOLDER}", *TOP_LEVEL),
+    (
+        "tests/e2e",
+        "tests/integration",
+        *OTHER_UNITS,
+        UPSTREAM,
+        *TOP_LEVEL,
+        f"--ignore={FAULTS}",
+        f"--ignore={LEDGERS}",
+    ),
     ("-m", "not second_store", "--dist", "worksteal"),
 )
-FAULTS = Group("faults", (FAULTS_FOLDER,))
-LOAD = Group("load", ("tests/load",))
+WAITING = Group("waiting", (FAULTS, "tests/load"))
 ENGINE = Group(
     "engine",
     ("tests/vllm",),
@@ -91,13 +99,14 @@ ENGINE = Group(
 UNIT = Group(
     "unit",
     ("tests/unit/gateway", f"--ignore={UPSTREAM}"),
-    ("-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"),
+    TWO_AT_A_TIME,
     measured=MEASURED_WITHOUT_GREENLETS,
 )
+LEDGER = Group("ledger", (LEDGERS,), ("-m", "not second_store", *TWO_AT_A_TIME))
 SECOND_STORE = Group(
     "second store",
-    STORES,
-    ("-m", "second_store", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"),
+    ("tests/integration/gateway", LEDGERS),
+    ("-m", "second_store", *TWO_AT_A_TIME),
     measured=UNMEASURED,
 )
 FLEET = Group("fleet", ("tests/gpu", "tests/vllm"), ("-m", "fleet or gpu"))
@@ -170,12 +179,11 @@ def tee(command: list[str]) -> tuple[int, str]:
 
 
 class Beside:
-    """Commands that run one after another beside others; what they said is told later."""
+    """Commands that run one after another, leave the machine to others and say later what they said."""
 
-    def __init__(self, commands: Mapping[str, list[str]], *, niceness: str = BESIDE_NICENESS) -> None:
+    def __init__(self, commands: Mapping[str, list[str]]) -> None:
         """Start the first; a command's log is `.tollgate/tests-NAME.log`."""
         self._commands = commands
-        self._niceness = niceness
         self._is_stopped = False
         self._running: subprocess.Popen[bytes] | None = None
         self._turn = threading.Lock()
@@ -211,7 +219,7 @@ class Beside:
         log.parent.mkdir(exist_ok=True)
         with log.open("wb") as file:
             return subprocess.Popen(
-                ["nice", "-n", self._niceness, BIN / command[0], *command[1:]],  # noqa: S607 - of every system
+                ["nice", "-n", BESIDE_NICENESS, BIN / command[0], *command[1:]],  # noqa: S607 - of every system
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -280,24 +288,21 @@ def phase(outcome: Outcome, group: Group, *options: str) -> None:
     take(outcome, group, tee([*pytest_on(group), *options]), failed=failures_file(group.name))
 
 
-def faults_and_beside(outcome: Outcome, *, checks: Mapping[str, list[str]]) -> None:
-    """Faults, loads and what is in no hurry beside each other; their outputs one after the other."""
-    groups = {group.name: group for group in (LOAD, ENGINE, UNIT, SECOND_STORE)}
-    tests = {name: pytest_on(group) for name, group in groups.items()}
-    load = {LOAD.name: tests.pop(LOAD.name)}
-    patient = {**checks, **tests}
-    lanes = [Beside(load, niceness="0"), Beside(patient)]
+def waiting_and_beside(outcome: Outcome, *, checks: Mapping[str, list[str]]) -> None:
+    """What mostly waits, and beside it what is in no hurry; their outputs one after the other."""
+    groups = {group.name: group for group in (ENGINE, UNIT, LEDGER, SECOND_STORE)}
+    commands = {**checks, **{name: pytest_on(group) for name, group in groups.items()}}
+    lane = Beside(commands)
     try:
-        phase(outcome, FAULTS)
+        phase(outcome, WAITING)
     except BaseException:
-        for lane in lanes:
-            lane.stop()
+        lane.stop()
         raise
     finally:
-        ended = lanes[0].ended() | lanes[1].ended()
-        for name, command in (load | patient).items():
-            print(f"\n$ {' '.join(command)}\n{ended.get(name, (0, ''))[1]}", flush=True)
-    for name in load | patient:
+        ended = lane.ended()
+        for name, (_, output) in ended.items():
+            print(f"\n$ {' '.join(commands[name])}\n{output}", flush=True)
+    for name in commands:
         if name not in ended:
             outcome.failures.append(f"{name}: could not be started")
         elif name in groups:
@@ -405,7 +410,7 @@ def main() -> int:
         phase(outcome, PARALLEL, "-n", options.workers)
         second_tries(outcome)
     if options.only in {None, "serial"}:
-        faults_and_beside(outcome, checks=CHECKS if options.only is None else {})
+        waiting_and_beside(outcome, checks=CHECKS if options.only is None else {})
         second_tries(outcome)
         phase(outcome, FLEET)
         second_tries(outcome)
