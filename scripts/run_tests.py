@@ -6,8 +6,8 @@ A failing check does not keep the tests from running: one run tells all that is 
 2. Those of faults and loads mostly wait, and want the machine at once when they do not: they run one after
    another. What is in no hurry has what they leave, one command after another at a lower priority: checks,
    what loads vLLM's code without its servers, the gateway's unit tests, the ledger's, and what repeats on
-   PostgreSQL and Redis that which ran on SQLite (`second_store`). The repetitions are not measured: a tracer
-   takes as long as the tests themselves, and the floors are kept without them.
+   PostgreSQL and Redis that which ran on SQLite (`second_store`). Neither those that wait nor the repetitions
+   are measured: a tracer takes as long as the tests themselves, and the floors are kept without them.
 3. The bundled fleet has the machine for itself.
 
 The last lines are pytest's own closing lines and their sum.
@@ -90,7 +90,8 @@ PARALLEL = Group(
     ),
     ("-m", "not second_store", "--dist", "worksteal"),
 )
-WAITING = Group("waiting", (FAULTS, "tests/load"))
+WAITING = Group("waiting", (FAULTS, "tests/load"), measured=UNMEASURED)
+"""What they show runs in programs of their own, and the rest of what they load has tests of its own."""
 ENGINE = Group(
     "engine",
     ("tests/vllm",),
