@@ -1,14 +1,14 @@
 """What `make test` runs once everything is installed: linters, types, contracts, every test, coverage floors.
 
-A failing check does not keep the tests from running: one run tells all that is wrong. Four turns:
+A failing check does not keep the tests from running: one run tells all that is wrong. Three turns:
 
 1. Tests that only need processors run three at a time, those that mostly wait first.
-2. So do those that repeat what others ran, on PostgreSQL and Redis instead of SQLite (`second_store`). They
-   are not measured: a tracer takes as long as the tests, and adds nothing here that the floors ask for.
-3. Those of faults and loads mostly wait, and want the machine at once when they do not: they run one after
-   another. What is not in a hurry runs beside them at a lower priority, one command after another: the
-   checks, what loads vLLM's code without its servers, the gateway's unit tests.
-4. The bundled fleet has the machine for itself.
+2. Those of faults and loads mostly wait, and want the machine at once when they do not: they run one after
+   another. What is in no hurry has what they leave, one command after another at a lower priority: checks,
+   what loads vLLM's code without its servers, the gateway's unit tests, the ledger's, and what repeats on
+   PostgreSQL and Redis that which ran on SQLite (`second_store`). Neither those that wait nor the repetitions
+   are measured: a tracer takes as long as the tests themselves, and the floors are kept without them.
+3. The bundled fleet has the machine for itself.
 
 The last lines are pytest's own closing lines and their sum.
 
@@ -70,19 +70,28 @@ FAULTS = "tests/e2e/faults"
 UPSTREAM = "tests/unit/gateway/upstream"
 """The unit tests in which seconds pass."""
 OTHER_UNITS = sorted(
-    str(path.relative_to(ROOT)) for path in (ROOT / "tests/unit").iterdir() if path.name != "gateway"
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "tests/unit").iterdir()
+    if path.is_dir() and path.name not in {"gateway", "__pycache__"}
 )
-STORES = ("tests/integration/gateway", "tests/integration/ledger")
+LEDGERS = "tests/integration/ledger"
+TWO_AT_A_TIME = ("-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider")
 PARALLEL = Group(
     "parallel",
     # Those that mostly wait come first, so that they wait beside others and not at the end.
-    ("tests/e2e", "tests/integration", *OTHER_UNITS, UPSTREAM, f"--ignore={FAULTS}", *TOP_LEVEL),
+    (
+        "tests/e2e",
+        "tests/integration",
+        *OTHER_UNITS,
+        UPSTREAM,
+        *TOP_LEVEL,
+        f"--ignore={FAULTS}",
+        f"--ignore={LEDGERS}",
+    ),
     ("-m", "not second_store", "--dist", "worksteal"),
 )
-SECOND_STORE = Group(
-    "second store", STORES, ("-m", "second_store", "--dist", "worksteal"), measured=UNMEASURED
-)
-WAITING = Group("waiting", (FAULTS, "tests/load"))
+WAITING = Group("waiting", (FAULTS, "tests/load"), measured=UNMEASURED)
+"""What they show runs in programs of their own, and the rest of what they load has tests of its own."""
 ENGINE = Group(
     "engine",
     ("tests/vllm",),
@@ -91,8 +100,15 @@ ENGINE = Group(
 UNIT = Group(
     "unit",
     ("tests/unit/gateway", f"--ignore={UPSTREAM}"),
-    ("-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"),
+    TWO_AT_A_TIME,
     measured=MEASURED_WITHOUT_GREENLETS,
+)
+LEDGER = Group("ledger", (LEDGERS,), ("-m", "not second_store", *TWO_AT_A_TIME))
+SECOND_STORE = Group(
+    "second store",
+    ("tests/integration/gateway", LEDGERS),
+    ("-m", "second_store", *TWO_AT_A_TIME),
+    measured=UNMEASURED,
 )
 FLEET = Group("fleet", ("tests/gpu", "tests/vllm"), ("-m", "fleet or gpu"))
 BESIDE_NICENESS = "19"
@@ -275,7 +291,7 @@ def phase(outcome: Outcome, group: Group, *options: str) -> None:
 
 def waiting_and_beside(outcome: Outcome, *, checks: Mapping[str, list[str]]) -> None:
     """What mostly waits, and beside it what is in no hurry; their outputs one after the other."""
-    groups = {group.name: group for group in (ENGINE, UNIT)}
+    groups = {group.name: group for group in (ENGINE, UNIT, LEDGER, SECOND_STORE)}
     commands = {**checks, **{name: pytest_on(group) for name, group in groups.items()}}
     lane = Beside(commands)
     try:
@@ -392,9 +408,8 @@ def main() -> int:
         run(["python", "-m", "coverage", "erase"])
     tests_began = time.monotonic()
     if options.only in {None, "parallel"}:
-        for group in (PARALLEL, SECOND_STORE):
-            phase(outcome, group, "-n", options.workers)
-            second_tries(outcome)
+        phase(outcome, PARALLEL, "-n", options.workers)
+        second_tries(outcome)
     if options.only in {None, "serial"}:
         waiting_and_beside(outcome, checks=CHECKS if options.only is None else {})
         second_tries(outcome)

@@ -12,6 +12,7 @@ import pytest
 from scripts.run_tests import (
     ENGINE,
     FLEET,
+    LEDGER,
     PARALLEL,
     ROOT,
     SECOND_STORE,
@@ -89,25 +90,21 @@ def _takes(group: Group, path: Path) -> bool:
     )
 
 
-def test_every_file_of_tests_is_in_one_turn() -> None:
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        taken = [group.name for group in (PARALLEL, WAITING, UNIT, ENGINE, FLEET) if _takes(group, path)]
-        wanted = [["engine", "fleet"]] if "vllm" in path.relative_to(ROOT).parts else [["parallel"]]
-        assert taken in [*wanted, ["waiting"], ["unit"], ["fleet"]], path
-        if _takes(SECOND_STORE, path):
-            assert taken == ["parallel"], path
-
-
-def test_what_is_marked_runs_in_one_of_two_turns() -> None:
-    """The marks by which a file's tests are shared out leave none out and take none twice."""
-    assert (PARALLEL.options[1], SECOND_STORE.options[1]) == ("not second_store", "second_store")
-    assert (ENGINE.options[1], FLEET.options[1]) == ("not fleet", "fleet or gpu")
-    marked = {
-        str(path.relative_to(ROOT).parent)
-        for path in (ROOT / "tests").rglob("*.py")
-        if "mark.second_store" in path.read_text() and path != Path(__file__)
+def test_every_file_of_tests_is_in_one_group_or_shared_out_by_marks() -> None:
+    shared = {
+        ("parallel", "second store"): (PARALLEL, SECOND_STORE, "second_store", "second_store"),
+        ("ledger", "second store"): (LEDGER, SECOND_STORE, "second_store", "second_store"),
+        ("engine", "fleet"): (ENGINE, FLEET, "fleet", "fleet or gpu"),
     }
-    assert marked == set(SECOND_STORE.paths)
+    groups = (PARALLEL, WAITING, ENGINE, UNIT, LEDGER, SECOND_STORE, FLEET)
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        taken = tuple(group.name for group in groups if _takes(group, path))
+        assert len(taken) == 1 or taken in shared, path
+        if len(taken) == 1:
+            assert taken[0] in {"parallel", "waiting", "unit", "fleet"}, path
+    for one, other, mark, its in shared.values():
+        assert one.options[:2] == ("-m", f"not {mark}")
+        assert other.options[:2] == ("-m", its)
 
 
 def test_a_group_that_failed_is_a_failure_with_its_closing_line(tmp_path: Path) -> None:
