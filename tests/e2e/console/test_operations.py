@@ -127,7 +127,7 @@ def break_a_route(page: Page) -> None:
     )
     page.keyboard.insert_text("  creative: [plain, speculativ]\n")
     findings = page.locator("#findings")
-    expect(findings).to_contain_text("routes.creative does not list it: add it there")
+    expect(findings).to_contain_text("routes.creative does not list it: is it 'speculativ' there?")
     row = int(findings.locator("button").first.inner_text().removeprefix("Line ")) - 1
     assert page.evaluate(f"tollgate.editor.session.getLine({row})") == "  creative: [plain, speculativ]"
     assert page.evaluate("tollgate.editor.session.getAnnotations()[0].row") == row
