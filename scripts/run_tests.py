@@ -75,6 +75,8 @@ OTHER_UNITS = sorted(
     if path.is_dir() and path.name not in {"gateway", "__pycache__"}
 )
 LEDGERS = "tests/integration/ledger"
+MOCK = "tests/integration/support"
+"""The tests of what tests are made with, none of which is measured."""
 TWO_AT_A_TIME = ("-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider")
 PARALLEL = Group(
     "parallel",
@@ -87,6 +89,7 @@ PARALLEL = Group(
         *TOP_LEVEL,
         f"--ignore={FAULTS}",
         f"--ignore={LEDGERS}",
+        f"--ignore={MOCK}",
     ),
     ("-m", "not second_store", "--dist", "worksteal"),
 )
@@ -110,6 +113,7 @@ SECOND_STORE = Group(
     ("-m", "second_store", *TWO_AT_A_TIME),
     measured=UNMEASURED,
 )
+MOCKS = Group("mock engine", (MOCK,), TWO_AT_A_TIME, measured=UNMEASURED)
 FLEET = Group("fleet", ("tests/gpu", "tests/vllm"), ("-m", "fleet or gpu"))
 BESIDE_NICENESS = "19"
 """Of what runs beside others: it has what they leave."""
@@ -291,7 +295,7 @@ def phase(outcome: Outcome, group: Group, *options: str) -> None:
 
 def waiting_and_beside(outcome: Outcome, *, checks: Mapping[str, list[str]]) -> None:
     """What mostly waits, and beside it what is in no hurry; their outputs one after the other."""
-    groups = {group.name: group for group in (ENGINE, UNIT, LEDGER, SECOND_STORE)}
+    groups = {group.name: group for group in (ENGINE, UNIT, LEDGER, SECOND_STORE, MOCKS)}
     commands = {**checks, **{name: pytest_on(group) for name, group in groups.items()}}
     lane = Beside(commands)
     try:

@@ -13,9 +13,9 @@ from gateway.settings import CanarySettings, HealthSettings
 from tests.integration.gateway.rig import running, settings_for
 from tests.integration.gateway.test_policy_life import Desk
 from tests.support.mock_process import MockVllm
-from tests.support.pool_files import DEFAULT_POLICY
+from tests.support.pool_files import policy_in_order
 
-CANDIDATE = DEFAULT_POLICY.read_text().replace("cache:\n", "cache:\n  enabled: false\n")
+CANDIDATE = policy_in_order().replace("cache:\n", "cache:\n  enabled: false\n")
 """Sends what is creative, and so what says nothing, to the plain pool."""
 CONTROL = CANDIDATE.replace("creative: [plain, speculative]", "creative: [speculative, plain]")
 Answer = dict[str, Any]

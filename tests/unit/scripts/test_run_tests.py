@@ -13,6 +13,7 @@ from scripts.run_tests import (
     ENGINE,
     FLEET,
     LEDGER,
+    MOCKS,
     PARALLEL,
     ROOT,
     SECOND_STORE,
@@ -96,12 +97,12 @@ def test_every_file_of_tests_is_in_one_group_or_shared_out_by_marks() -> None:
         ("ledger", "second store"): (LEDGER, SECOND_STORE, "second_store", "second_store"),
         ("engine", "fleet"): (ENGINE, FLEET, "fleet", "fleet or gpu"),
     }
-    groups = (PARALLEL, WAITING, ENGINE, UNIT, LEDGER, SECOND_STORE, FLEET)
+    groups = (PARALLEL, WAITING, ENGINE, UNIT, LEDGER, SECOND_STORE, MOCKS, FLEET)
     for path in (ROOT / "tests").rglob("test_*.py"):
         taken = tuple(group.name for group in groups if _takes(group, path))
         assert len(taken) == 1 or taken in shared, path
         if len(taken) == 1:
-            assert taken[0] in {"parallel", "waiting", "unit", "fleet"}, path
+            assert taken[0] in {"parallel", "waiting", "unit", "mock engine", "fleet"}, path
     for one, other, mark, its in shared.values():
         assert one.options[:2] == ("-m", f"not {mark}")
         assert other.options[:2] == ("-m", its)
