@@ -6,8 +6,8 @@ A failing check does not keep the tests from running: one run tells all that is 
 2. Those of faults and loads mostly wait, and want the machine at once when they do not: they run one after
    another. What is in no hurry has what they leave, one command after another at a lower priority: checks,
    what loads vLLM's code without its servers, the gateway's unit tests, the ledger's, and what repeats on
-   PostgreSQL and Redis that which ran on SQLite (`second_store`). Neither those that wait nor the repetitions
-   are measured: a tracer takes as long as the tests themselves, and the floors are kept without them.
+   PostgreSQL and Redis that which ran on SQLite (`second_store`), the mock engine's own. Neither those that
+   wait nor these last two are measured: a tracer takes as long as the tests, and the floors are kept without.
 3. The bundled fleet has the machine for itself.
 
 The last lines are pytest's own closing lines and their sum.
